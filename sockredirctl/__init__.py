@@ -1,0 +1,1 @@
+"""sockredirctl: thin client of sockredird's D-Bus interface."""

@@ -1,0 +1,123 @@
+"""sockredirctl: the command line."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+from typing import Any
+
+from sockredirctl import render
+from sockredirctl.client import Client
+from sockredirctl.errors import ClientError, Exit
+
+
+async def _enable(client: Client, _arguments: argparse.Namespace) -> None:
+    await client.call("Enable")
+
+
+async def _disable(client: Client, _arguments: argparse.Namespace) -> None:
+    await client.call("Disable")
+    properties = await client.properties()
+    if properties["State"] == "draining":
+        print(
+            "draining: some programs have not read their data yet; "
+            "their connections leave acceleration when they do",
+            file=sys.stderr,
+        )
+
+
+async def _status(client: Client, arguments: argparse.Namespace) -> None:
+    properties = await client.properties()
+    stats = await client.call("Stats")
+    if arguments.json:
+        print(json.dumps({**properties, "Stats": stats}))
+    else:
+        print(render.status(properties, stats))
+
+
+async def _stats(client: Client, arguments: argparse.Namespace) -> None:
+    stats = await client.call("Stats")
+    print(json.dumps(stats) if arguments.json else render.stats(stats))
+
+
+async def _trace(client: Client, arguments: argparse.Namespace) -> None:
+    def show(event: dict[str, Any]) -> None:
+        print(json.dumps(event) if arguments.json else render.event(event), flush=True)
+
+    await client.events(show)
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("sockredird")
+    except PackageNotFoundError:  # run from a checkout
+        return "(checkout)"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sockredirctl",
+        description="Controls sockredird, which accelerates TCP between programs on this host.",
+        epilog="exit status: 0 done, 1 failed, 2 usage, 3 daemon not running, 4 denied, 5 timed out",
+    )
+    parser.add_argument("--version", action="version", version=f"sockredirctl {_version()}")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "--timeout",
+        type=_seconds,
+        default=30.0,
+        metavar="SECONDS",
+        help="how long to wait for an answer (default: 30)",
+    )
+    reading = argparse.ArgumentParser(add_help=False)
+    reading.add_argument("--json", action="store_true", help="print JSON")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, function, parents, text in (
+        ("enable", _enable, [common], "accelerate new connections"),
+        ("disable", _disable, [common], "stop, and hand live connections back to TCP"),
+        ("status", _status, [common, reading], "show state, scope and totals"),
+        ("stats", _stats, [common, reading], "show all counters"),
+        ("trace", _trace, [common, reading], "show connections as they are accelerated or not"),
+    ):
+        command = commands.add_parser(name, parents=parents, help=text, description=text)
+        command.set_defaults(function=function)
+    return parser
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 86400:
+        raise argparse.ArgumentTypeError("must be more than 0 and less than 86400")
+    return value
+
+
+async def _run(arguments: argparse.Namespace) -> None:
+    client = Client(arguments.timeout)
+    await client.connect()
+    try:
+        await arguments.function(client, arguments)
+    finally:
+        client.disconnect()
+
+
+def main() -> int:
+    arguments = _parser().parse_args()
+    try:
+        asyncio.run(_run(arguments))
+        sys.stdout.flush()
+    except ClientError as error:
+        print(f"sockredirctl: {error}", file=sys.stderr)
+        return error.code
+    except (KeyboardInterrupt, BrokenPipeError):
+        # the reader has gone, or Ctrl-C ended a trace: both are how such a command ends
+        sys.stderr.close()
+        return Exit.DONE
+    return Exit.DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

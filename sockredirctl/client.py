@@ -1,0 +1,134 @@
+"""Calls of org.sockredir over the system bus, with every failure turned into a ClientError."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from dbus_next import BusType, Message, MessageType, Variant
+from dbus_next.aio import MessageBus
+
+from sockredirctl.errors import ClientError, Exit
+
+NAME = "org.sockredir"
+PATH = "/org/sockredir"
+INTERFACE = "org.sockredir.Manager1"
+_PROPERTIES = "org.freedesktop.DBus.Properties"
+
+_NOT_RUNNING = (
+    "org.freedesktop.DBus.Error.ServiceUnknown",
+    "org.freedesktop.DBus.Error.NameHasNoOwner",
+    "org.freedesktop.DBus.Error.NoReply",
+    "org.freedesktop.DBus.Error.Disconnected",
+    "org.freedesktop.DBus.Error.Spawn.",
+    "org.freedesktop.systemd1.",
+)
+_DENIED = ("org.freedesktop.DBus.Error.AccessDenied", "org.sockredir.Error.AccessDenied")
+_TIMED_OUT = ("org.freedesktop.DBus.Error.Timeout", "org.freedesktop.DBus.Error.TimedOut")
+
+
+def plain(value: Any) -> Any:
+    """A D-Bus value without its Variants."""
+    if isinstance(value, Variant):
+        return plain(value.value)
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [plain(item) for item in value]
+    return value
+
+
+class Client:
+    """One connection to the bus; `timeout` in seconds bounds every call."""
+
+    def __init__(self, timeout: float) -> None:
+        self._timeout = timeout
+        self._bus: MessageBus
+
+    async def connect(self) -> None:
+        try:
+            self._bus = await asyncio.wait_for(
+                MessageBus(bus_type=BusType.SYSTEM).connect(), self._timeout
+            )
+        except asyncio.TimeoutError as error:
+            raise ClientError("the system bus does not answer", Exit.TIMED_OUT) from error
+        except Exception as error:  # dbus-next raises whatever its socket or parser raised
+            raise ClientError(
+                f"cannot reach the D-Bus system bus: {error}", Exit.NOT_RUNNING
+            ) from error
+
+    def disconnect(self) -> None:
+        self._bus.disconnect()
+
+    async def call(
+        self, member: str, signature: str = "", *body: Any, interface: str = INTERFACE
+    ) -> Any:
+        """First value of the reply, or None. Raises ClientError."""
+        message = Message(
+            destination=NAME,
+            path=PATH,
+            interface=interface,
+            member=member,
+            signature=signature,
+            body=list(body),
+        )
+        try:
+            reply = await asyncio.wait_for(self._bus.call(message), self._timeout)
+        except asyncio.TimeoutError as error:
+            raise ClientError(
+                f"no answer to {member} within {self._timeout:g} s; it may still be carried out",
+                Exit.TIMED_OUT,
+            ) from error
+        except Exception as error:
+            raise ClientError(f"the system bus went away: {error}", Exit.NOT_RUNNING) from error
+        if reply is None:
+            raise ClientError("the system bus went away", Exit.NOT_RUNNING)
+        if reply.message_type == MessageType.ERROR:
+            raise _explain(reply.error_name, str(reply.body[0]) if reply.body else "")
+        return plain(reply.body[0]) if reply.body else None
+
+    async def properties(self) -> dict[str, Any]:
+        result: dict[str, Any] = await self.call(
+            "GetAll", "s", INTERFACE, interface=_PROPERTIES
+        )
+        return result
+
+    async def events(self, show: Callable[[dict[str, Any]], None]) -> None:
+        """Subscribes and shows each event until cancelled or the daemon goes away."""
+        gone = asyncio.get_running_loop().create_future()
+
+        def handle(message: Message) -> None:
+            if message.message_type != MessageType.SIGNAL:
+                return
+            if message.interface == INTERFACE and message.member == "Event":
+                show(plain(message.body[0]))
+            elif message.member == "NameOwnerChanged" and not message.body[2] and not gone.done():
+                gone.set_result(None)
+
+        self._bus.add_message_handler(handle)
+        await self._bus.call(
+            Message(
+                destination="org.freedesktop.DBus",
+                path="/org/freedesktop/DBus",
+                interface="org.freedesktop.DBus",
+                member="AddMatch",
+                signature="s",
+                body=[f"type='signal',member='NameOwnerChanged',arg0='{NAME}'"],
+            )
+        )
+        await self.call("Subscribe")
+        await gone
+        raise ClientError("the daemon went away", Exit.NOT_RUNNING)
+
+
+def _explain(name: str, text: str) -> ClientError:
+    if name.startswith(_NOT_RUNNING):
+        return ClientError(
+            "sockredird is not running: systemctl start sockredird", Exit.NOT_RUNNING
+        )
+    if name.startswith(_DENIED):
+        return ClientError(f"not allowed: {text}", Exit.DENIED)
+    if name.startswith(_TIMED_OUT):
+        return ClientError(text or "timed out", Exit.TIMED_OUT)
+    return ClientError(text or name)

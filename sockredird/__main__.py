@@ -1,0 +1,93 @@
+"""sockredird: the daemon's command line."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import sys
+from pathlib import Path
+
+from sockredird import __version__, config
+from sockredird.daemon import Daemon
+from sockredird.errors import (
+    AccessDenied,
+    AlreadyRunning,
+    BusUnavailable,
+    InvalidConfig,
+    SockredirError,
+)
+from sockredird.manager import check_bpffs
+
+# sysexits(3): systemd does not restart after 77 and 78, which need a person
+EXIT_STATUS: dict[type[SockredirError], int] = {
+    AccessDenied: os.EX_NOPERM,
+    InvalidConfig: os.EX_CONFIG,
+    BusUnavailable: os.EX_UNAVAILABLE,
+    AlreadyRunning: os.EX_UNAVAILABLE,
+}
+
+
+class _JournalFormatter(logging.Formatter):
+    """sd-daemon(3) priority prefix; the journal keeps time and name itself."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        priority = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4}.get(record.levelno, 3)
+        return f"<{priority}>{super().format(record)}"
+
+
+def _set_up_logging(level: str) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    if "JOURNAL_STREAM" in os.environ:
+        handler.setFormatter(_JournalFormatter("%(message)s"))
+    else:
+        handler.setFormatter(
+            logging.Formatter("%(asctime)s sockredird[%(process)d] %(levelname)s %(message)s")
+        )
+    logging.basicConfig(level=level.upper(), handlers=[handler])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sockredird",
+        description="Accelerates TCP between programs on this host; controlled by sockredirctl.",
+    )
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help=f"configuration (default: {config.DEFAULT_PATH}, if it exists)",
+    )
+    parser.add_argument(
+        "--log-level", choices=["debug", "info", "warning", "error"], default="info"
+    )
+    parser.add_argument("--version", action="version", version=f"sockredird {__version__}")
+    return parser
+
+
+async def _serve(settings: config.Config) -> None:
+    await Daemon(settings).run()
+
+
+def main() -> int:
+    arguments = _parser().parse_args()
+    _set_up_logging(arguments.log_level)
+    try:
+        path = arguments.config or config.DEFAULT_PATH
+        settings = config.load(path, required=arguments.config is not None)
+        if os.geteuid() != 0:
+            raise AccessDenied("sockredird needs root (CAP_BPF, CAP_NET_ADMIN): try sudo")
+        check_bpffs(Path(settings.paths.bpffs))
+        asyncio.run(_serve(settings))
+    except SockredirError as error:
+        logging.getLogger("sockredird").error("%s", error)
+        return next((s for kind, s in EXIT_STATUS.items() if isinstance(error, kind)), 1)
+    except OSError as error:
+        logging.getLogger("sockredird").error("cannot start: %s", error)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,149 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * sk_msg: hands a message to the peer socket's psock queue, or leaves it to TCP. Runs under the
+ * sender's socket lock, so one message of a direction is decided at a time.
+ */
+
+#define SOCK_RCVBUF_LOCK 2	/* include/net/sock.h */
+
+/* This direction is TCP from here on, and the daemon is asked to take the pair off the map. */
+inline_fn int leave(struct sock_state *st, enum counter reason)
+{
+	__u64 wake = 0;
+
+	st->reason = reason;
+	st->mode = NATIVE;
+	requests.ringbuf_output(&wake, sizeof(wake), 0);
+	return SK_PASS;
+}
+
+/* The first message of a direction: may it, and all that follow, be redirected (I1)? */
+inline_fn int first_message(struct bpf_sock *sk, struct sock_state *st)
+{
+	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+	__u32 isn_1 = st->self.side == CLIENT ? st->self.pair.client_seq : st->self.pair.server_seq;
+	__u32 write_seq = 0;
+
+	if (!tp || KERNEL_FIELD(write_seq, (__u64)tp, OFF_tcp_sock_write_seq) || write_seq != isn_1)
+		return 0;
+	if (!st->peer_sk) {
+		struct pair pair = st->self.pair;
+		struct handshake *hs = handshakes.lookup(&pair);
+
+		if (!hs || !hs->server_sk)
+			return 0;
+		st->peer_sk = hs->server_sk;
+		handshakes.delete(&pair);
+	}
+	st->mode = REDIRECT;
+	return 1;
+}
+
+/* Redirected bytes the peer has not read. Exact where the kernel counts them, else from above. */
+inline_fn __u64 unread_bytes(struct sock_state *st, __u64 psock)
+{
+#ifdef OFF_sk_psock_msg_tot_len
+	__u32 queued = 0;
+
+	KERNEL_FIELD(queued, psock, OFF_sk_psock_msg_tot_len);
+	return queued;
+#else
+	if (psock_queue_empty(psock))
+		st->drained_bytes = st->sent_bytes;
+	return st->sent_bytes - st->drained_bytes;
+#endif
+}
+
+/* The window, or less where the receiving program set SO_RCVBUF (kept doubled, socket(7)). */
+inline_fn __u32 window(__u64 peer_sk, const struct settings *s)
+{
+	__u32 rcvbuf = 0;
+
+	if (kernel_bits(peer_sk, OFF_sock_sk_userlocks, MASK_sock_sk_userlocks) &
+	    (SOCK_RCVBUF_LOCK << SHIFT_sock_sk_userlocks)) {
+		KERNEL_FIELD(rcvbuf, peer_sk, OFF_sock_sk_rcvbuf);
+		if (rcvbuf / 2 < s->window_bytes)
+			return rcvbuf / 2;
+	}
+	return s->window_bytes;
+}
+
+/*
+ * Looks at the peer's queue and grants the next budget; 0, or why there is none (I3). Messages are
+ * bounded as well as bytes: a 1-byte message costs about 1 KiB of kernel memory. If the byte
+ * position of 16 x MESSAGES_PER_SAMPLE messages ago is not read yet, that many are unread.
+ */
+inline_fn enum counter refill(struct sock_state *st, const struct settings *s)
+{
+	__u64 psock = psock_of(st->peer_sk);
+	__u64 unread;
+	__u32 limit;
+
+	if (!psock)
+		return RETIRED_REDIRECT_FAILED;
+	unread = unread_bytes(st, psock);
+	limit = window(st->peer_sk, s);
+	if (unread >= limit)
+		return RETIRED_WINDOW;
+	if (!st->budget_messages) {
+		__u32 slot = st->checkpoints & 15;
+
+		if (st->checkpoints >= 16 && st->checkpoint[slot] > st->sent_bytes - unread)
+			return RETIRED_MESSAGES;
+		st->checkpoint[slot] = st->sent_bytes;
+		st->checkpoints++;
+		st->budget_messages = MESSAGES_PER_SAMPLE;
+	}
+	limit -= unread;
+	st->budget_bytes = limit < BYTES_PER_SAMPLE ? limit : BYTES_PER_SAMPLE;
+	return 0;
+}
+
+int sockredir_msg(struct sk_msg_md *msg)
+{
+	struct bpf_sock *sk = msg->sk;
+	__u32 size = msg->size;
+	struct sock_state *st;
+	struct settings *s;
+	struct counters *c;
+	struct end peer;
+	int zero = 0;
+	int verdict;
+
+	if (!sk)
+		return SK_PASS;
+	st = sockets.sk_storage_get(sk, NULL, 0);
+	s = settings.lookup(&zero);
+	if (!st || !s || st->mode == NATIVE)
+		return SK_PASS;
+	if (s->stopped || READ_ONCE(st->stop)) {
+		st->reason = RETIRED_DISABLE;
+		st->mode = NATIVE;
+		return SK_PASS;
+	}
+	if (st->mode == UNDECIDED && !first_message(sk, st))
+		return leave(st, RETIRED_LATE_PAIRING);
+	if (!st->budget_bytes || !st->budget_messages) {
+		enum counter reason = refill(st, s);
+
+		if (reason)
+			return leave(st, reason);
+	}
+
+	peer = st->peer;
+	verdict = peers.msg_redirect_hash(msg, &peer, BPF_F_INGRESS);
+	/* SK_DROP here means the peer left the map; dropping would be EACCES to the program (I7). */
+	if (verdict != SK_PASS)
+		return leave(st, RETIRED_REDIRECT_FAILED);
+
+	st->budget_bytes -= size < st->budget_bytes ? size : st->budget_bytes;
+	st->budget_messages--;
+	st->sent_bytes += size;
+	st->sent_messages++;
+	c = counters.lookup(&zero);
+	if (c) {
+		__sync_fetch_and_add(&c->value[REDIRECTED_MESSAGES], 1);
+		__sync_fetch_and_add(&c->value[REDIRECTED_BYTES], size);
+	}
+	return SK_PASS;
+}

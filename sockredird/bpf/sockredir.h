@@ -1,0 +1,223 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Types and maps shared by the programs of the datapath:
+ *   pair.c      sock_ops      pairs the two ends of a connection and puts them on the sockhash
+ *   redirect.c  sk_msg        hands each message to the peer socket, or leaves it to TCP
+ *   walk.c      iter/sockmap  lists the sockhash and retires what must leave it
+ *
+ * The loader concatenates the four files and passes the offsets of kernel struct fields found in
+ * the running kernel's BTF as -D OFF_<struct>_<field> (see btf.py for the list).
+ */
+#include <linux/types.h>
+#include <uapi/linux/bpf.h>
+
+#define inline_fn static inline __attribute__((always_inline))
+#define READ_ONCE(x) (*(const volatile __typeof__(x) *)&(x))
+#define WRITE_ONCE(x, v) (*(volatile __typeof__(x) *)&(x) = (v))
+
+/* One connection: the sequence numbers both ends agreed on in the handshake, each ISN + 1. */
+struct pair {
+	__u32 client_seq;
+	__u32 server_seq;
+};
+
+enum side { CLIENT = 0, SERVER = 1 };
+
+/* Key of the sockhash: one end of a pair. */
+struct end {
+	struct pair pair;
+	__u32 side;
+};
+
+/* Addresses are IPv6; IPv4 is stored v4-mapped, so that a mapped socket meets its IPv4 peer. */
+struct flow {
+	__u32 client_ip[4];
+	__u32 server_ip[4];
+	__u64 netns;		/* netns cookie */
+	__u16 client_port;	/* host byte order */
+	__u16 server_port;
+	__u32 pad;
+};
+
+/* What the client end leaves for the server end to find, and the other way round. */
+struct handshake {
+	struct flow flow;
+	__u64 client_sk;	/* kernel address; 0: the client declined */
+	__u64 server_sk;	/* kernel address; 0: the server has not joined */
+};
+
+enum mode {
+	UNDECIDED = 0,	/* no message seen yet */
+	REDIRECT,	/* every byte so far was redirected (I1) */
+	NATIVE,		/* TCP for good (I2) */
+};
+
+/* Reasons are counted and reported by name; stats.py lists the same names in the same order. */
+enum counter {
+	ACCELERATED_CONNECTIONS,
+	REDIRECTED_MESSAGES,
+	REDIRECTED_BYTES,
+	DROPPED_EVENTS,
+	DECLINED_PEER_OUTSIDE,		/* the other end is not in scope */
+	DECLINED_EARLY_DATA,		/* data went through TCP before the pair was complete */
+	DECLINED_ULP,			/* kTLS, SMC or another upper layer protocol */
+	DECLINED_MPTCP,
+	DECLINED_ZEROCOPY,		/* SO_ZEROCOPY */
+	DECLINED_REPAIR,		/* TCP_REPAIR: sequence numbers are the program's, not a handshake's */
+	DECLINED_KERNEL_SOCKET,
+	DECLINED_MISMATCH,		/* sequence numbers met, addresses did not */
+	DECLINED_MAP_FULL,		/* no room on the sockhash, or the pair's key is taken */
+	DECLINED_NO_MEMORY,		/* no sk_storage */
+	RETIRED_WINDOW,			/* unread bytes reached the window */
+	RETIRED_MESSAGES,		/* too many unread messages, however small */
+	RETIRED_LATE_PAIRING,		/* the first message came before the pair was complete */
+	RETIRED_REDIRECT_FAILED,	/* the peer had left the sockhash */
+	RETIRED_DISABLE,
+	COUNTERS
+};
+
+/* Per socket: this end, and the direction that starts here. */
+struct sock_state {
+	struct end self;
+	struct end peer;
+	__u64 peer_sk;			/* kernel address of the peer's struct sock, or 0 */
+	__u64 since;			/* CLOCK_MONOTONIC, ns */
+	__u64 sent_bytes;		/* redirected, cumulative */
+	__u64 sent_messages;
+	__u64 drained_bytes;		/* sent_bytes when the peer's queue was last seen empty */
+	__u32 budget_bytes;		/* until the peer's queue is looked at again */
+	__u32 budget_messages;
+	__u32 checkpoints;		/* taken so far */
+	__u8 mode;			/* written by sk_msg only */
+	__u8 reason;			/* enum counter: why mode is NATIVE */
+	__u8 stop;			/* written by the iterator only */
+	__u8 pad;
+	struct flow flow;
+	__u64 checkpoint[16];		/* sent_bytes, MESSAGES_PER_SAMPLE messages apart */
+};
+
+#define BYTES_PER_SAMPLE 65536
+#define MESSAGES_PER_SAMPLE 256		/* x 16 checkpoints: at most 4096 (+256) unread messages */
+
+/* A pair on its way off the sockhash; touched by the iterator only. */
+struct leaving {
+	__u32 created;		/* epoch of the first visit */
+	__u32 stopped_in;	/* epoch in which the last end was stopped */
+	__u8 stopped;		/* bit per side */
+	__u8 reason;
+	__u16 pad;
+};
+
+struct settings {
+	__u32 stopped;		/* Disable: no message is redirected any more */
+	__u32 epoch;		/* grows by one after each RCU grace period the daemon waited for */
+	__u32 window_bytes;
+	__u32 trace;		/* someone subscribed to events */
+};
+
+enum event_kind { EVENT_ACTIVE, EVENT_ACCELERATED, EVENT_DECLINED, EVENT_RETIRED };
+
+struct event {
+	__u64 time;		/* CLOCK_MONOTONIC, ns */
+	__u32 kind;
+	__u32 reason;		/* enum counter */
+	struct flow flow;
+};
+
+/* One line of the iterator's output. */
+struct member {
+	struct end self;
+	__u32 mode;
+	__u32 leaving;
+	__u32 unread;		/* bytes in this socket's psock queue */
+	__u64 since;
+	__u64 sent_bytes;
+	__u64 sent_messages;
+	struct flow flow;
+};
+
+struct counters {
+	__u64 value[COUNTERS];
+};
+
+/* The daemon's own notes (JSON): what these pins are, found again after a restart. */
+struct manifest {
+	char json[4096];
+};
+
+BPF_SOCKHASH(peers, struct end, 2 * MAX_CONNECTIONS);
+BPF_SK_STORAGE(sockets, struct sock_state);
+BPF_TABLE("lru_hash", struct pair, struct handshake, handshakes, MAX_CONNECTIONS);
+/* SYNs that a listener in scope answered; time of the answer (CLOCK_MONOTONIC, ns). */
+BPF_TABLE("lru_hash", struct flow, __u64, answered, ANSWERED_SYNS);
+BPF_F_TABLE("hash", struct pair, struct leaving, leaving, MAX_CONNECTIONS, BPF_F_NO_PREALLOC);
+BPF_ARRAY(settings, struct settings, 1);
+BPF_ARRAY(ports, __u64, 1024);		/* bit set: connections to this listening port are in scope */
+BPF_PERCPU_ARRAY(counters, struct counters, 1);
+BPF_ARRAY(manifest, struct manifest, 1);
+BPF_RINGBUF_OUTPUT(requests, 1);	/* wakes the daemon to walk; full means it is awake already */
+BPF_RINGBUF_OUTPUT(events, 64);
+
+inline_fn void count(enum counter which, __u64 n)
+{
+	int zero = 0;
+	struct counters *c = counters.lookup(&zero);
+
+	/* Atomic although per CPU: a task preempted between load and store would lose counts. */
+	if (c)
+		__sync_fetch_and_add(&c->value[which], n);
+}
+
+inline_fn void report(enum event_kind kind, enum counter reason, const struct flow *flow)
+{
+	int zero = 0;
+	struct settings *s = settings.lookup(&zero);
+	struct event e = {};
+
+	if (!s || !s->trace)
+		return;
+	e.time = bpf_ktime_get_ns();
+	e.kind = kind;
+	e.reason = reason;
+	e.flow = *flow;
+	if (events.ringbuf_output(&e, sizeof(e), 0))
+		count(DROPPED_EVENTS, 1);
+}
+
+/*
+ * Kernel memory is read by address with bpf_probe_read_kernel: a stale address gives garbage or an
+ * error, never a fault, and every caller treats both as "do not redirect" or "not yet".
+ */
+#define KERNEL_FIELD(dst, base, offset) \
+	bpf_probe_read_kernel(&(dst), sizeof(dst), (void *)((base) + (offset)))
+
+/* Bit fields come as the byte that holds them and a mask. */
+inline_fn __u8 kernel_bits(__u64 base, __u32 offset, __u8 mask)
+{
+	__u8 byte = 0;
+
+	KERNEL_FIELD(byte, base, offset);
+	return byte & mask;
+}
+
+/* The psock of a socket on a sockhash, or 0. */
+inline_fn __u64 psock_of(__u64 sk)
+{
+	__u64 psock = 0, owner = 0;
+
+	if (!sk || KERNEL_FIELD(psock, sk, OFF_sock_sk_user_data))
+		return 0;
+	psock &= ~7ULL;		/* SK_USER_DATA_* flags, include/linux/skmsg.h */
+	if (!psock || KERNEL_FIELD(owner, psock, OFF_sk_psock_sk))
+		return 0;
+	return owner == sk ? psock : 0;
+}
+
+inline_fn int psock_queue_empty(__u64 psock)
+{
+	__u64 next = 0;
+
+	if (KERNEL_FIELD(next, psock, OFF_sk_psock_ingress_msg))
+		return 0;
+	return next == psock + OFF_sk_psock_ingress_msg;
+}

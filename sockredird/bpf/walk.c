@@ -1,0 +1,159 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * iter/sockmap: visits every socket on the sockhash, writes a `struct member` for each, and takes
+ * pairs off the map that have to leave: those with a direction on TCP, and all after Disable (I5).
+ *
+ * A pair leaves in three steps, each at least one RCU grace period (one epoch) after the other:
+ * both directions are stopped; no redirect is in flight and both queues are empty; both keys are
+ * deleted. Deleting earlier would purge unread data. Only the daemon walks, one walk at a time.
+ */
+
+/* The kernel's struct bpf_iter__sockmap; every member is a pointer in an 8-byte slot. */
+struct bpf_iter__sockmap {
+	__u64 meta;
+	__u64 map;
+	__u64 key;
+	__u64 sk;
+};
+
+/* Kernels differ in how many timers of a TCP socket hold a reference to it. */
+#ifndef OFF_timer_1
+#define OFF_timer_1 0
+#endif
+#ifndef OFF_timer_2
+#define OFF_timer_2 0
+#endif
+
+inline_fn __u32 timer_pending(__u64 sk, __u32 offset)
+{
+	__u64 pprev = 0;
+
+	if (offset)
+		KERNEL_FIELD(pprev, sk, offset + OFF_timer_list_pprev);
+	return pprev != 0;
+}
+
+/*
+ * References to a socket that are not a redirect in flight: the socket itself, its psock, and one
+ * per armed timer (sk_reset_timer()). Others that come and go only make us wait longer.
+ */
+inline_fn __u32 known_references(__u64 sk)
+{
+	__u32 refs = 2;
+
+	refs += timer_pending(sk, OFF_timer_0);
+	refs += timer_pending(sk, OFF_timer_1);
+	refs += timer_pending(sk, OFF_timer_2);
+	return refs;
+}
+
+/*
+ * No redirect towards `sk` is in flight. A sender between the verdict and the queue holds a
+ * reference to its own psock (tcp_bpf_sendmsg()) and one to the target (sk_psock_msg_verdict()).
+ * So does a reader blocked in recv() to its psock, hence the second test.
+ */
+inline_fn int none_in_flight(__u64 sk, __u64 sender)
+{
+	__u64 sender_psock = psock_of(sender);
+	__u32 refs = 0;
+
+	if (!sender_psock)
+		return 1;
+	if (!KERNEL_FIELD(refs, sender_psock, OFF_sk_psock_refcnt) && refs == 1)
+		return 1;
+	return !KERNEL_FIELD(refs, sk, OFF_sock_skc_refcnt) && refs <= known_references(sk);
+}
+
+/* Holds for good once true, given that the sender is stopped and a grace period has passed. */
+inline_fn int quiet(__u64 sk, __u64 sender)
+{
+	__u64 psock = psock_of(sk);
+
+	if (!psock)
+		return 1;
+	/* in this order: what was in flight before may be in the queue now */
+	return none_in_flight(sk, sender) && psock_queue_empty(psock);
+}
+
+/* 1 if the pair is off the map. */
+inline_fn int retire(__u64 sk, struct sock_state *st, const struct settings *s)
+{
+	struct pair pair = st->self.pair;
+	struct end self = st->self, peer = st->peer;
+	struct leaving *l = leaving.lookup(&pair);
+	__u8 side = 1 << (st->self.side & 1);
+	__u64 peer_sk = st->peer_sk;
+	enum counter reason;
+
+	if (!l) {
+		struct leaving new = { .created = s->epoch, .stopped_in = s->epoch };
+
+		if (st->mode != NATIVE && !s->stopped)
+			return 0;
+		new.reason = st->mode == NATIVE ? st->reason : RETIRED_DISABLE;
+		leaving.update(&pair, &new);
+		l = leaving.lookup(&pair);
+		if (!l)
+			return 0;
+	}
+	if (!(l->stopped & side)) {
+		WRITE_ONCE(st->stop, 1);
+		l->stopped |= side;
+		l->stopped_in = s->epoch;
+	}
+	if (s->epoch == l->stopped_in)
+		return 0;
+	/* An end that two whole walks did not meet is not on the map. */
+	if (l->stopped != 3 && s->epoch - l->created < 2)
+		return 0;
+	if (!peer_sk) {
+		struct handshake *hs = handshakes.lookup(&pair);
+
+		if (hs)
+			peer_sk = hs->server_sk;
+	}
+	if (!quiet(sk, peer_sk) || (l->stopped == 3 && !quiet(peer_sk, sk)))
+		return 0;
+	reason = l->reason;
+	leaving.delete(&pair);
+	handshakes.delete(&pair);
+	peers.delete(&peer);
+	peers.delete(&self);
+	if (reason < COUNTERS)
+		count(reason, 1);
+	report(EVENT_RETIRED, reason, &st->flow);
+	return 1;
+}
+
+int bpf_iter__sockmap(struct bpf_iter__sockmap *ctx)
+{
+	struct seq_file *seq;
+	struct sock *sk = (void *)ctx->sk;
+	int zero = 0;
+	struct settings *s = settings.lookup(&zero);
+	struct sock_state *st;
+	struct member m = {};
+	__u64 psock;
+
+	if (!sk || !s)
+		return 0;
+	st = sockets.sk_storage_get(sk, NULL, 0);
+	if (!st)
+		return 0;
+	if (retire((__u64)sk, st, s))
+		return 0;
+	m.self = st->self;
+	m.mode = st->mode;
+	m.leaving = READ_ONCE(st->stop) || st->mode == NATIVE;
+	m.since = st->since;
+	m.sent_bytes = st->sent_bytes;
+	m.sent_messages = st->sent_messages;
+	m.flow = st->flow;
+	psock = psock_of((__u64)sk);
+#ifdef OFF_sk_psock_msg_tot_len
+	if (psock)
+		KERNEL_FIELD(m.unread, psock, OFF_sk_psock_msg_tot_len);
+#endif
+	bpf_seq_write(*(struct seq_file **)ctx->meta, &m, sizeof(m));
+	return 0;
+}

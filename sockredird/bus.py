@@ -1,0 +1,234 @@
+"""The D-Bus object /org/sockredir: members, typed replies, errors, and who may call."""
+
+# No `from __future__ import annotations`: dbus-next reads D-Bus signatures from annotations.
+
+import asyncio
+import contextvars
+import functools
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol, TypeVar, no_type_check
+
+from dbus_next import BusType, DBusError, Message, MessageType, Variant
+from dbus_next.aio import MessageBus
+from dbus_next.constants import NameFlag, PropertyAccess, RequestNameReply
+from dbus_next.service import ServiceInterface, dbus_property, method, signal
+
+from sockredird import __version__
+from sockredird.errors import AccessDenied, BusUnavailable, Internal, SockredirError
+
+log = logging.getLogger(__name__)
+
+NAME = "org.sockredir"
+PATH = "/org/sockredir"
+INTERFACE = "org.sockredir.Manager1"
+CALL_TIMEOUT_S = 5.0
+
+# dbus-next does not tell a handler who called; a message handler, which runs before it in the
+# same context, does.
+_caller: contextvars.ContextVar[str] = contextvars.ContextVar("caller", default="")
+
+_Handler = TypeVar("_Handler", bound=Callable[..., Awaitable[Any]])
+
+
+class Backend(Protocol):
+    """What the object does when called; daemon.py implements it."""
+
+    async def enable(self, overrides: dict[str, Any]) -> None: ...
+    async def disable(self) -> None: ...
+    async def stats(self) -> dict[str, int]: ...
+    async def subscribe(self, client: str) -> None: ...
+    async def unsubscribe(self, client: str) -> None: ...
+    def properties(self) -> dict[str, Variant]: ...
+
+
+def _answered(handler: _Handler) -> _Handler:
+    """Turns errors into D-Bus errors; left alone, dbus-next would send the caller a traceback."""
+
+    @functools.wraps(handler)
+    async def wrapper(*args: Any) -> Any:
+        try:
+            return await handler(*args)
+        except SockredirError as error:
+            raise DBusError(f"{NAME}.Error.{error.name}", str(error)) from error
+        except DBusError:
+            raise
+        except Exception as error:
+            log.exception("%s failed", handler.__name__)
+            text = f"internal error ({type(error).__name__}: {error}); the daemon's log has more"
+            raise DBusError(f"{NAME}.Error.{Internal.name}", text) from error
+
+    return wrapper  # type: ignore[return-value]
+
+
+async def call(bus: MessageBus, message: Message) -> list[Any]:
+    """Body of the reply; a call after a disconnect would otherwise hang for ever.
+
+    Raises DBusError for an error reply, TimeoutError without a reply.
+    """
+    reply = await asyncio.wait_for(bus.call(message), CALL_TIMEOUT_S)
+    if reply is None or reply.message_type == MessageType.ERROR:
+        name = reply.error_name if reply else "org.freedesktop.DBus.Error.NoReply"
+        raise DBusError(name, reply.body[0] if reply and reply.body else "no reply")
+    body: list[Any] = reply.body
+    return body
+
+
+async def ask_bus(bus: MessageBus, member: str, argument: str) -> Any:
+    """First value of the reply to a call of the bus itself that takes one string."""
+    message = Message(
+        destination="org.freedesktop.DBus",
+        path="/org/freedesktop/DBus",
+        interface="org.freedesktop.DBus",
+        member=member,
+        signature="s",
+        body=[argument],
+    )
+    body = await call(bus, message)
+    return body[0] if body else None
+
+
+async def caller_uid(bus: MessageBus, client: str) -> int:
+    """Raises AccessDenied if the bus does not know."""
+    try:
+        return int(await ask_bus(bus, "GetConnectionUnixUser", client))
+    except (DBusError, TimeoutError) as error:
+        raise AccessDenied(f"the bus does not tell who calls: {error}") from error
+
+
+class Manager1(ServiceInterface):  # type: ignore[misc]
+    """org.sockredir.Manager1. The annotations are D-Bus signatures."""
+
+    def __init__(self, backend: Backend, bus: MessageBus) -> None:
+        super().__init__(INTERFACE)
+        self._backend = backend
+        self._bus = bus
+
+    async def _need_root(self) -> None:
+        """Raises AccessDenied unless the caller is root; any failure to find out denies."""
+        uid = await caller_uid(self._bus, _caller.get())
+        if uid != 0:
+            raise AccessDenied("only root may do this: try sudo")
+
+    @method()
+    @_answered
+    @no_type_check
+    async def Enable(self):
+        await self._need_root()
+        await self._backend.enable({})
+
+    @method()
+    @_answered
+    @no_type_check
+    async def EnableWith(self, scope: "a{sv}"):  # noqa: F722
+        await self._need_root()
+        await self._backend.enable({name: value.value for name, value in scope.items()})
+
+    @method()
+    @_answered
+    @no_type_check
+    async def Disable(self):
+        await self._need_root()
+        await self._backend.disable()
+
+    @method()
+    @_answered
+    @no_type_check
+    async def Stats(self) -> "a{sv}":  # noqa: F722
+        return {name: Variant("t", value) for name, value in (await self._backend.stats()).items()}
+
+    @method()
+    @_answered
+    @no_type_check
+    async def Subscribe(self):
+        await self._need_root()
+        await self._backend.subscribe(_caller.get())
+
+    @method()
+    @_answered
+    @no_type_check
+    async def Unsubscribe(self):
+        await self._backend.unsubscribe(_caller.get())
+
+    @dbus_property(access=PropertyAccess.READ)
+    @no_type_check
+    def Version(self) -> "s":  # noqa: F821
+        return __version__
+
+    @dbus_property(access=PropertyAccess.READ)
+    @no_type_check
+    def State(self) -> "s":  # noqa: F821
+        return self._backend.properties()["State"].value
+
+    @dbus_property(access=PropertyAccess.READ)
+    @no_type_check
+    def Since(self) -> "t":  # noqa: F821
+        return self._backend.properties()["Since"].value
+
+    @dbus_property(access=PropertyAccess.READ)
+    @no_type_check
+    def Scope(self) -> "a{sv}":  # noqa: F722
+        return self._backend.properties()["Scope"].value
+
+    @signal(name="Event")
+    @no_type_check
+    def event(self, event: "a{sv}") -> "a{sv}":  # noqa: F722
+        """Declared for introspection; send_event() sends it to subscribers only."""
+        return event
+
+
+async def connect() -> MessageBus:
+    """A connection to the system bus. Raises BusUnavailable."""
+    try:
+        return await asyncio.wait_for(MessageBus(bus_type=BusType.SYSTEM).connect(), CALL_TIMEOUT_S)
+    except Exception as error:  # dbus-next raises whatever its socket or its parser raised
+        raise BusUnavailable(
+            f"cannot reach the D-Bus system bus ({error}): is dbus.service running, "
+            "or is DBUS_SYSTEM_BUS_ADDRESS set to a private bus?"
+        ) from error
+
+
+async def name_is_free(bus: MessageBus) -> bool:
+    return not await ask_bus(bus, "NameHasOwner", NAME)
+
+
+async def publish(bus: MessageBus, backend: Backend) -> Manager1:
+    """Exports the object, then takes the bus name: nobody sees the name without the object.
+
+    Raises BusUnavailable if the name is taken or not allowed.
+    """
+
+    def note_caller(message: Message) -> None:
+        if message.message_type == MessageType.METHOD_CALL:
+            _caller.set(message.sender or "")
+
+    bus.add_message_handler(note_caller)
+    interface = Manager1(backend, bus)
+    bus.export(PATH, interface)
+    try:
+        # dbus-next does not raise when the name is queued for, so the reply is checked
+        reply = await asyncio.wait_for(
+            bus.request_name(NAME, NameFlag.DO_NOT_QUEUE), CALL_TIMEOUT_S
+        )
+    except (DBusError, TimeoutError) as error:
+        raise BusUnavailable(
+            f"the bus refuses the name {NAME} ({error}): "
+            "is /usr/share/dbus-1/system.d/org.sockredir.conf installed?"
+        ) from error
+    if reply != RequestNameReply.PRIMARY_OWNER:
+        raise BusUnavailable(f"the bus name {NAME} is taken: another sockredird is running")
+    return interface
+
+
+def send_event(bus: MessageBus, client: str, event: dict[str, Variant]) -> None:
+    """Unicast: a broadcast would tell every process on the bus who talks to whom."""
+    message = Message(
+        destination=client,
+        path=PATH,
+        interface=INTERFACE,
+        member="Event",
+        message_type=MessageType.SIGNAL,
+        signature="a{sv}",
+        body=[event],
+    )
+    bus.send(message)

@@ -1,0 +1,109 @@
+"""Compiles and loads the BPF programs with BCC and pins them, in a child process.
+
+BCC brings LLVM and keeps about 140 MB resident, so the daemon never imports it: this module is
+run as `python3 -m sockredird.compiler`, and is the only one that imports bcc.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+from sockredird import errors
+from sockredird.errors import LoadFailed, SockredirError
+from sockredird.layout import ANSWERED_SYNS, PROGRAMS, map_shapes
+from sockredird.offsets import compiler_flags
+
+BPF_DIR = Path(__file__).parent / "bpf"
+SOURCES = ("sockredir.h", "pair.c", "redirect.c", "walk.c")
+TIMEOUT_S = 60.0
+
+
+def source() -> str:
+    """The whole program text; #line lets the compiler name the file of an error."""
+    return "".join(f'#line 1 "{name}"\n{(BPF_DIR / name).read_text()}' for name in SOURCES)
+
+
+def source_digest() -> str:
+    return hashlib.sha256(source().encode()).hexdigest()[:16]
+
+
+def compile_and_pin(directory: Path, max_connections: int) -> None:
+    """Pins the programs and maps of a new datapath in `directory`, an empty one on a bpffs.
+
+    Raises LoadFailed with the compiler's or verifier's words, or UnsupportedKernel.
+    """
+    environment = dict(os.environ)
+    package_parent = str(Path(__file__).parent.parent)
+    environment["PYTHONPATH"] = os.pathsep.join(
+        filter(None, [package_parent, environment.get("PYTHONPATH", "")])
+    )
+    try:
+        child = subprocess.run(
+            [sys.executable, "-m", "sockredird.compiler", str(directory), str(max_connections)],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise LoadFailed(f"compiling the BPF programs took longer than {TIMEOUT_S:.0f} s") from error
+    if child.returncode == 0:
+        return
+    try:
+        answer = json.loads(child.stdout)
+        kind: type[SockredirError] = getattr(errors, answer["error"])
+        text = str(answer["text"])
+    except (ValueError, KeyError, AttributeError):
+        kind, text = LoadFailed, f"the BPF compiler ended with status {child.returncode}"
+    details = " | ".join(line for line in child.stderr.splitlines() if line.strip())[-1500:]
+    raise kind(f"{text}: {details}" if details else text)
+
+
+def _load(directory: Path, max_connections: int) -> None:
+    try:
+        os.environ["BCC_KERNEL_SOURCE"] = str(BPF_DIR / "kernel-shim")
+        from bcc import BPF
+        from bcc import lib as libbcc
+    except ImportError as error:
+        raise LoadFailed(f"BCC is not installed ({error}): apt install python3-bpfcc") from error
+    page_size = resource.getpagesize()
+    flags = [
+        f"-DMAX_CONNECTIONS={max_connections}",
+        f"-DANSWERED_SYNS={ANSWERED_SYNS}",
+        f"-DSOCKREDIR_PAGE_SIZE={page_size}",
+        *compiler_flags(),
+    ]
+    try:
+        module = BPF(text=source(), cflags=flags)
+        pins = {
+            pin: module.load_func(function, program_type).fd
+            for pin, (function, program_type) in PROGRAMS.items()
+        }
+    except Exception as error:  # BCC raises bare Exception
+        raise LoadFailed(f"the kernel or the compiler refused a BPF program: {error}") from error
+    for name in map_shapes(max_connections, page_size):
+        pins[name] = libbcc.bpf_table_fd(module.module, name.encode())
+    for name, fd in pins.items():
+        if libbcc.bpf_obj_pin(fd, os.fsencode(directory / name)) != 0:
+            raise LoadFailed(f"cannot pin {directory / name}")
+
+
+def main() -> int:
+    try:
+        _load(Path(sys.argv[1]), int(sys.argv[2]))
+    except SockredirError as error:
+        print(json.dumps({"error": type(error).__name__, "text": str(error)}))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,124 @@
+"""The configuration file: /etc/sockredird/sockredird.toml, checked by pydantic (1.10 or 2.x)."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ValidationError, confloat, conint, constr
+
+from sockredird.errors import InvalidConfig
+
+DEFAULT_PATH = Path("/etc/sockredird/sockredird.toml")
+
+# Class keywords and con*() are what pydantic 1.10 and 2.x both take without a warning. Everything
+# is strict: a port given as "80" is a mistake, not a port.
+if TYPE_CHECKING:
+    Port = int
+    Connections = int
+    Window = int
+    Seconds = float
+    Text = str
+    AbsolutePath = str
+else:
+    Port = conint(strict=True, ge=1, le=65535)
+    Connections = conint(strict=True, ge=1, le=1_000_000)
+    Window = conint(strict=True, ge=4096, le=1 << 30)
+    Seconds = conint(strict=True, ge=0, le=3600) | confloat(strict=True, ge=0, le=3600)
+    Text = constr(strict=True, min_length=1)
+    AbsolutePath = constr(strict=True, min_length=2)
+
+
+class Scope(BaseModel, extra="forbid", frozen=True):
+    """Which connections are accelerated."""
+
+    cgroup: Text = "/"
+    addresses: Literal["loopback", "host", "any"] = "loopback"
+    exclude_ports: list[Port] = [21, 23, 513, 514]
+    only_ports: list[Port] = []
+    exclude_cgroups: list[Text] = []
+
+    def ports(self) -> frozenset[int]:
+        """Listening ports whose connections are in scope."""
+        wanted = set(self.only_ports) or set(range(1, 65536))
+        return frozenset(wanted - set(self.exclude_ports))
+
+    def as_dict(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in Scope.__annotations__}
+
+
+class Limits(BaseModel, extra="forbid", frozen=True):
+    max_connections: Connections = 65536
+    window_bytes: Window = 4 << 20
+    drain_timeout_s: Seconds = 5.0
+
+
+class Paths(BaseModel, extra="forbid", frozen=True):
+    bpffs: AbsolutePath = "/sys/fs/bpf/sockredird"
+    state: AbsolutePath = "/var/lib/sockredird"
+    runtime: AbsolutePath = "/run/sockredird"
+
+
+class Config(BaseModel, extra="forbid", frozen=True):
+    scope: Scope = Scope()
+    limits: Limits = Limits()
+    paths: Paths = Paths()
+
+
+def load(path: Path, *, required: bool = False) -> Config:
+    """Reads a configuration; without the file (and unless `required`) all defaults.
+
+    Raises InvalidConfig naming the file, the key and what is wrong with it.
+    """
+    try:
+        with path.open("rb") as file:
+            data = tomllib.load(file)
+    except FileNotFoundError as error:
+        if not required:
+            return Config()
+        raise InvalidConfig(f"{path}: no such file") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidConfig(f"{path}: cannot be read: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidConfig(f"{path}: not valid TOML: {error}") from error
+    try:
+        config = Config(**data)
+    except ValidationError as error:
+        raise InvalidConfig(f"{path}: {_explain(error)}") from error
+    for name in Paths.__annotations__:
+        if not Path(getattr(config.paths, name)).is_absolute():
+            raise InvalidConfig(f"{path}: paths.{name}: not an absolute path")
+    _check_supported(config.scope)
+    return config
+
+
+def override_scope(scope: Scope, keys: dict[str, Any]) -> Scope:
+    """`scope` with some keys replaced, as EnableWith() takes them. Raises InvalidConfig."""
+    try:
+        result = Scope(**{**scope.as_dict(), **keys})
+    except ValidationError as error:
+        raise InvalidConfig(f"scope: {_explain(error)}") from error
+    _check_supported(result)
+    return result
+
+
+def _check_supported(scope: Scope) -> None:
+    if scope.addresses != "loopback":
+        raise InvalidConfig(
+            f'scope.addresses = "{scope.addresses}" is not available in this version: '
+            'use "loopback"'
+        )
+    if scope.exclude_cgroups:
+        raise InvalidConfig(
+            "scope.exclude_cgroups is not available in this version: leave it empty and choose "
+            "the cgroup to accelerate with scope.cgroup"
+        )
+
+
+def _explain(error: ValidationError) -> str:
+    """One line for all mistakes; the wording of both pydantic versions is fit for users."""
+    return "; ".join(
+        f"{'.'.join(str(part) for part in mistake['loc'])}: {mistake['msg']}"
+        for mistake in error.errors()
+    )

@@ -1,0 +1,41 @@
+"""The errors a caller can be told about. Each maps to one D-Bus error name."""
+
+from __future__ import annotations
+
+
+class SockredirError(Exception):
+    """Base of all errors whose text is meant for the user: cause and remedy, no traceback."""
+
+    name = "Internal"
+
+
+class AccessDenied(SockredirError):
+    name = "AccessDenied"
+
+
+class InvalidConfig(SockredirError):
+    name = "InvalidConfig"
+
+
+class UnsupportedKernel(SockredirError):
+    name = "UnsupportedKernel"
+
+
+class LoadFailed(SockredirError):
+    name = "LoadFailed"
+
+
+class Busy(SockredirError):
+    name = "Busy"
+
+
+class Internal(SockredirError):
+    pass
+
+
+class BusUnavailable(SockredirError):
+    """No bus, or no name on it; nobody can be told over D-Bus."""
+
+
+class AlreadyRunning(SockredirError):
+    """Another daemon holds the lock; nobody can be told over D-Bus."""

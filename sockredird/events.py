@@ -1,0 +1,86 @@
+"""Relays events of the datapath to the bus clients that subscribed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+
+from dbus_next import Message, MessageType, Variant
+from dbus_next.aio import MessageBus
+
+from sockredird import bus as dbus
+from sockredird.layout import Event
+
+log = logging.getLogger(__name__)
+
+EVENTS_PER_SECOND = 2000
+
+
+class EventRelay:
+    """Lives on the event loop. A flood is cut off per second, and the next event says by how much."""
+
+    def __init__(self, bus: MessageBus) -> None:
+        self._bus = bus
+        self._clients: set[str] = set()
+        self._switch: Callable[[bool], None] = lambda on: None
+        self._second = 0
+        self._sent = 0
+        self._dropped = 0
+
+    async def add(self, client: str, switch: Callable[[bool], None]) -> None:
+        """`switch` is called with False when the last client is gone."""
+        self._switch = switch
+        if client in self._clients:
+            return
+        if not self._clients:
+            self._bus.add_message_handler(self._owner_changed)
+        self._clients.add(client)
+        await dbus.ask_bus(self._bus, "AddMatch", _match(client))
+
+    async def discard(self, client: str) -> None:
+        if client not in self._clients:
+            return
+        self._clients.discard(client)
+        await dbus.ask_bus(self._bus, "RemoveMatch", _match(client))
+        if not self._clients:
+            self._bus.remove_message_handler(self._owner_changed)
+            self._switch(False)
+
+    def record(self, raw: bytes) -> None:
+        """One struct event from the ring buffer."""
+        second = int(time.monotonic())
+        if second != self._second:
+            self._second, self._sent = second, 0
+        if self._sent >= EVENTS_PER_SECOND:
+            self._dropped += 1
+            return
+        self._sent += 1
+        event = Event.unpack(raw)
+        body = {
+            "time": Variant("t", event.time),
+            "event": Variant("s", event.kind),
+            "reason": Variant("s", event.reason),
+            "client": Variant("s", event.flow.client),
+            "server": Variant("s", event.flow.server),
+            "netns": Variant("t", event.flow.netns),
+            "dropped": Variant("t", self._dropped),
+        }
+        self._dropped = 0
+        for client in self._clients:
+            dbus.send_event(self._bus, client, body)
+
+    def _owner_changed(self, message: Message) -> None:
+        """A subscriber that left the bus is forgotten."""
+        if message.message_type == MessageType.SIGNAL and message.member == "NameOwnerChanged":
+            name, _old, new = message.body
+            if name in self._clients and not new:
+                asyncio.ensure_future(self.discard(name))
+
+
+def _match(client: str) -> str:
+    return (
+        "type='signal',sender='org.freedesktop.DBus',member='NameOwnerChanged',"
+        f"arg0='{client}'"
+    )

@@ -1,0 +1,354 @@
+"""One generation of the datapath: a set of programs, maps and links pinned in one directory.
+
+    <bpffs>/generation-<n>/{pair,redirect,walk}    programs
+                           {peers,sockets,...}     maps
+                           members                 iterator link
+                           attached                cgroup link: live while it exists
+
+The pins are the state. A directory is built as `staging-<n>` and renamed; `attached` is pinned
+last and unlinked first; a drained directory is renamed back to `staging-<n>` before its pins go.
+So a crash at any point leaves a live generation, one to drain, or a staging directory whose
+sockhash is empty.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import resource
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sockredird import __version__, compiler, libbpf
+from sockredird.cgroup import cgroup_id
+from sockredird.errors import Internal, LoadFailed
+from sockredird.layout import (
+    COUNTERS,
+    EXCLUDED_PORT_WORDS,
+    MANIFEST_SIZE,
+    MEMBER,
+    PROGRAMS,
+    SETTINGS,
+    Settings,
+    map_shapes,
+)
+from sockredird.libbpf import Fd, LinkType
+
+log = logging.getLogger(__name__)
+
+ATTACHED = "attached"
+MEMBERS = "members"
+LAYOUT_VERSION = 1
+RELEASE_TIMEOUT_S = 0.5
+_ZERO = bytes(4)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a generation is to do."""
+
+    scope: dict[str, Any]
+    cgroup: Path
+    ports: frozenset[int]
+    max_connections: int
+    window_bytes: int
+
+
+@dataclass(frozen=True)
+class Walked:
+    """What one walk over the sockhash met."""
+
+    entries: int
+    connections: int
+    leaving: int
+
+
+def _pin_names(max_connections: int) -> set[str]:
+    return {*PROGRAMS, *map_shapes(max_connections, resource.getpagesize())}
+
+
+def is_ours(directory: Path) -> bool:
+    """Whether a staging directory holds nothing but names this module pins."""
+    return {p.name for p in directory.iterdir()} <= _pin_names(1) | {MEMBERS, ATTACHED}
+
+
+def discard(directory: Path) -> None:
+    """Removes a staging directory and its pins."""
+    for path in directory.iterdir():
+        path.unlink()
+    directory.rmdir()
+
+
+class Generation:
+    """An open generation. All methods block; none is safe to call from two threads at once."""
+
+    def __init__(self, directory: Path, pins: dict[str, Fd], manifest: dict[str, Any]) -> None:
+        self.directory = directory
+        self.manifest = manifest
+        self._pins = pins
+        self._settings = Settings.unpack(libbpf.lookup(pins["settings"], _ZERO, SETTINGS.size))
+
+    # -- creation and adoption ---------------------------------------------------------------
+
+    @classmethod
+    def create(cls, root: Path, number: int, plan: Plan) -> Generation:
+        """Compiles, loads and attaches; new connections are accelerated when it returns.
+
+        Raises LoadFailed or UnsupportedKernel, leaving nothing behind.
+        """
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        staging = root / f"staging-{number}"
+        staging.mkdir(mode=0o700)
+        directory = staging
+        try:
+            compiler.compile_and_pin(staging, plan.max_connections)
+            _furnish(staging, plan)
+            directory = root / f"generation-{number}"
+            staging.rename(directory)
+            generation = cls.adopt(directory)
+            generation._attach(plan.cgroup)
+        except OSError as error:
+            discard(directory)
+            raise LoadFailed(f"cannot set up the datapath: {error}") from error
+        except BaseException:
+            discard(directory)
+            raise
+        return generation
+
+    @classmethod
+    def adopt(cls, directory: Path) -> Generation:
+        """Opens what is pinned in `directory` after checking every object.
+
+        Raises LoadFailed naming the first object that is not what this version creates; nothing
+        is changed then.
+        """
+        try:
+            return cls(directory, *_open_checked(directory))
+        except OSError as error:
+            raise LoadFailed(f"{directory}: {error.strerror or error}") from error
+
+    def _attach(self, cgroup: Path) -> None:
+        with (
+            Fd(os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY)) as cgroup_fd,
+            libbpf.create_cgroup_link(self._pins["pair"], cgroup_fd) as link,
+        ):
+            # From here on connections are accelerated; without the pin the link dies with us.
+            libbpf.pin(link, self.directory / ATTACHED)
+
+    # -- state -------------------------------------------------------------------------------
+
+    @property
+    def attached(self) -> bool:
+        return (self.directory / ATTACHED).exists()
+
+    @property
+    def stopped(self) -> bool:
+        return bool(self._settings.stopped)
+
+    @property
+    def requests(self) -> Fd:
+        """Ring buffer with a record whenever a pair has to be retired."""
+        return self._pins["requests"]
+
+    @property
+    def events(self) -> Fd:
+        """Ring buffer of struct event, filled while tracing is on."""
+        return self._pins["events"]
+
+    def counters(self) -> dict[str, int]:
+        size = 8 * len(COUNTERS)
+        raw = libbpf.lookup(self._pins["counters"], _ZERO, size * libbpf.possible_cpus())
+        values = memoryview(raw).cast("Q")
+        return {name: sum(values[i :: len(COUNTERS)]) for i, name in enumerate(COUNTERS)}
+
+    def capacity(self) -> int:
+        """Sockets the sockhash has room for; two per connection."""
+        return libbpf.map_info(self._pins["peers"]).max_entries
+
+    # -- changes -----------------------------------------------------------------------------
+
+    def trace(self, on: bool) -> None:
+        self._settings.trace = int(on)
+        self._write_settings()
+
+    def stop(self) -> None:
+        """No new pair and no redirect from here on; live connections continue on TCP."""
+        self._settings.stopped = 1
+        self._write_settings()
+        with suppress(FileNotFoundError):
+            (self.directory / ATTACHED).unlink()
+
+    def walk(self) -> Walked:
+        """Visits every socket on the sockhash and takes the retirements one step further."""
+        with libbpf.open_pin(self.directory / MEMBERS) as link, libbpf.open_iterator(link) as lines:
+            data = bytearray()
+            while chunk := os.read(lines.number, 1 << 20):
+                data += chunk
+        pairs: set[tuple[int, int]] = set()
+        entries = leaving = 0
+        for client_seq, server_seq, _side, _mode, is_leaving, *_ in MEMBER.iter_unpack(data):
+            entries += 1
+            if is_leaving:
+                leaving += 1
+            else:
+                pairs.add((client_seq, server_seq))
+        return Walked(entries=entries, connections=len(pairs), leaving=leaving)
+
+    def retire(self, timeout: float, done: Callable[[Walked], bool]) -> bool:
+        """Walks, a grace period apart, until `done` or for `timeout` seconds; whether it is done.
+
+        The kernel tells nobody when a reader has drained its queue, so this has to look.
+        """
+        deadline = time.monotonic() + timeout
+        pause = 0.0005
+        while True:
+            libbpf.wait_for_programs()
+            self._settings.epoch += 1
+            self._write_settings()
+            if done(self.walk()):
+                return True
+            if time.monotonic() + pause > deadline:
+                return False
+            time.sleep(pause)
+            pause = min(pause * 2, 0.05)
+
+    def remove(self) -> None:
+        """Deletes the pins; the sockhash must be empty, as deleting it purges unread data."""
+        if self.attached or self.walk().entries:
+            raise Internal(f"{self.directory} still has sockets on its sockhash")
+        programs = [libbpf.prog_info(self._pins[name]).id for name in PROGRAMS]
+        maps = [libbpf.map_info(fd).id for name, fd in self._pins.items() if name not in PROGRAMS]
+        staging = self.directory.with_name(self.directory.name.replace("generation", "staging"))
+        self.directory.rename(staging)
+        discard(staging)
+        self.close()
+        _wait_until_freed(programs, maps)
+
+    def close(self) -> None:
+        for fd in self._pins.values():
+            fd.close()
+
+    def _write_settings(self) -> None:
+        libbpf.update(self._pins["settings"], _ZERO, self._settings.pack())
+
+
+def _wait_until_freed(programs: list[int], maps: list[int]) -> None:
+    """The kernel frees programs and maps a moment after the last reference is gone.
+
+    A thread blocked in recv() on a connection that was accelerated holds one (its psock's copy of
+    the sk_msg program) until it returns, so this does not wait for long.
+    """
+    deadline = time.monotonic() + RELEASE_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if not any(map(libbpf.prog_exists, programs)) and not any(map(libbpf.map_exists, maps)):
+            return
+        time.sleep(0.005)
+
+
+def _furnish(staging: Path, plan: Plan) -> None:
+    """Everything between loading and attaching."""
+    pins = {name: libbpf.open_pin(staging / name) for name in _pin_names(plan.max_connections)}
+    # sk_msg before sock_ops: a socket copies the sockhash's program when it is inserted
+    libbpf.attach_sk_msg(pins["redirect"], pins["peers"])
+    with libbpf.create_iterator_link(pins["walk"], pins["peers"]) as members:
+        libbpf.pin(members, staging / MEMBERS)
+    libbpf.update(pins["settings"], _ZERO, Settings(window_bytes=plan.window_bytes).pack())
+    words = [0] * EXCLUDED_PORT_WORDS
+    for port in plan.ports:
+        words[port // 64] |= 1 << port % 64
+    for index, word in enumerate(words):
+        libbpf.update(pins["ports"], index.to_bytes(4, "little"), word.to_bytes(8, "little"))
+    manifest = {
+        "layout": LAYOUT_VERSION,
+        "version": __version__,
+        "source": compiler.source_digest(),
+        "created": time.time_ns() // 1000,
+        "scope": plan.scope,
+        "cgroup": str(plan.cgroup),
+        "cgroup_id": cgroup_id(plan.cgroup),
+        "max_connections": plan.max_connections,
+        "tags": {name: libbpf.prog_tag(pins[name]) for name in PROGRAMS},
+    }
+    text = json.dumps(manifest).encode()
+    if len(text) >= MANIFEST_SIZE:
+        raise LoadFailed(f"the scope is too long to be kept: {len(text)} of {MANIFEST_SIZE} bytes")
+    libbpf.update(pins["manifest"], _ZERO, text.ljust(MANIFEST_SIZE, b"\0"))
+    for fd in pins.values():
+        fd.close()
+
+
+def _open_checked(directory: Path) -> tuple[dict[str, Fd], dict[str, Any]]:
+    def refuse(name: str, found: object, expected: object) -> LoadFailed:
+        return LoadFailed(
+            f"{directory / name} is not sockredird's: found {found}, expected {expected}. "
+            f"Nothing was changed; remove it or point [paths] bpffs elsewhere"
+        )
+
+    names = {p.name for p in directory.iterdir()}
+    wanted = _pin_names(1) | {MEMBERS}
+    for name in sorted(names - wanted - {ATTACHED}):
+        raise refuse(name, "a name", "no such pin")
+    for name in sorted(wanted - names):
+        raise refuse(name, "no pin", "one")
+
+    pins = {name: libbpf.open_pin(directory / name) for name in wanted - {MEMBERS}}
+    for name, fd in pins.items():
+        kind = "prog" if name in PROGRAMS else "map"
+        if libbpf.object_kind(fd) != kind:
+            raise refuse(name, libbpf.object_kind(fd), kind)
+
+    info = libbpf.map_info(pins["manifest"])
+    if info.value_size != MANIFEST_SIZE or info.type != libbpf.MapType.ARRAY:
+        raise refuse("manifest", f"a map of {info.value_size} bytes", f"{MANIFEST_SIZE}")
+    try:
+        manifest = json.loads(libbpf.lookup(pins["manifest"], _ZERO, MANIFEST_SIZE).rstrip(b"\0"))
+        layout, tags = manifest["layout"], manifest["tags"]
+        shapes = map_shapes(manifest["max_connections"], resource.getpagesize())
+    except (ValueError, KeyError, TypeError) as error:
+        raise refuse("manifest", f"unreadable notes ({error})", "sockredird's") from error
+    if layout != LAYOUT_VERSION:
+        raise refuse("manifest", f"layout {layout}", f"layout {LAYOUT_VERSION}")
+
+    for name, shape in shapes.items():
+        info = libbpf.map_info(pins[name])
+        found = (info.type, info.key_size, info.value_size, info.max_entries)
+        expected = (shape.type, shape.key_size, shape.value_size, shape.max_entries)
+        if found != expected or info.name.decode() != name:
+            raise refuse(name, f"map {info.name.decode()} {found}", f"map {name} {expected}")
+    our_maps = {libbpf.map_info(pins[name]).id for name in shapes}
+    for name, (_function, prog_type) in PROGRAMS.items():
+        prog = libbpf.prog_info(pins[name])
+        tag = libbpf.prog_tag(pins[name])
+        if (prog.type, tag) != (prog_type, tags.get(name)):
+            raise refuse(name, f"program type {prog.type} tag {tag}", f"{prog_type} {tags.get(name)}")
+        if not libbpf.prog_map_ids(pins[name]) <= our_maps:
+            raise refuse(name, "a program on other maps", "the maps pinned beside it")
+    redirect_id = libbpf.prog_info(pins["redirect"]).id
+    if libbpf.attached_sk_msg(pins["peers"]) != redirect_id:
+        raise refuse("peers", "another sk_msg program, or none", f"program id {redirect_id}")
+
+    with libbpf.open_pin(directory / MEMBERS) as fd:
+        link = libbpf.link_info(fd)
+        if (link.type, link.prog_id) != (LinkType.ITER, libbpf.prog_info(pins["walk"]).id):
+            raise refuse(MEMBERS, f"link type {link.type} of program {link.prog_id}", "the iterator")
+    if ATTACHED in names:
+        with libbpf.open_pin(directory / ATTACHED) as fd:
+            link = libbpf.link_info(fd)
+            found_link = (link.type, link.prog_id, link.detail.cgroup.cgroup_id)
+            expected_link = (
+                LinkType.CGROUP,
+                libbpf.prog_info(pins["pair"]).id,
+                manifest["cgroup_id"],
+            )
+            if found_link != expected_link:
+                raise refuse(
+                    ATTACHED,
+                    "link (type, program, cgroup) = {}, {}, {}".format(*found_link),
+                    "{}, {}, {}".format(*expected_link),
+                )
+    return pins, manifest

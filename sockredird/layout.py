@@ -1,0 +1,129 @@
+"""The datapath's programs, maps and records as Python sees them.
+
+Mirrors bpf/sockredir.h; creating a generation checks every size against the kernel's.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from ipaddress import IPv6Address
+
+from sockredird.libbpf import MapType, ProgType
+
+# pin name -> (function in the C source, type)
+PROGRAMS: dict[str, tuple[str, ProgType]] = {
+    "pair": ("sockredir_pair", ProgType.SOCK_OPS),
+    "redirect": ("sockredir_msg", ProgType.SK_MSG),
+    "walk": ("bpf_iter__sockmap", ProgType.TRACING),
+}
+# SYNs answered by a listener in scope whose client end is not established yet.
+ANSWERED_SYNS = 8192
+EXCLUDED_PORT_WORDS = 1024
+MANIFEST_SIZE = 4096
+
+# Counters, in the order of enum counter.
+COUNTERS = (
+    "accelerated_connections",
+    "redirected_messages",
+    "redirected_bytes",
+    "dropped_events",
+    "declined_peer_outside",
+    "declined_early_data",
+    "declined_ulp",
+    "declined_mptcp",
+    "declined_zerocopy",
+    "declined_repair",
+    "declined_kernel_socket",
+    "declined_mismatch",
+    "declined_map_full",
+    "declined_no_memory",
+    "retired_window",
+    "retired_messages",
+    "retired_late_pairing",
+    "retired_redirect_failed",
+    "retired_disable",
+)
+
+SETTINGS = struct.Struct("=4I")  # struct settings
+MEMBER = struct.Struct("=3I3I3Q48s")  # struct member
+FLOW = struct.Struct("=16s16sQHH4x")  # struct flow
+EVENT = struct.Struct("=QII48s")  # struct event
+EVENT_KINDS = ("active_established", "accelerated", "declined", "retired")
+
+
+@dataclass(frozen=True)
+class MapShape:
+    type: MapType
+    key_size: int
+    value_size: int
+    max_entries: int
+
+
+def map_shapes(max_connections: int, page_size: int) -> dict[str, MapShape]:
+    """Every map of the datapath by its name, for a limit on connections."""
+    return {
+        "peers": MapShape(MapType.SOCKHASH, 12, 4, 2 * max_connections),
+        "sockets": MapShape(MapType.SK_STORAGE, 4, 256, 0),
+        "handshakes": MapShape(MapType.LRU_HASH, 8, 64, max_connections),
+        "answered": MapShape(MapType.LRU_HASH, FLOW.size, 8, ANSWERED_SYNS),
+        "leaving": MapShape(MapType.HASH, 8, 12, max_connections),
+        "settings": MapShape(MapType.ARRAY, 4, SETTINGS.size, 1),
+        "ports": MapShape(MapType.ARRAY, 4, 8, EXCLUDED_PORT_WORDS),
+        "counters": MapShape(MapType.PERCPU_ARRAY, 4, 8 * len(COUNTERS), 1),
+        "manifest": MapShape(MapType.ARRAY, 4, MANIFEST_SIZE, 1),
+        "requests": MapShape(MapType.RINGBUF, 0, 0, page_size),
+        "events": MapShape(MapType.RINGBUF, 0, 0, 64 * page_size),
+    }
+
+
+@dataclass
+class Settings:
+    """struct settings: what the daemon tells the running programs."""
+
+    stopped: int = 0
+    epoch: int = 0
+    window_bytes: int = 0
+    trace: int = 0
+
+    def pack(self) -> bytes:
+        return SETTINGS.pack(self.stopped, self.epoch, self.window_bytes, self.trace)
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> Settings:
+        return cls(*SETTINGS.unpack(raw))
+
+
+@dataclass(frozen=True)
+class Flow:
+    """A connection's addresses, as the client sees them."""
+
+    client: str
+    server: str
+    netns: int
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> Flow:
+        client, server, netns, client_port, server_port = FLOW.unpack(raw)
+        return cls(_address(client, client_port), _address(server, server_port), netns)
+
+
+def _address(raw: bytes, port: int) -> str:
+    ip = IPv6Address(raw)
+    return f"{ip.ipv4_mapped}:{port}" if ip.ipv4_mapped else f"[{ip}]:{port}"
+
+
+@dataclass(frozen=True)
+class Event:
+    """struct event; `time` is CLOCK_MONOTONIC in ns, `reason` empty where there is none."""
+
+    time: int
+    kind: str
+    reason: str
+    flow: Flow
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> Event:
+        time, kind, reason, flow = EVENT.unpack(raw)
+        name = COUNTERS[reason].partition("_")[2] if kind >= EVENT_KINDS.index("declined") else ""
+        return cls(time, EVENT_KINDS[kind], name, Flow.unpack(flow))

@@ -1,0 +1,405 @@
+"""ctypes over libbpf.so.1: the calls the daemon needs, with real prototypes and OSError.
+
+libbpf 1.x returns -errno from integer calls and NULL with errno set from pointer calls
+(libbpf_set_strict_mode() history, libbpf 1.0 release notes). File descriptors are wrapped in
+`Fd`, which closes itself.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable
+from ctypes import POINTER, c_char, c_char_p, c_int, c_size_t, c_uint8, c_uint32, c_uint64, c_void_p
+from enum import IntEnum
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+BPF_NOEXIST = 1
+BPFFS_MAGIC = 0xCAFE4A11  # include/uapi/linux/magic.h
+
+
+class MapType(IntEnum):
+    """enum bpf_map_type, include/uapi/linux/bpf.h; the types the datapath uses."""
+
+    HASH = 1
+    ARRAY = 2
+    PERCPU_ARRAY = 6
+    LRU_HASH = 9
+    ARRAY_OF_MAPS = 12
+    SOCKHASH = 18
+    SK_STORAGE = 24
+    RINGBUF = 27
+
+
+class ProgType(IntEnum):
+    """enum bpf_prog_type."""
+
+    SOCK_OPS = 13
+    SK_MSG = 16
+    TRACING = 26
+
+
+class AttachType(IntEnum):
+    """enum bpf_attach_type."""
+
+    CGROUP_SOCK_OPS = 3
+    SK_MSG_VERDICT = 7
+    TRACE_ITER = 28
+
+
+class LinkType(IntEnum):
+    """enum bpf_link_type."""
+
+    CGROUP = 3
+    ITER = 4
+
+
+class ProgInfo(ctypes.Structure):
+    """The head of struct bpf_prog_info; the kernel fills as much as it is given."""
+
+    _fields_ = [
+        ("type", c_uint32),
+        ("id", c_uint32),
+        ("tag", c_uint8 * 8),
+        ("jited_prog_len", c_uint32),
+        ("xlated_prog_len", c_uint32),
+        ("jited_prog_insns", c_uint64),
+        ("xlated_prog_insns", c_uint64),
+        ("load_time", c_uint64),
+        ("created_by_uid", c_uint32),
+        ("nr_map_ids", c_uint32),
+        ("map_ids", c_uint64),
+        ("name", c_char * 16),
+    ]
+
+
+class MapInfo(ctypes.Structure):
+    """The head of struct bpf_map_info."""
+
+    _fields_ = [
+        ("type", c_uint32),
+        ("id", c_uint32),
+        ("key_size", c_uint32),
+        ("value_size", c_uint32),
+        ("max_entries", c_uint32),
+        ("map_flags", c_uint32),
+        ("name", c_char * 16),
+    ]
+
+
+class _CgroupLink(ctypes.Structure):
+    _fields_ = [("cgroup_id", c_uint64), ("attach_type", c_uint32)]
+
+
+class _IterLink(ctypes.Structure):
+    _fields_ = [("target_name", c_uint64), ("target_name_len", c_uint32), ("map_id", c_uint32)]
+
+
+class _LinkDetail(ctypes.Union):
+    _fields_ = [("cgroup", _CgroupLink), ("iter", _IterLink), ("size", c_char * 32)]
+
+
+class LinkInfo(ctypes.Structure):
+    """The head of struct bpf_link_info."""
+
+    _fields_ = [
+        ("type", c_uint32),
+        ("id", c_uint32),
+        ("prog_id", c_uint32),
+        ("_detail_align", c_uint32),
+        ("detail", _LinkDetail),
+    ]
+
+
+class _LinkCreateOpts(ctypes.Structure):
+    """struct bpf_link_create_opts, libbpf bpf.h."""
+
+    _fields_ = [
+        ("sz", c_size_t),
+        ("flags", c_uint32),
+        ("iter_info", c_void_p),
+        ("iter_info_len", c_uint32),
+        ("target_btf_id", c_uint32),
+        ("detail", c_uint64 * 4),
+    ]
+
+
+class _MapCreateOpts(ctypes.Structure):
+    """The head of struct bpf_map_create_opts, libbpf bpf.h."""
+
+    _fields_ = [
+        ("sz", c_size_t),
+        ("btf_fd", c_uint32),
+        ("btf_key_type_id", c_uint32),
+        ("btf_value_type_id", c_uint32),
+        ("btf_vmlinux_value_type_id", c_uint32),
+        ("inner_map_fd", c_uint32),
+        ("map_flags", c_uint32),
+    ]
+
+
+_RingCallback = ctypes.CFUNCTYPE(c_int, c_void_p, c_void_p, c_size_t)
+
+_PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
+    "bpf_obj_get": (c_int, [c_char_p]),
+    "bpf_obj_pin": (c_int, [c_int, c_char_p]),
+    "bpf_obj_get_info_by_fd": (c_int, [c_int, c_void_p, POINTER(c_uint32)]),
+    "bpf_map_lookup_elem": (c_int, [c_int, c_void_p, c_void_p]),
+    "bpf_map_update_elem": (c_int, [c_int, c_void_p, c_void_p, c_uint64]),
+    "bpf_map_create": (c_int, [c_int, c_char_p, c_uint32, c_uint32, c_uint32, c_void_p]),
+    "bpf_prog_attach": (c_int, [c_int, c_int, c_int, c_uint32]),
+    "bpf_prog_query": (
+        c_int,
+        [c_int, c_int, c_uint32, c_void_p, POINTER(c_uint32), POINTER(c_uint32)],
+    ),
+    "bpf_prog_get_fd_by_id": (c_int, [c_uint32]),
+    "bpf_map_get_fd_by_id": (c_int, [c_uint32]),
+    "bpf_link_create": (c_int, [c_int, c_int, c_int, POINTER(_LinkCreateOpts)]),
+    "bpf_iter_create": (c_int, [c_int]),
+    "libbpf_num_possible_cpus": (c_int, []),
+    "ring_buffer__new": (c_void_p, [c_int, _RingCallback, c_void_p, c_void_p]),
+    "ring_buffer__add": (c_int, [c_void_p, c_int, _RingCallback, c_void_p]),
+    "ring_buffer__consume": (c_int, [c_void_p]),
+    "ring_buffer__epoll_fd": (c_int, [c_void_p]),
+    "ring_buffer__free": (None, [c_void_p]),
+    "btf__load_vmlinux_btf": (c_void_p, []),
+    "btf__free": (None, [c_void_p]),
+    "btf__find_by_name_kind": (c_int, [c_void_p, c_char_p, c_uint32]),
+    "btf__type_by_id": (c_void_p, [c_void_p, c_uint32]),
+    "btf__name_by_offset": (c_char_p, [c_void_p, c_uint32]),
+    "libbpf_set_print": (c_void_p, [c_void_p]),
+}
+
+
+def _load() -> ctypes.CDLL:
+    lib = ctypes.CDLL("libbpf.so.1", use_errno=True)
+    for name, (result, arguments) in _PROTOTYPES.items():
+        function = getattr(lib, name)
+        function.restype = result
+        function.argtypes = arguments
+    lib.libbpf_set_print(None)  # errors are raised, not printed
+    return lib
+
+
+lib = _load()
+
+
+def _check(result: int, what: str) -> int:
+    if result < 0:
+        raise OSError(-result, f"{what}: {os.strerror(-result)}")
+    return result
+
+
+class Fd:
+    """An owned file descriptor."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def fileno(self) -> int:
+        return self.number
+
+    def close(self) -> None:
+        if self.number >= 0:
+            os.close(self.number)
+            self.number = -1
+
+    def __enter__(self) -> Fd:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def open_pin(path: Path) -> Fd:
+    """Opens a pinned program, map or link. OSError, EACCES if `path` is no BPF object."""
+    return Fd(_check(lib.bpf_obj_get(os.fsencode(path)), f"open {path}"))
+
+
+def pin(fd: Fd, path: Path) -> None:
+    _check(lib.bpf_obj_pin(fd.number, os.fsencode(path)), f"pin {path}")
+
+
+def object_kind(fd: Fd) -> str:
+    """'prog', 'map' or 'link', from the name of the anonymous inode behind the descriptor."""
+    target = os.readlink(f"/proc/self/fd/{fd.number}")
+    for kind in ("prog", "map", "link"):
+        if target.startswith(f"anon_inode:bpf-{kind}") or target == f"anon_inode:bpf_{kind}":
+            return kind
+    return target
+
+
+def _info(fd: Fd, info: ctypes.Structure, what: str) -> None:
+    size = c_uint32(ctypes.sizeof(info))
+    _check(
+        lib.bpf_obj_get_info_by_fd(fd.number, ctypes.byref(info), ctypes.byref(size)),
+        f"read {what} info",
+    )
+
+
+def prog_info(fd: Fd) -> ProgInfo:
+    info = ProgInfo()
+    _info(fd, info, "program")
+    return info
+
+
+def prog_tag(fd: Fd) -> str:
+    """The kernel's hash over a program's instructions, in hex."""
+    return bytes(prog_info(fd).tag).hex()
+
+
+def prog_map_ids(fd: Fd) -> set[int]:
+    """Ids of the maps a program uses."""
+    count = prog_info(fd).nr_map_ids
+    ids = (c_uint32 * max(count, 1))()
+    info = ProgInfo(nr_map_ids=count, map_ids=ctypes.addressof(ids))
+    _info(fd, info, "program")
+    return set(ids[:count])
+
+
+def map_info(fd: Fd) -> MapInfo:
+    info = MapInfo()
+    _info(fd, info, "map")
+    return info
+
+
+def link_info(fd: Fd) -> LinkInfo:
+    info = LinkInfo()
+    _info(fd, info, "link")
+    return info
+
+
+def lookup(fd: Fd, key: bytes, value_size: int) -> bytes:
+    """A value; for per-CPU maps `value_size` is the total over all possible CPUs."""
+    value = ctypes.create_string_buffer(value_size)
+    _check(lib.bpf_map_lookup_elem(fd.number, key, value), "map lookup")
+    return value.raw
+
+
+def update(fd: Fd, key: bytes, value: bytes) -> None:
+    _check(lib.bpf_map_update_elem(fd.number, key, value, 0), "map update")
+
+
+def possible_cpus() -> int:
+    return _check(lib.libbpf_num_possible_cpus(), "count CPUs")
+
+
+def attach_sk_msg(prog: Fd, sockhash: Fd) -> None:
+    _check(
+        lib.bpf_prog_attach(prog.number, sockhash.number, AttachType.SK_MSG_VERDICT, 0),
+        "attach sk_msg program to sockhash",
+    )
+
+
+def attached_sk_msg(sockhash: Fd) -> int | None:
+    """Id of the sk_msg program of a sockhash, or None (sock_map_bpf_prog_query(), Linux 5.17)."""
+    ids = (c_uint32 * 4)()
+    count = c_uint32(len(ids))
+    _check(
+        lib.bpf_prog_query(
+            sockhash.number, AttachType.SK_MSG_VERDICT, 0, None, ids, ctypes.byref(count)
+        ),
+        "query sockhash",
+    )
+    return ids[0] if count.value else None
+
+
+def prog_exists(prog_id: int) -> bool:
+    return _exists(lib.bpf_prog_get_fd_by_id(prog_id))
+
+
+def map_exists(map_id: int) -> bool:
+    return _exists(lib.bpf_map_get_fd_by_id(map_id))
+
+
+def _exists(fd: int) -> bool:
+    if fd < 0:
+        return False
+    os.close(fd)
+    return True
+
+
+def create_cgroup_link(prog: Fd, cgroup: Fd) -> Fd:
+    """Attaches a sock_ops program beside whatever others the cgroup has (multi-attach)."""
+    link = lib.bpf_link_create(prog.number, cgroup.number, AttachType.CGROUP_SOCK_OPS, None)
+    return Fd(_check(link, "attach sock_ops program to cgroup"))
+
+
+def create_iterator_link(prog: Fd, over: Fd) -> Fd:
+    """A link that, once opened with bpf_iter_create() or through its pin, walks map `over`."""
+    info = c_uint32(over.number)  # union bpf_iter_link_info.map.map_fd
+    options = _LinkCreateOpts(
+        sz=ctypes.sizeof(_LinkCreateOpts),
+        iter_info=ctypes.addressof(info),
+        iter_info_len=ctypes.sizeof(info),
+    )
+    link = lib.bpf_link_create(prog.number, 0, AttachType.TRACE_ITER, ctypes.byref(options))
+    return Fd(_check(link, "create iterator"))
+
+
+def open_iterator(link: Fd) -> Fd:
+    """A file whose content is the iterator's output; each one walks once."""
+    return Fd(_check(lib.bpf_iter_create(link.number), "open iterator"))
+
+
+def wait_for_programs() -> None:
+    """Returns when every BPF program that was running at the time of the call has ended.
+
+    Updating a map of maps waits for an RCU grace period before it returns, on every kernel
+    configuration (maybe_wait_bpf_programs(), kernel/bpf/syscall.c).
+    """
+    with Fd(_check(lib.bpf_map_create(MapType.ARRAY, b"grace", 4, 4, 1, None), "create map")) as inner:
+        options = _MapCreateOpts(sz=ctypes.sizeof(_MapCreateOpts), inner_map_fd=inner.number)
+        outer_fd = lib.bpf_map_create(
+            MapType.ARRAY_OF_MAPS, b"grace", 4, 4, 1, ctypes.byref(options)
+        )
+        with Fd(_check(outer_fd, "create map of maps")) as outer:
+            update(outer, bytes(4), inner.number.to_bytes(4, "little"))
+
+
+class RingBuffers:
+    """Consumer of BPF ring buffers; `fileno()` is an epoll descriptor for an event loop."""
+
+    def __init__(self) -> None:
+        self._manager: int | None = None
+        self._callbacks: list[Any] = []
+
+    def add(self, ring: Fd, callback: Callable[[bytes], None]) -> None:
+        def trampoline(_context: object, data: int, size: int) -> int:
+            callback(ctypes.string_at(data, size))
+            return 0
+
+        function = _RingCallback(trampoline)
+        self._callbacks.append(function)  # must outlive the ring buffer
+        if self._manager is None:
+            ctypes.set_errno(0)
+            self._manager = lib.ring_buffer__new(ring.number, function, None, None)
+            if not self._manager:
+                raise OSError(ctypes.get_errno(), "open ring buffer")
+        else:
+            _check(lib.ring_buffer__add(self._manager, ring.number, function, None), "open ring buffer")
+
+    def fileno(self) -> int:
+        return int(lib.ring_buffer__epoll_fd(self._manager))
+
+    def consume(self) -> int:
+        """Calls back for each waiting record; returns their number."""
+        return _check(lib.ring_buffer__consume(self._manager), "read ring buffer")
+
+    def close(self) -> None:
+        if self._manager is not None:
+            lib.ring_buffer__free(self._manager)
+            self._manager = None
+        self._callbacks.clear()
+
+

@@ -1,0 +1,79 @@
+"""Which kernel fields the datapath reads, as -D flags for the BPF compiler."""
+
+from __future__ import annotations
+
+from sockredird.btf import Field, KernelTypes
+from sockredird.errors import UnsupportedKernel
+
+# Struct and path, named OFF_<struct>_<last component> in the C source.
+_REQUIRED = (
+    ("sock", "sk_user_data"),
+    ("sock", "sk_rcvbuf"),
+    ("sock", "sk_userlocks"),
+    ("sock", "sk_kern_sock"),
+    ("sock", "__sk_common.skc_flags"),
+    ("sock", "__sk_common.skc_refcnt"),
+    ("sk_psock", "sk"),
+    ("sk_psock", "ingress_msg"),
+    ("sk_psock", "refcnt"),
+    ("inet_connection_sock", "icsk_ulp_ops"),
+    ("tcp_sock", "write_seq"),
+    ("tcp_sock", "repair"),
+)
+# Absent where the kernel was built without the feature, or is older than the field.
+_OPTIONAL = (
+    ("sk_psock", "msg_tot_len"),  # 6.6.128, 6.12.75, 6.18.14, 7.0
+    ("tcp_sock", "is_mptcp"),  # CONFIG_MPTCP
+    ("tcp_sock", "syn_smc"),  # CONFIG_SMC
+)
+# Timers that hold a reference to their socket while armed; 6.19 moved two of them.
+_TIMERS = (
+    ("sock", "sk_timer"),
+    ("sock", "tcp_retransmit_timer"),
+    ("inet_connection_sock", "icsk_keepalive_timer"),
+    ("inet_connection_sock", "icsk_retransmit_timer"),
+    ("inet_connection_sock", "icsk_delack_timer"),
+)
+
+
+def _flags(struct: str, path: str, field: Field) -> list[str]:
+    name = f"{struct}_{path.rpartition('.')[2]}"
+    return [
+        f"-DOFF_{name}={field.offset}",
+        f"-DMASK_{name}={field.mask}",
+        f"-DSHIFT_{name}={field.shift}",
+    ]
+
+
+def compiler_flags() -> list[str]:
+    """-D flags for the running kernel.
+
+    Raises UnsupportedKernel, naming the field, if one the datapath cannot do without is missing.
+    """
+    kernel = KernelTypes()
+    try:
+        flags: list[str] = []
+        for struct, path in _REQUIRED:
+            field = kernel.field(struct, path)
+            if field is None:
+                raise UnsupportedKernel(
+                    f"the kernel's struct {struct} has no field {path}; Linux 6.1 or later is needed"
+                )
+            flags += _flags(struct, path, field)
+        for struct, path in _OPTIONAL:
+            field = kernel.field(struct, path)
+            if field is not None:
+                flags += _flags(struct, path, field)
+        found = {f.offset for f in (kernel.field(s, p) for s, p in _TIMERS) if f is not None}
+        pprev = kernel.field("timer_list", "entry.pprev")
+        zerocopy = kernel.enumerator("sock_flags", "SOCK_ZEROCOPY")
+        if pprev is None or zerocopy is None or not found:
+            raise UnsupportedKernel(
+                "the kernel's BTF lacks struct timer_list or enum sock_flags; "
+                "Linux 6.1 or later is needed"
+            )
+        flags += [f"-DOFF_timer_{i}={offset}" for i, offset in enumerate(sorted(found))]
+        flags += [f"-DOFF_timer_list_pprev={pprev.offset}", f"-DBIT_SOCK_ZEROCOPY={zerocopy}"]
+        return flags
+    finally:
+        kernel.close()
