@@ -8,13 +8,23 @@ import json
 import sys
 from typing import Any
 
+from dbus_next import Variant
+
 from sockredirctl import render
 from sockredirctl.client import Client
 from sockredirctl.errors import ClientError, Exit
 
 
-async def _enable(client: Client, _arguments: argparse.Namespace) -> None:
-    await client.call("Enable")
+async def _enable(client: Client, arguments: argparse.Namespace) -> None:
+    scope: dict[str, Variant] = {}
+    if arguments.cgroup is not None:
+        scope["cgroup"] = Variant("s", arguments.cgroup)
+    if arguments.port:
+        scope["only_ports"] = Variant("au", arguments.port)
+    if scope:
+        await client.call("EnableWith", "a{sv}", scope)
+    else:
+        await client.call("Enable")
 
 
 async def _disable(client: Client, _arguments: argparse.Namespace) -> None:
@@ -62,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="sockredirctl",
         description="Controls sockredird, which accelerates TCP between programs on this host.",
-        epilog="exit status: 0 done, 1 failed, 2 usage, 3 daemon not running, 4 denied, 5 timed out",
+        epilog="exit status: 0 done, 1 failed, 2 usage, 3 not running, 4 denied, 5 timed out",
     )
     parser.add_argument("--version", action="version", version=f"sockredirctl {_version()}")
     common = argparse.ArgumentParser(add_help=False)
@@ -85,7 +95,27 @@ def _parser() -> argparse.ArgumentParser:
     ):
         command = commands.add_parser(name, parents=parents, help=text, description=text)
         command.set_defaults(function=function)
+        if function is _enable:
+            command.add_argument(
+                "--cgroup",
+                metavar="PATH",
+                help="accelerate within this cgroup (as in /proc/PID/cgroup) until disabled",
+            )
+            command.add_argument(
+                "--port",
+                type=_port,
+                action="append",
+                metavar="PORT",
+                help="accelerate connections to this listening port only; may be repeated",
+            )
     return parser
+
+
+def _port(text: str) -> int:
+    value = int(text)
+    if not 0 < value < 65536:
+        raise argparse.ArgumentTypeError("must be from 1 to 65535")
+    return value
 
 
 def _seconds(text: str) -> float:

@@ -51,7 +51,7 @@ class Client:
             self._bus = await asyncio.wait_for(
                 MessageBus(bus_type=BusType.SYSTEM).connect(), self._timeout
             )
-        except asyncio.TimeoutError as error:
+        except TimeoutError as error:
             raise ClientError("the system bus does not answer", Exit.TIMED_OUT) from error
         except Exception as error:  # dbus-next raises whatever its socket or parser raised
             raise ClientError(
@@ -75,7 +75,7 @@ class Client:
         )
         try:
             reply = await asyncio.wait_for(self._bus.call(message), self._timeout)
-        except asyncio.TimeoutError as error:
+        except TimeoutError as error:
             raise ClientError(
                 f"no answer to {member} within {self._timeout:g} s; it may still be carried out",
                 Exit.TIMED_OUT,
@@ -89,9 +89,7 @@ class Client:
         return plain(reply.body[0]) if reply.body else None
 
     async def properties(self) -> dict[str, Any]:
-        result: dict[str, Any] = await self.call(
-            "GetAll", "s", INTERFACE, interface=_PROPERTIES
-        )
+        result: dict[str, Any] = await self.call("GetAll", "s", INTERFACE, interface=_PROPERTIES)
         return result
 
     async def events(self, show: Callable[[dict[str, Any]], None]) -> None:

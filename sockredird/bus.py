@@ -120,7 +120,7 @@ class Manager1(ServiceInterface):  # type: ignore[misc]
     @method()
     @_answered
     @no_type_check
-    async def EnableWith(self, scope: "a{sv}"):  # noqa: F722
+    async def EnableWith(self, scope: "a{sv}"):
         await self._need_root()
         await self._backend.enable({name: value.value for name, value in scope.items()})
 
@@ -134,7 +134,7 @@ class Manager1(ServiceInterface):  # type: ignore[misc]
     @method()
     @_answered
     @no_type_check
-    async def Stats(self) -> "a{sv}":  # noqa: F722
+    async def Stats(self) -> "a{sv}":
         return {name: Variant("t", value) for name, value in (await self._backend.stats()).items()}
 
     @method()
@@ -167,12 +167,12 @@ class Manager1(ServiceInterface):  # type: ignore[misc]
 
     @dbus_property(access=PropertyAccess.READ)
     @no_type_check
-    def Scope(self) -> "a{sv}":  # noqa: F722
+    def Scope(self) -> "a{sv}":
         return self._backend.properties()["Scope"].value
 
     @signal(name="Event")
     @no_type_check
-    def event(self, event: "a{sv}") -> "a{sv}":  # noqa: F722
+    def event(self, event: "a{sv}") -> "a{sv}":
         """Declared for introspection; send_event() sends it to subscribers only."""
         return event
 

@@ -54,7 +54,7 @@ def compile_and_pin(directory: Path, max_connections: int) -> None:
             check=False,
         )
     except subprocess.TimeoutExpired as error:
-        raise LoadFailed(f"compiling the BPF programs took longer than {TIMEOUT_S:.0f} s") from error
+        raise LoadFailed(f"compiling the BPF programs took over {TIMEOUT_S:.0f} s") from error
     if child.returncode == 0:
         return
     try:

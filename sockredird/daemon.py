@@ -83,9 +83,9 @@ class Daemon:
         self._retire_timer: asyncio.TimerHandle | None = None
 
     async def run(self) -> None:
-        """Serves until SIGTERM or SIGINT; raises SockredirError if it cannot start or loses the bus.
+        """Serves until SIGTERM or SIGINT; the datapath stays as it is.
 
-        The datapath stays as it is in either case.
+        Raises SockredirError if it cannot start or loses the bus; the datapath stays then, too.
         """
         lock_fd = lock(Path(self._config.paths.runtime))
         self._bus = await dbus.connect()
@@ -245,4 +245,3 @@ class Daemon:
         else:
             log.error("the worker has not come back for %.0f s", time.monotonic() - since)
         self._loop.call_later(interval, self._ping_watchdog, interval)
-

@@ -19,12 +19,13 @@ EVENTS_PER_SECOND = 2000
 
 
 class EventRelay:
-    """Lives on the event loop. A flood is cut off per second, and the next event says by how much."""
+    """Lives on the event loop. A flood is cut off; the next event says how many were dropped."""
 
     def __init__(self, bus: MessageBus) -> None:
         self._bus = bus
         self._clients: set[str] = set()
         self._switch: Callable[[bool], None] = lambda on: None
+        self._leaving: asyncio.Future[None] | None = None
         self._second = 0
         self._sent = 0
         self._dropped = 0
@@ -76,11 +77,8 @@ class EventRelay:
         if message.message_type == MessageType.SIGNAL and message.member == "NameOwnerChanged":
             name, _old, new = message.body
             if name in self._clients and not new:
-                asyncio.ensure_future(self.discard(name))
+                self._leaving = asyncio.ensure_future(self.discard(name))
 
 
 def _match(client: str) -> str:
-    return (
-        "type='signal',sender='org.freedesktop.DBus',member='NameOwnerChanged',"
-        f"arg0='{client}'"
-    )
+    return f"type='signal',sender='org.freedesktop.DBus',member='NameOwnerChanged',arg0='{client}'"

@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import resource
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -24,7 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sockredird import __version__, compiler, libbpf
+from sockredird import __version__, adoption, compiler, libbpf
+from sockredird.adoption import ATTACHED, LAYOUT_VERSION, MEMBERS, PIN_NAMES
 from sockredird.cgroup import cgroup_id
 from sockredird.errors import Internal, LoadFailed
 from sockredird.layout import (
@@ -35,15 +35,11 @@ from sockredird.layout import (
     PROGRAMS,
     SETTINGS,
     Settings,
-    map_shapes,
 )
-from sockredird.libbpf import Fd, LinkType
+from sockredird.libbpf import Fd
 
 log = logging.getLogger(__name__)
 
-ATTACHED = "attached"
-MEMBERS = "members"
-LAYOUT_VERSION = 1
 RELEASE_TIMEOUT_S = 0.5
 _ZERO = bytes(4)
 
@@ -66,15 +62,6 @@ class Walked:
     entries: int
     connections: int
     leaving: int
-
-
-def _pin_names(max_connections: int) -> set[str]:
-    return {*PROGRAMS, *map_shapes(max_connections, resource.getpagesize())}
-
-
-def is_ours(directory: Path) -> bool:
-    """Whether a staging directory holds nothing but names this module pins."""
-    return {p.name for p in directory.iterdir()} <= _pin_names(1) | {MEMBERS, ATTACHED}
 
 
 def discard(directory: Path) -> None:
@@ -128,17 +115,22 @@ class Generation:
         is changed then.
         """
         try:
-            return cls(directory, *_open_checked(directory))
+            return cls(directory, *adoption.open_checked(directory))
         except OSError as error:
             raise LoadFailed(f"{directory}: {error.strerror or error}") from error
 
     def _attach(self, cgroup: Path) -> None:
-        with (
-            Fd(os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY)) as cgroup_fd,
-            libbpf.create_cgroup_link(self._pins["pair"], cgroup_fd) as link,
-        ):
+        with Fd(os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY)) as cgroup_fd:
+            try:
+                link = libbpf.create_cgroup_link(self._pins["pair"], cgroup_fd)
+            except PermissionError as error:
+                raise LoadFailed(
+                    f"the kernel refuses a sock_ops program on {cgroup}: another program is "
+                    "attached there, or above, exclusively; see bpftool cgroup tree"
+                ) from error
             # From here on connections are accelerated; without the pin the link dies with us.
-            libbpf.pin(link, self.directory / ATTACHED)
+            with link:
+                libbpf.pin(link, self.directory / ATTACHED)
 
     # -- state -------------------------------------------------------------------------------
 
@@ -168,7 +160,7 @@ class Generation:
 
     def capacity(self) -> int:
         """Sockets the sockhash has room for; two per connection."""
-        return libbpf.map_info(self._pins["peers"]).max_entries
+        return int(libbpf.map_info(self._pins["peers"]).max_entries)
 
     # -- changes -----------------------------------------------------------------------------
 
@@ -189,15 +181,13 @@ class Generation:
             data = bytearray()
             while chunk := os.read(lines.number, 1 << 20):
                 data += chunk
-        pairs: set[tuple[int, int]] = set()
-        entries = leaving = 0
-        for client_seq, server_seq, _side, _mode, is_leaving, *_ in MEMBER.iter_unpack(data):
-            entries += 1
-            if is_leaving:
-                leaving += 1
-            else:
-                pairs.add((client_seq, server_seq))
-        return Walked(entries=entries, connections=len(pairs), leaving=leaving)
+        # sets, as the kernel visits a bucket again when its output did not fit in one read()
+        ends: set[tuple[int, int, int]] = set()
+        leaving: set[tuple[int, int, int]] = set()
+        for client_seq, server_seq, side, _mode, is_leaving, *_ in MEMBER.iter_unpack(data):
+            (leaving if is_leaving else ends).add((client_seq, server_seq, side))
+        connections = len({end[:2] for end in ends})
+        return Walked(len(ends) + len(leaving), connections, len(leaving))
 
     def retire(self, timeout: float, done: Callable[[Walked], bool]) -> bool:
         """Walks, a grace period apart, until `done` or for `timeout` seconds; whether it is done.
@@ -252,7 +242,7 @@ def _wait_until_freed(programs: list[int], maps: list[int]) -> None:
 
 def _furnish(staging: Path, plan: Plan) -> None:
     """Everything between loading and attaching."""
-    pins = {name: libbpf.open_pin(staging / name) for name in _pin_names(plan.max_connections)}
+    pins = {name: libbpf.open_pin(staging / name) for name in PIN_NAMES}
     # sk_msg before sock_ops: a socket copies the sockhash's program when it is inserted
     libbpf.attach_sk_msg(pins["redirect"], pins["peers"])
     with libbpf.create_iterator_link(pins["walk"], pins["peers"]) as members:
@@ -280,75 +270,3 @@ def _furnish(staging: Path, plan: Plan) -> None:
     libbpf.update(pins["manifest"], _ZERO, text.ljust(MANIFEST_SIZE, b"\0"))
     for fd in pins.values():
         fd.close()
-
-
-def _open_checked(directory: Path) -> tuple[dict[str, Fd], dict[str, Any]]:
-    def refuse(name: str, found: object, expected: object) -> LoadFailed:
-        return LoadFailed(
-            f"{directory / name} is not sockredird's: found {found}, expected {expected}. "
-            f"Nothing was changed; remove it or point [paths] bpffs elsewhere"
-        )
-
-    names = {p.name for p in directory.iterdir()}
-    wanted = _pin_names(1) | {MEMBERS}
-    for name in sorted(names - wanted - {ATTACHED}):
-        raise refuse(name, "a name", "no such pin")
-    for name in sorted(wanted - names):
-        raise refuse(name, "no pin", "one")
-
-    pins = {name: libbpf.open_pin(directory / name) for name in wanted - {MEMBERS}}
-    for name, fd in pins.items():
-        kind = "prog" if name in PROGRAMS else "map"
-        if libbpf.object_kind(fd) != kind:
-            raise refuse(name, libbpf.object_kind(fd), kind)
-
-    info = libbpf.map_info(pins["manifest"])
-    if info.value_size != MANIFEST_SIZE or info.type != libbpf.MapType.ARRAY:
-        raise refuse("manifest", f"a map of {info.value_size} bytes", f"{MANIFEST_SIZE}")
-    try:
-        manifest = json.loads(libbpf.lookup(pins["manifest"], _ZERO, MANIFEST_SIZE).rstrip(b"\0"))
-        layout, tags = manifest["layout"], manifest["tags"]
-        shapes = map_shapes(manifest["max_connections"], resource.getpagesize())
-    except (ValueError, KeyError, TypeError) as error:
-        raise refuse("manifest", f"unreadable notes ({error})", "sockredird's") from error
-    if layout != LAYOUT_VERSION:
-        raise refuse("manifest", f"layout {layout}", f"layout {LAYOUT_VERSION}")
-
-    for name, shape in shapes.items():
-        info = libbpf.map_info(pins[name])
-        found = (info.type, info.key_size, info.value_size, info.max_entries)
-        expected = (shape.type, shape.key_size, shape.value_size, shape.max_entries)
-        if found != expected or info.name.decode() != name:
-            raise refuse(name, f"map {info.name.decode()} {found}", f"map {name} {expected}")
-    our_maps = {libbpf.map_info(pins[name]).id for name in shapes}
-    for name, (_function, prog_type) in PROGRAMS.items():
-        prog = libbpf.prog_info(pins[name])
-        tag = libbpf.prog_tag(pins[name])
-        if (prog.type, tag) != (prog_type, tags.get(name)):
-            raise refuse(name, f"program type {prog.type} tag {tag}", f"{prog_type} {tags.get(name)}")
-        if not libbpf.prog_map_ids(pins[name]) <= our_maps:
-            raise refuse(name, "a program on other maps", "the maps pinned beside it")
-    redirect_id = libbpf.prog_info(pins["redirect"]).id
-    if libbpf.attached_sk_msg(pins["peers"]) != redirect_id:
-        raise refuse("peers", "another sk_msg program, or none", f"program id {redirect_id}")
-
-    with libbpf.open_pin(directory / MEMBERS) as fd:
-        link = libbpf.link_info(fd)
-        if (link.type, link.prog_id) != (LinkType.ITER, libbpf.prog_info(pins["walk"]).id):
-            raise refuse(MEMBERS, f"link type {link.type} of program {link.prog_id}", "the iterator")
-    if ATTACHED in names:
-        with libbpf.open_pin(directory / ATTACHED) as fd:
-            link = libbpf.link_info(fd)
-            found_link = (link.type, link.prog_id, link.detail.cgroup.cgroup_id)
-            expected_link = (
-                LinkType.CGROUP,
-                libbpf.prog_info(pins["pair"]).id,
-                manifest["cgroup_id"],
-            )
-            if found_link != expected_link:
-                raise refuse(
-                    ATTACHED,
-                    "link (type, program, cgroup) = {}, {}, {}".format(*found_link),
-                    "{}, {}, {}".format(*expected_link),
-                )
-    return pins, manifest

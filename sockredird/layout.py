@@ -41,7 +41,7 @@ COUNTERS = (
     "retired_window",
     "retired_messages",
     "retired_late_pairing",
-    "retired_redirect_failed",
+    "retired_peer_gone",
     "retired_disable",
 )
 

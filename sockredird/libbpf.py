@@ -232,7 +232,7 @@ def pin(fd: Fd, path: Path) -> None:
 
 def object_kind(fd: Fd) -> str:
     """'prog', 'map' or 'link', from the name of the anonymous inode behind the descriptor."""
-    target = os.readlink(f"/proc/self/fd/{fd.number}")
+    target = str(Path(f"/proc/self/fd/{fd.number}").readlink())
     for kind in ("prog", "map", "link"):
         if target.startswith(f"anon_inode:bpf-{kind}") or target == f"anon_inode:bpf_{kind}":
             return kind
@@ -358,7 +358,8 @@ def wait_for_programs() -> None:
     Updating a map of maps waits for an RCU grace period before it returns, on every kernel
     configuration (maybe_wait_bpf_programs(), kernel/bpf/syscall.c).
     """
-    with Fd(_check(lib.bpf_map_create(MapType.ARRAY, b"grace", 4, 4, 1, None), "create map")) as inner:
+    inner_fd = lib.bpf_map_create(MapType.ARRAY, b"grace", 4, 4, 1, None)
+    with Fd(_check(inner_fd, "create map")) as inner:
         options = _MapCreateOpts(sz=ctypes.sizeof(_MapCreateOpts), inner_map_fd=inner.number)
         outer_fd = lib.bpf_map_create(
             MapType.ARRAY_OF_MAPS, b"grace", 4, 4, 1, ctypes.byref(options)
@@ -387,7 +388,8 @@ class RingBuffers:
             if not self._manager:
                 raise OSError(ctypes.get_errno(), "open ring buffer")
         else:
-            _check(lib.ring_buffer__add(self._manager, ring.number, function, None), "open ring buffer")
+            added = lib.ring_buffer__add(self._manager, ring.number, function, None)
+            _check(added, "open ring buffer")
 
     def fileno(self) -> int:
         return int(lib.ring_buffer__epoll_fd(self._manager))
@@ -401,5 +403,3 @@ class RingBuffers:
             lib.ring_buffer__free(self._manager)
             self._manager = None
         self._callbacks.clear()
-
-

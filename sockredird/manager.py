@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from sockredird import cgroup, config, store
+from sockredird.adoption import is_ours
 from sockredird.config import Config, Scope
 from sockredird.errors import LoadFailed, SockredirError, UnsupportedKernel
-from sockredird.generation import Generation, Plan, Walked, discard, is_ours
+from sockredird.generation import Generation, Plan, Walked, discard
 from sockredird.layout import COUNTERS
 from sockredird.mounts import filesystem_of
 

@@ -35,7 +35,7 @@ def mounts() -> list[Mount]:
 
 
 def filesystem_of(path: Path) -> str:
-    """Type of the file system that holds an existing path, e.g. 'bpf' or 'cgroup2'; '' if unknown."""
+    """Type of the file system that holds an existing path, e.g. 'bpf'; '' if unknown."""
     device = path.stat().st_dev
     name = f"{os.major(device)}:{os.minor(device)}"
     return next((m.filesystem for m in mounts() if m.device == name), "")

@@ -57,7 +57,8 @@ def compiler_flags() -> list[str]:
             field = kernel.field(struct, path)
             if field is None:
                 raise UnsupportedKernel(
-                    f"the kernel's struct {struct} has no field {path}; Linux 6.1 or later is needed"
+                    f"the kernel's struct {struct} has no field {path}: "
+                    "Linux 6.1 or later is needed"
                 )
             flags += _flags(struct, path, field)
         for struct, path in _OPTIONAL:

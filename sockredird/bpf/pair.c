@@ -64,10 +64,6 @@ inline_fn int flow_in_scope(struct bpf_sock_ops *skops, enum side side, struct f
 		map_v4(local, skops->local_ip4);
 		map_v4(remote, skops->remote_ip4);
 	} else if (skops->family == AF_INET6) {
-		/*
-		 * A request of a v6 listener for a v4 client has family AF_INET6 and only its
-		 * v4 addresses filled in; real v6 sockets never have a loopback v4 peer.
-		 */
 		local[0] = skops->local_ip6[0];
 		local[1] = skops->local_ip6[1];
 		local[2] = skops->local_ip6[2];
@@ -141,6 +137,7 @@ inline_fn enum counter join(struct bpf_sock_ops *skops, struct bpf_sock *sk, enu
 
 	if (!st)
 		return DECLINED_NO_MEMORY;
+	__builtin_memset(st, 0, sizeof(*st));
 	st->self = self;
 	st->peer.pair = *pair;
 	st->peer.side = !side;
@@ -154,6 +151,26 @@ inline_fn enum counter join(struct bpf_sock_ops *skops, struct bpf_sock *sk, enu
 		return DECLINED_MAP_FULL;
 	}
 	return 0;
+}
+
+/*
+ * A socket that was connected before: connect(AF_UNSPEC) leaves it on the sockhash with its unread
+ * messages (only close() takes it off), where the old peer's messages would reach the new one.
+ */
+inline_fn void forget(struct bpf_sock_ops *skops)
+{
+	struct bpf_sock *sk = skops->sk;
+	struct sock_state *st;
+	struct end self;
+
+	if (!sk)
+		return;
+	st = sockets.sk_storage_get(sk, NULL, 0);
+	if (!st)
+		return;
+	self = st->self;
+	peers.delete(&self);
+	sockets.sk_storage_delete(sk);
 }
 
 /* The accepting side speaks first: raised for each SYN a listener in scope answers. */
@@ -294,6 +311,12 @@ int sockredir_pair(struct bpf_sock_ops *skops)
 	int zero = 0;
 	struct settings *s = settings.lookup(&zero);
 
+	switch (skops->op) {
+	case BPF_SOCK_OPS_TCP_CONNECT_CB:
+	case BPF_SOCK_OPS_TCP_LISTEN_CB:
+		forget(skops);
+		return 1;
+	}
 	if (!s || s->stopped)
 		return 1;
 	switch (skops->op) {

@@ -17,6 +17,17 @@ inline_fn int leave(struct sock_state *st, enum counter reason)
 	return SK_PASS;
 }
 
+/*
+ * The peer is not on the map. Closed, if its FIN is here: TCP answers that as it always does.
+ * Otherwise somebody took it off, and this end has to follow.
+ */
+inline_fn int peer_gone(struct bpf_sock *sk, struct sock_state *st)
+{
+	if (sk->state != BPF_TCP_ESTABLISHED)
+		return SK_PASS;
+	return leave(st, RETIRED_PEER_GONE);
+}
+
 /* The first message of a direction: may it, and all that follow, be redirected (I1)? */
 inline_fn int first_message(struct bpf_sock *sk, struct sock_state *st)
 {
@@ -80,7 +91,7 @@ inline_fn enum counter refill(struct sock_state *st, const struct settings *s)
 	__u32 limit;
 
 	if (!psock)
-		return RETIRED_REDIRECT_FAILED;
+		return RETIRED_PEER_GONE;
 	unread = unread_bytes(st, psock);
 	limit = window(st->peer_sk, s);
 	if (unread >= limit)
@@ -126,6 +137,8 @@ int sockredir_msg(struct sk_msg_md *msg)
 	if (!st->budget_bytes || !st->budget_messages) {
 		enum counter reason = refill(st, s);
 
+		if (reason == RETIRED_PEER_GONE)
+			return peer_gone(sk, st);
 		if (reason)
 			return leave(st, reason);
 	}
@@ -134,7 +147,7 @@ int sockredir_msg(struct sk_msg_md *msg)
 	verdict = peers.msg_redirect_hash(msg, &peer, BPF_F_INGRESS);
 	/* SK_DROP here means the peer left the map; dropping would be EACCES to the program (I7). */
 	if (verdict != SK_PASS)
-		return leave(st, RETIRED_REDIRECT_FAILED);
+		return peer_gone(sk, st);
 
 	st->budget_bytes -= size < st->budget_bytes ? size : st->budget_bytes;
 	st->budget_messages--;

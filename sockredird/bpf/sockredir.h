@@ -71,7 +71,7 @@ enum counter {
 	RETIRED_WINDOW,			/* unread bytes reached the window */
 	RETIRED_MESSAGES,		/* too many unread messages, however small */
 	RETIRED_LATE_PAIRING,		/* the first message came before the pair was complete */
-	RETIRED_REDIRECT_FAILED,	/* the peer had left the sockhash */
+	RETIRED_PEER_GONE,		/* the peer was taken off the sockhash by somebody else */
 	RETIRED_DISABLE,
 	COUNTERS
 };

@@ -116,12 +116,15 @@ inline_fn int retire(__u64 sk, struct sock_state *st, const struct settings *s)
 		return 0;
 	reason = l->reason;
 	leaving.delete(&pair);
-	handshakes.delete(&pair);
 	peers.delete(&peer);
 	peers.delete(&self);
-	if (reason < COUNTERS)
-		count(reason, 1);
-	report(EVENT_RETIRED, reason, &st->flow);
+	/* A client whose server end never joined was not accelerated; that end will decline it. */
+	if (peer_sk) {
+		handshakes.delete(&pair);
+		if (reason < COUNTERS)
+			count(reason, 1);
+		report(EVENT_RETIRED, reason, &st->flow);
+	}
 	return 1;
 }
 

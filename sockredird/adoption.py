@@ -1,0 +1,126 @@
+"""Opens what is pinned in a generation's directory, after checking that it is ours.
+
+Pins outlive the daemon that made them, and a directory on a bpffs can hold anything: every id,
+type, tag, size and attach point is compared with what this version creates.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+from pathlib import Path
+from typing import Any
+
+from sockredird import libbpf
+from sockredird.errors import LoadFailed
+from sockredird.layout import MANIFEST_SIZE, PROGRAMS, map_shapes
+from sockredird.libbpf import Fd, LinkType, MapType
+
+ATTACHED = "attached"
+MEMBERS = "members"
+LAYOUT_VERSION = 1
+PIN_NAMES = {*PROGRAMS, *map_shapes(1, resource.getpagesize())}
+_ZERO = bytes(4)
+
+
+def is_ours(directory: Path) -> bool:
+    """Whether a staging directory holds nothing but names that generations pin."""
+    return {p.name for p in directory.iterdir()} <= PIN_NAMES | {MEMBERS, ATTACHED}
+
+
+def open_checked(directory: Path) -> tuple[dict[str, Fd], dict[str, Any]]:
+    """Descriptors of a generation's programs and maps by name, and its manifest.
+
+    Raises LoadFailed naming the first object that differs and how, or OSError.
+    """
+    names = {p.name for p in directory.iterdir()}
+    wanted = PIN_NAMES | {MEMBERS}
+    for name in sorted(names - wanted - {ATTACHED}):
+        raise _refuse(directory / name, "a pin", "no such name")
+    for name in sorted(wanted - names):
+        raise _refuse(directory / name, "no pin", "one")
+
+    pins = {name: libbpf.open_pin(directory / name) for name in PIN_NAMES}
+    for name, fd in pins.items():
+        kind = "prog" if name in PROGRAMS else "map"
+        if libbpf.object_kind(fd) != kind:
+            raise _refuse(directory / name, libbpf.object_kind(fd), kind)
+    manifest = _check_maps(directory, pins)
+    _check_programs(directory, pins, manifest)
+    _check_links(directory, pins, manifest)
+    return pins, manifest
+
+
+def _refuse(path: Path, found: object, expected: object) -> LoadFailed:
+    return LoadFailed(
+        f"{path} is not sockredird's: found {found}, expected {expected}. "
+        "Nothing was changed; remove it or point [paths] bpffs elsewhere"
+    )
+
+
+def _check_maps(directory: Path, pins: dict[str, Fd]) -> dict[str, Any]:
+    path = directory / "manifest"
+    info = libbpf.map_info(pins["manifest"])
+    if (info.type, info.value_size) != (MapType.ARRAY, MANIFEST_SIZE):
+        raise _refuse(path, f"a map of {info.value_size} bytes", f"an array of {MANIFEST_SIZE}")
+    try:
+        text = libbpf.lookup(pins["manifest"], _ZERO, MANIFEST_SIZE).rstrip(b"\0")
+        manifest: dict[str, Any] = json.loads(text)
+        layout = manifest["layout"]
+        shapes = map_shapes(manifest["max_connections"], resource.getpagesize())
+    except (ValueError, KeyError, TypeError) as error:
+        raise _refuse(path, f"unreadable notes ({error})", "sockredird's") from error
+    if layout != LAYOUT_VERSION:
+        raise _refuse(path, f"layout {layout}", f"layout {LAYOUT_VERSION}")
+    for name, shape in shapes.items():
+        info = libbpf.map_info(pins[name])
+        found = (info.type, info.key_size, info.value_size, info.max_entries)
+        expected = (shape.type, shape.key_size, shape.value_size, shape.max_entries)
+        if found != expected or info.name.decode() != name:
+            raise _refuse(
+                directory / name,
+                f"map {info.name.decode()!r} (type, key, value, entries) = {found}",
+                f"{name!r} {tuple(map(int, expected))}",
+            )
+    return manifest
+
+
+def _check_programs(directory: Path, pins: dict[str, Fd], manifest: dict[str, Any]) -> None:
+    maps = {libbpf.map_info(fd).id for name, fd in pins.items() if name not in PROGRAMS}
+    for name, (_function, prog_type) in PROGRAMS.items():
+        found = (libbpf.prog_info(pins[name]).type, libbpf.prog_tag(pins[name]))
+        expected = (int(prog_type), manifest["tags"].get(name))
+        if found != expected:
+            raise _refuse(directory / name, f"program (type, tag) = {found}", expected)
+        if not libbpf.prog_map_ids(pins[name]) <= maps:
+            raise _refuse(directory / name, "a program on other maps", "those pinned beside it")
+    redirect = libbpf.prog_info(pins["redirect"]).id
+    attached = libbpf.attached_sk_msg(pins["peers"])
+    if attached != redirect:
+        raise _refuse(directory / "peers", f"sk_msg program {attached}", f"program {redirect}")
+
+
+def _check_links(directory: Path, pins: dict[str, Fd], manifest: dict[str, Any]) -> None:
+    with libbpf.open_pin(directory / MEMBERS) as fd:
+        info = libbpf.link_info(fd)
+        found = (info.type, info.prog_id, info.detail.iter.map_id)
+        expected = (
+            int(LinkType.ITER),
+            libbpf.prog_info(pins["walk"]).id,
+            libbpf.map_info(pins["peers"]).id,
+        )
+        if found != expected:
+            raise _refuse(directory / MEMBERS, f"link (type, program, map) = {found}", expected)
+    path = directory / ATTACHED
+    if not path.exists():
+        return
+    with libbpf.open_pin(path) as fd:
+        info = libbpf.link_info(fd)
+        found = (info.type, info.prog_id, info.detail.cgroup.cgroup_id)
+        expected = (
+            int(LinkType.CGROUP),
+            libbpf.prog_info(pins["pair"]).id,
+            manifest["cgroup_id"],
+        )
+        if found != expected:
+            raise _refuse(path, f"link (type, program, cgroup) = {found}", expected)
