@@ -14,7 +14,8 @@ from typing import Any
 from sockredird import libbpf
 from sockredird.errors import LoadFailed
 from sockredird.layout import MANIFEST_SIZE, PROGRAMS, map_shapes
-from sockredird.libbpf import Fd, LinkType, MapType
+from sockredird.libbpf import Fd
+from sockredird.uapi import LinkType, MapType
 
 ATTACHED = "attached"
 MEMBERS = "members"

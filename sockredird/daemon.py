@@ -21,8 +21,8 @@ from sockredird import bus as dbus
 from sockredird.config import Config
 from sockredird.errors import AlreadyRunning, BusUnavailable
 from sockredird.events import EventRelay
-from sockredird.libbpf import RingBuffers
 from sockredird.manager import Manager
+from sockredird.ringbuf import RingBuffers
 
 log = logging.getLogger(__name__)
 

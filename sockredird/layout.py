@@ -9,7 +9,7 @@ import struct
 from dataclasses import dataclass
 from ipaddress import IPv6Address
 
-from sockredird.libbpf import MapType, ProgType
+from sockredird.uapi import MapType, ProgType
 
 # pin name -> (function in the C source, type)
 PROGRAMS: dict[str, tuple[str, ProgType]] = {

@@ -9,108 +9,12 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable
-from ctypes import POINTER, c_char, c_char_p, c_int, c_size_t, c_uint8, c_uint32, c_uint64, c_void_p
-from enum import IntEnum
+from ctypes import POINTER, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-BPF_NOEXIST = 1
-BPFFS_MAGIC = 0xCAFE4A11  # include/uapi/linux/magic.h
-
-
-class MapType(IntEnum):
-    """enum bpf_map_type, include/uapi/linux/bpf.h; the types the datapath uses."""
-
-    HASH = 1
-    ARRAY = 2
-    PERCPU_ARRAY = 6
-    LRU_HASH = 9
-    ARRAY_OF_MAPS = 12
-    SOCKHASH = 18
-    SK_STORAGE = 24
-    RINGBUF = 27
-
-
-class ProgType(IntEnum):
-    """enum bpf_prog_type."""
-
-    SOCK_OPS = 13
-    SK_MSG = 16
-    TRACING = 26
-
-
-class AttachType(IntEnum):
-    """enum bpf_attach_type."""
-
-    CGROUP_SOCK_OPS = 3
-    SK_MSG_VERDICT = 7
-    TRACE_ITER = 28
-
-
-class LinkType(IntEnum):
-    """enum bpf_link_type."""
-
-    CGROUP = 3
-    ITER = 4
-
-
-class ProgInfo(ctypes.Structure):
-    """The head of struct bpf_prog_info; the kernel fills as much as it is given."""
-
-    _fields_ = [
-        ("type", c_uint32),
-        ("id", c_uint32),
-        ("tag", c_uint8 * 8),
-        ("jited_prog_len", c_uint32),
-        ("xlated_prog_len", c_uint32),
-        ("jited_prog_insns", c_uint64),
-        ("xlated_prog_insns", c_uint64),
-        ("load_time", c_uint64),
-        ("created_by_uid", c_uint32),
-        ("nr_map_ids", c_uint32),
-        ("map_ids", c_uint64),
-        ("name", c_char * 16),
-    ]
-
-
-class MapInfo(ctypes.Structure):
-    """The head of struct bpf_map_info."""
-
-    _fields_ = [
-        ("type", c_uint32),
-        ("id", c_uint32),
-        ("key_size", c_uint32),
-        ("value_size", c_uint32),
-        ("max_entries", c_uint32),
-        ("map_flags", c_uint32),
-        ("name", c_char * 16),
-    ]
-
-
-class _CgroupLink(ctypes.Structure):
-    _fields_ = [("cgroup_id", c_uint64), ("attach_type", c_uint32)]
-
-
-class _IterLink(ctypes.Structure):
-    _fields_ = [("target_name", c_uint64), ("target_name_len", c_uint32), ("map_id", c_uint32)]
-
-
-class _LinkDetail(ctypes.Union):
-    _fields_ = [("cgroup", _CgroupLink), ("iter", _IterLink), ("size", c_char * 32)]
-
-
-class LinkInfo(ctypes.Structure):
-    """The head of struct bpf_link_info."""
-
-    _fields_ = [
-        ("type", c_uint32),
-        ("id", c_uint32),
-        ("prog_id", c_uint32),
-        ("_detail_align", c_uint32),
-        ("detail", _LinkDetail),
-    ]
+from sockredird.uapi import AttachType, LinkInfo, MapInfo, MapType, ProgInfo
 
 
 class _LinkCreateOpts(ctypes.Structure):
@@ -140,7 +44,7 @@ class _MapCreateOpts(ctypes.Structure):
     ]
 
 
-_RingCallback = ctypes.CFUNCTYPE(c_int, c_void_p, c_void_p, c_size_t)
+RingCallback = ctypes.CFUNCTYPE(c_int, c_void_p, c_void_p, c_size_t)
 
 _PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "bpf_obj_get": (c_int, [c_char_p]),
@@ -159,8 +63,8 @@ _PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "bpf_link_create": (c_int, [c_int, c_int, c_int, POINTER(_LinkCreateOpts)]),
     "bpf_iter_create": (c_int, [c_int]),
     "libbpf_num_possible_cpus": (c_int, []),
-    "ring_buffer__new": (c_void_p, [c_int, _RingCallback, c_void_p, c_void_p]),
-    "ring_buffer__add": (c_int, [c_void_p, c_int, _RingCallback, c_void_p]),
+    "ring_buffer__new": (c_void_p, [c_int, RingCallback, c_void_p, c_void_p]),
+    "ring_buffer__add": (c_int, [c_void_p, c_int, RingCallback, c_void_p]),
     "ring_buffer__consume": (c_int, [c_void_p]),
     "ring_buffer__epoll_fd": (c_int, [c_void_p]),
     "ring_buffer__free": (None, [c_void_p]),
@@ -186,7 +90,7 @@ def _load() -> ctypes.CDLL:
 lib = _load()
 
 
-def _check(result: int, what: str) -> int:
+def check(result: int, what: str) -> int:
     if result < 0:
         raise OSError(-result, f"{what}: {os.strerror(-result)}")
     return result
@@ -223,11 +127,11 @@ class Fd:
 
 def open_pin(path: Path) -> Fd:
     """Opens a pinned program, map or link. OSError, EACCES if `path` is no BPF object."""
-    return Fd(_check(lib.bpf_obj_get(os.fsencode(path)), f"open {path}"))
+    return Fd(check(lib.bpf_obj_get(os.fsencode(path)), f"open {path}"))
 
 
 def pin(fd: Fd, path: Path) -> None:
-    _check(lib.bpf_obj_pin(fd.number, os.fsencode(path)), f"pin {path}")
+    check(lib.bpf_obj_pin(fd.number, os.fsencode(path)), f"pin {path}")
 
 
 def object_kind(fd: Fd) -> str:
@@ -241,7 +145,7 @@ def object_kind(fd: Fd) -> str:
 
 def _info(fd: Fd, info: ctypes.Structure, what: str) -> None:
     size = c_uint32(ctypes.sizeof(info))
-    _check(
+    check(
         lib.bpf_obj_get_info_by_fd(fd.number, ctypes.byref(info), ctypes.byref(size)),
         f"read {what} info",
     )
@@ -282,20 +186,20 @@ def link_info(fd: Fd) -> LinkInfo:
 def lookup(fd: Fd, key: bytes, value_size: int) -> bytes:
     """A value; for per-CPU maps `value_size` is the total over all possible CPUs."""
     value = ctypes.create_string_buffer(value_size)
-    _check(lib.bpf_map_lookup_elem(fd.number, key, value), "map lookup")
+    check(lib.bpf_map_lookup_elem(fd.number, key, value), "map lookup")
     return value.raw
 
 
 def update(fd: Fd, key: bytes, value: bytes) -> None:
-    _check(lib.bpf_map_update_elem(fd.number, key, value, 0), "map update")
+    check(lib.bpf_map_update_elem(fd.number, key, value, 0), "map update")
 
 
 def possible_cpus() -> int:
-    return _check(lib.libbpf_num_possible_cpus(), "count CPUs")
+    return check(lib.libbpf_num_possible_cpus(), "count CPUs")
 
 
 def attach_sk_msg(prog: Fd, sockhash: Fd) -> None:
-    _check(
+    check(
         lib.bpf_prog_attach(prog.number, sockhash.number, AttachType.SK_MSG_VERDICT, 0),
         "attach sk_msg program to sockhash",
     )
@@ -305,7 +209,7 @@ def attached_sk_msg(sockhash: Fd) -> int | None:
     """Id of the sk_msg program of a sockhash, or None (sock_map_bpf_prog_query(), Linux 5.17)."""
     ids = (c_uint32 * 4)()
     count = c_uint32(len(ids))
-    _check(
+    check(
         lib.bpf_prog_query(
             sockhash.number, AttachType.SK_MSG_VERDICT, 0, None, ids, ctypes.byref(count)
         ),
@@ -332,7 +236,7 @@ def _exists(fd: int) -> bool:
 def create_cgroup_link(prog: Fd, cgroup: Fd) -> Fd:
     """Attaches a sock_ops program beside whatever others the cgroup has (multi-attach)."""
     link = lib.bpf_link_create(prog.number, cgroup.number, AttachType.CGROUP_SOCK_OPS, None)
-    return Fd(_check(link, "attach sock_ops program to cgroup"))
+    return Fd(check(link, "attach sock_ops program to cgroup"))
 
 
 def create_iterator_link(prog: Fd, over: Fd) -> Fd:
@@ -344,12 +248,12 @@ def create_iterator_link(prog: Fd, over: Fd) -> Fd:
         iter_info_len=ctypes.sizeof(info),
     )
     link = lib.bpf_link_create(prog.number, 0, AttachType.TRACE_ITER, ctypes.byref(options))
-    return Fd(_check(link, "create iterator"))
+    return Fd(check(link, "create iterator"))
 
 
 def open_iterator(link: Fd) -> Fd:
     """A file whose content is the iterator's output; each one walks once."""
-    return Fd(_check(lib.bpf_iter_create(link.number), "open iterator"))
+    return Fd(check(lib.bpf_iter_create(link.number), "open iterator"))
 
 
 def wait_for_programs() -> None:
@@ -359,47 +263,10 @@ def wait_for_programs() -> None:
     configuration (maybe_wait_bpf_programs(), kernel/bpf/syscall.c).
     """
     inner_fd = lib.bpf_map_create(MapType.ARRAY, b"grace", 4, 4, 1, None)
-    with Fd(_check(inner_fd, "create map")) as inner:
+    with Fd(check(inner_fd, "create map")) as inner:
         options = _MapCreateOpts(sz=ctypes.sizeof(_MapCreateOpts), inner_map_fd=inner.number)
         outer_fd = lib.bpf_map_create(
             MapType.ARRAY_OF_MAPS, b"grace", 4, 4, 1, ctypes.byref(options)
         )
-        with Fd(_check(outer_fd, "create map of maps")) as outer:
+        with Fd(check(outer_fd, "create map of maps")) as outer:
             update(outer, bytes(4), inner.number.to_bytes(4, "little"))
-
-
-class RingBuffers:
-    """Consumer of BPF ring buffers; `fileno()` is an epoll descriptor for an event loop."""
-
-    def __init__(self) -> None:
-        self._manager: int | None = None
-        self._callbacks: list[Any] = []
-
-    def add(self, ring: Fd, callback: Callable[[bytes], None]) -> None:
-        def trampoline(_context: object, data: int, size: int) -> int:
-            callback(ctypes.string_at(data, size))
-            return 0
-
-        function = _RingCallback(trampoline)
-        self._callbacks.append(function)  # must outlive the ring buffer
-        if self._manager is None:
-            ctypes.set_errno(0)
-            self._manager = lib.ring_buffer__new(ring.number, function, None, None)
-            if not self._manager:
-                raise OSError(ctypes.get_errno(), "open ring buffer")
-        else:
-            added = lib.ring_buffer__add(self._manager, ring.number, function, None)
-            _check(added, "open ring buffer")
-
-    def fileno(self) -> int:
-        return int(lib.ring_buffer__epoll_fd(self._manager))
-
-    def consume(self) -> int:
-        """Calls back for each waiting record; returns their number."""
-        return _check(lib.ring_buffer__consume(self._manager), "read ring buffer")
-
-    def close(self) -> None:
-        if self._manager is not None:
-            lib.ring_buffer__free(self._manager)
-            self._manager = None
-        self._callbacks.clear()
