@@ -16,7 +16,7 @@ from pathlib import Path
 
 from sockredird import errors
 from sockredird.errors import LoadFailed, SockredirError
-from sockredird.layout import ANSWERED_SYNS, PROGRAMS, map_shapes
+from sockredird.layout import ANSWERED_SYNS, LEAVING_PAIRS, PROGRAMS, map_shapes
 from sockredird.offsets import compiler_flags
 
 BPF_DIR = Path(__file__).parent / "bpf"
@@ -78,6 +78,7 @@ def _load(directory: Path, max_connections: int) -> None:
     flags = [
         f"-DMAX_CONNECTIONS={max_connections}",
         f"-DANSWERED_SYNS={ANSWERED_SYNS}",
+        f"-DLEAVING_PAIRS={LEAVING_PAIRS}",
         f"-DSOCKREDIR_PAGE_SIZE={page_size}",
         *compiler_flags(),
     ]

@@ -28,10 +28,11 @@ from sockredird.adoption import ATTACHED, LAYOUT_VERSION, MEMBERS, PIN_NAMES
 from sockredird.cgroup import cgroup_id
 from sockredird.errors import Internal, LoadFailed
 from sockredird.layout import (
+    COUNTER_SLOTS,
     COUNTERS,
-    EXCLUDED_PORT_WORDS,
     MANIFEST_SIZE,
     MEMBER,
+    PORT_WORDS,
     PROGRAMS,
     SETTINGS,
     Settings,
@@ -153,10 +154,9 @@ class Generation:
         return self._pins["events"]
 
     def counters(self) -> dict[str, int]:
-        size = 8 * len(COUNTERS)
-        raw = libbpf.lookup(self._pins["counters"], _ZERO, size * libbpf.possible_cpus())
-        values = memoryview(raw).cast("Q")
-        return {name: sum(values[i :: len(COUNTERS)]) for i, name in enumerate(COUNTERS)}
+        size = 8 * COUNTER_SLOTS * libbpf.possible_cpus()
+        values = memoryview(libbpf.lookup(self._pins["counters"], _ZERO, size)).cast("Q")
+        return {name: sum(values[i::COUNTER_SLOTS]) for i, name in enumerate(COUNTERS)}
 
     def capacity(self) -> int:
         """Sockets the sockhash has room for; two per connection."""
@@ -170,8 +170,10 @@ class Generation:
 
     def stop(self) -> None:
         """No new pair and no redirect from here on; live connections continue on TCP."""
-        self._settings.stopped = 1
-        self._write_settings()
+        if not self._settings.stopped:
+            self._settings.stopped = 1
+            self._settings.stopped_in = self._settings.epoch
+            self._write_settings()
         with suppress(FileNotFoundError):
             (self.directory / ATTACHED).unlink()
 
@@ -248,7 +250,7 @@ def _furnish(staging: Path, plan: Plan) -> None:
     with libbpf.create_iterator_link(pins["walk"], pins["peers"]) as members:
         libbpf.pin(members, staging / MEMBERS)
     libbpf.update(pins["settings"], _ZERO, Settings(window_bytes=plan.window_bytes).pack())
-    words = [0] * EXCLUDED_PORT_WORDS
+    words = [0] * PORT_WORDS
     for port in plan.ports:
         words[port // 64] |= 1 << port % 64
     for index, word in enumerate(words):

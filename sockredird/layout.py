@@ -6,7 +6,7 @@ Mirrors bpf/sockredir.h; creating a generation checks every size against the ker
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from ipaddress import IPv6Address
 
 from sockredird.uapi import MapType, ProgType
@@ -19,7 +19,9 @@ PROGRAMS: dict[str, tuple[str, ProgType]] = {
 }
 # SYNs answered by a listener in scope whose client end is not established yet.
 ANSWERED_SYNS = 8192
-EXCLUDED_PORT_WORDS = 1024
+# Pairs that leave acceleration one by one, at the same time.
+LEAVING_PAIRS = 16384
+PORT_WORDS = 1024
 MANIFEST_SIZE = 4096
 
 # Counters, in the order of enum counter.
@@ -45,7 +47,9 @@ COUNTERS = (
     "retired_disable",
 )
 
-SETTINGS = struct.Struct("=4I")  # struct settings
+COUNTER_SLOTS = 32
+
+SETTINGS = struct.Struct("=5I")  # struct settings
 MEMBER = struct.Struct("=3I3I3Q48s")  # struct member
 FLOW = struct.Struct("=16s16sQHH4x")  # struct flow
 EVENT = struct.Struct("=QII48s")  # struct event
@@ -67,10 +71,10 @@ def map_shapes(max_connections: int, page_size: int) -> dict[str, MapShape]:
         "sockets": MapShape(MapType.SK_STORAGE, 4, 256, 0),
         "handshakes": MapShape(MapType.LRU_HASH, 8, 64, max_connections),
         "answered": MapShape(MapType.LRU_HASH, FLOW.size, 8, ANSWERED_SYNS),
-        "leaving": MapShape(MapType.HASH, 8, 12, max_connections),
+        "leaving": MapShape(MapType.LRU_HASH, 8, 12, LEAVING_PAIRS),
         "settings": MapShape(MapType.ARRAY, 4, SETTINGS.size, 1),
-        "ports": MapShape(MapType.ARRAY, 4, 8, EXCLUDED_PORT_WORDS),
-        "counters": MapShape(MapType.PERCPU_ARRAY, 4, 8 * len(COUNTERS), 1),
+        "ports": MapShape(MapType.ARRAY, 4, 8, PORT_WORDS),
+        "counters": MapShape(MapType.PERCPU_ARRAY, 4, 8 * COUNTER_SLOTS, 1),
         "manifest": MapShape(MapType.ARRAY, 4, MANIFEST_SIZE, 1),
         "requests": MapShape(MapType.RINGBUF, 0, 0, page_size),
         "events": MapShape(MapType.RINGBUF, 0, 0, 64 * page_size),
@@ -82,12 +86,13 @@ class Settings:
     """struct settings: what the daemon tells the running programs."""
 
     stopped: int = 0
+    stopped_in: int = 0
     epoch: int = 0
     window_bytes: int = 0
     trace: int = 0
 
     def pack(self) -> bytes:
-        return SETTINGS.pack(self.stopped, self.epoch, self.window_bytes, self.trace)
+        return SETTINGS.pack(*astuple(self))
 
     @classmethod
     def unpack(cls, raw: bytes) -> Settings:

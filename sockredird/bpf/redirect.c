@@ -128,7 +128,6 @@ int sockredir_msg(struct sk_msg_md *msg)
 	if (!st || !s || st->mode == NATIVE)
 		return SK_PASS;
 	if (s->stopped || READ_ONCE(st->stop)) {
-		st->reason = RETIRED_DISABLE;
 		st->mode = NATIVE;
 		return SK_PASS;
 	}

@@ -99,7 +99,7 @@ struct sock_state {
 #define BYTES_PER_SAMPLE 65536
 #define MESSAGES_PER_SAMPLE 256		/* x 16 checkpoints: at most 4096 (+256) unread messages */
 
-/* A pair on its way off the sockhash; touched by the iterator only. */
+/* A single pair on its way off the sockhash; touched by the iterator only. */
 struct leaving {
 	__u32 created;		/* epoch of the first visit */
 	__u32 stopped_in;	/* epoch in which the last end was stopped */
@@ -110,6 +110,7 @@ struct leaving {
 
 struct settings {
 	__u32 stopped;		/* Disable: no message is redirected any more */
+	__u32 stopped_in;	/* epoch of that */
 	__u32 epoch;		/* grows by one after each RCU grace period the daemon waited for */
 	__u32 window_bytes;
 	__u32 trace;		/* someone subscribed to events */
@@ -136,8 +137,10 @@ struct member {
 	struct flow flow;
 };
 
+#define COUNTER_SLOTS 32	/* a power of two, not less than COUNTERS */
+
 struct counters {
-	__u64 value[COUNTERS];
+	__u64 value[COUNTER_SLOTS];
 };
 
 /* The daemon's own notes (JSON): what these pins are, found again after a restart. */
@@ -150,7 +153,8 @@ BPF_SK_STORAGE(sockets, struct sock_state);
 BPF_TABLE("lru_hash", struct pair, struct handshake, handshakes, MAX_CONNECTIONS);
 /* SYNs that a listener in scope answered; time of the answer (CLOCK_MONOTONIC, ns). */
 BPF_TABLE("lru_hash", struct flow, __u64, answered, ANSWERED_SYNS);
-BPF_F_TABLE("hash", struct pair, struct leaving, leaving, MAX_CONNECTIONS, BPF_F_NO_PREALLOC);
+/* LRU, as connections may close on their way out; one that is evicted starts again. */
+BPF_TABLE("lru_hash", struct pair, struct leaving, leaving, LEAVING_PAIRS);
 BPF_ARRAY(settings, struct settings, 1);
 BPF_ARRAY(ports, __u64, 1024);		/* bit set: connections to this listening port are in scope */
 BPF_PERCPU_ARRAY(counters, struct counters, 1);
@@ -162,10 +166,14 @@ inline_fn void count(enum counter which, __u64 n)
 {
 	int zero = 0;
 	struct counters *c = counters.lookup(&zero);
+	__u64 slot = which;
 
+	/* keeps the mask, which the compiler may find needless and the verifier needs */
+	asm volatile("" : "+r"(slot));
+	slot &= COUNTER_SLOTS - 1;
 	/* Atomic although per CPU: a task preempted between load and store would lose counts. */
 	if (c)
-		__sync_fetch_and_add(&c->value[which], n);
+		__sync_fetch_and_add(&c->value[slot], n);
 }
 
 inline_fn void report(enum event_kind kind, enum counter reason, const struct flow *flow)

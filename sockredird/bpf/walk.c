@@ -70,9 +70,45 @@ inline_fn int quiet(__u64 sk, __u64 sender)
 	__u64 psock = psock_of(sk);
 
 	if (!psock)
-		return 1;
+		return 1;	/* closed, or off the map */
 	/* in this order: what was in flight before may be in the queue now */
 	return none_in_flight(sk, sender) && psock_queue_empty(psock);
+}
+
+/*
+ * Whether both directions of a pair were stopped before the last grace period; stops them, one
+ * visit each, if one has gone over to TCP.
+ */
+inline_fn int both_stopped(struct sock_state *st, const struct pair *pair, const struct settings *s)
+{
+	struct leaving *l;
+	__u8 side = 1 << (st->self.side & 1);
+
+	if (s->stopped)
+		return s->epoch != s->stopped_in;
+	l = leaving.lookup(pair);
+	if (!l) {
+		struct leaving new = { .created = s->epoch, .stopped_in = s->epoch };
+
+		if (st->mode != NATIVE)
+			return 0;
+		new.reason = st->reason;
+		leaving.update(pair, &new);
+		l = leaving.lookup(pair);
+		if (!l)
+			return 0;
+	}
+	if (!(l->stopped & side)) {
+		WRITE_ONCE(st->stop, 1);
+		if (st->mode != NATIVE)
+			st->reason = l->reason;
+		l->stopped |= side;
+		l->stopped_in = s->epoch;
+	}
+	/* An end that two whole walks did not meet is not on the map. */
+	if (l->stopped != 3 && s->epoch - l->created < 2)
+		return 0;
+	return s->epoch != l->stopped_in;
 }
 
 /* 1 if the pair is off the map. */
@@ -80,31 +116,10 @@ inline_fn int retire(__u64 sk, struct sock_state *st, const struct settings *s)
 {
 	struct pair pair = st->self.pair;
 	struct end self = st->self, peer = st->peer;
-	struct leaving *l = leaving.lookup(&pair);
-	__u8 side = 1 << (st->self.side & 1);
 	__u64 peer_sk = st->peer_sk;
-	enum counter reason;
+	__u32 reason = READ_ONCE(st->reason);
 
-	if (!l) {
-		struct leaving new = { .created = s->epoch, .stopped_in = s->epoch };
-
-		if (st->mode != NATIVE && !s->stopped)
-			return 0;
-		new.reason = st->mode == NATIVE ? st->reason : RETIRED_DISABLE;
-		leaving.update(&pair, &new);
-		l = leaving.lookup(&pair);
-		if (!l)
-			return 0;
-	}
-	if (!(l->stopped & side)) {
-		WRITE_ONCE(st->stop, 1);
-		l->stopped |= side;
-		l->stopped_in = s->epoch;
-	}
-	if (s->epoch == l->stopped_in)
-		return 0;
-	/* An end that two whole walks did not meet is not on the map. */
-	if (l->stopped != 3 && s->epoch - l->created < 2)
+	if (!both_stopped(st, &pair, s))
 		return 0;
 	if (!peer_sk) {
 		struct handshake *hs = handshakes.lookup(&pair);
@@ -112,17 +127,17 @@ inline_fn int retire(__u64 sk, struct sock_state *st, const struct settings *s)
 		if (hs)
 			peer_sk = hs->server_sk;
 	}
-	if (!quiet(sk, peer_sk) || (l->stopped == 3 && !quiet(peer_sk, sk)))
+	if (!quiet(sk, peer_sk) || !quiet(peer_sk, sk))
 		return 0;
-	reason = l->reason;
+	if (reason < RETIRED_WINDOW || reason >= COUNTERS)
+		reason = RETIRED_DISABLE;
 	leaving.delete(&pair);
 	peers.delete(&peer);
 	peers.delete(&self);
 	/* A client whose server end never joined was not accelerated; that end will decline it. */
 	if (peer_sk) {
 		handshakes.delete(&pair);
-		if (reason < COUNTERS)
-			count(reason, 1);
+		count(reason, 1);
 		report(EVENT_RETIRED, reason, &st->flow);
 	}
 	return 1;
@@ -147,7 +162,7 @@ int bpf_iter__sockmap(struct bpf_iter__sockmap *ctx)
 		return 0;
 	m.self = st->self;
 	m.mode = st->mode;
-	m.leaving = READ_ONCE(st->stop) || st->mode == NATIVE;
+	m.leaving = s->stopped || READ_ONCE(st->stop) || st->mode == NATIVE;
 	m.since = st->since;
 	m.sent_bytes = st->sent_bytes;
 	m.sent_messages = st->sent_messages;
