@@ -32,7 +32,7 @@ from sockredird.layout import (
     COUNTERS,
     MANIFEST_SIZE,
     MEMBER,
-    PORT_WORDS,
+    PORTS_SIZE,
     PROGRAMS,
     SETTINGS,
     Settings,
@@ -250,11 +250,10 @@ def _furnish(staging: Path, plan: Plan) -> None:
     with libbpf.create_iterator_link(pins["walk"], pins["peers"]) as members:
         libbpf.pin(members, staging / MEMBERS)
     libbpf.update(pins["settings"], _ZERO, Settings(window_bytes=plan.window_bytes).pack())
-    words = [0] * PORT_WORDS
+    ports = bytearray(PORTS_SIZE)
     for port in plan.ports:
-        words[port // 64] |= 1 << port % 64
-    for index, word in enumerate(words):
-        libbpf.update(pins["ports"], index.to_bytes(4, "little"), word.to_bytes(8, "little"))
+        ports[port // 8] |= 1 << port % 8
+    libbpf.update(pins["ports"], _ZERO, bytes(ports))
     manifest = {
         "layout": LAYOUT_VERSION,
         "version": __version__,

@@ -21,7 +21,7 @@ PROGRAMS: dict[str, tuple[str, ProgType]] = {
 ANSWERED_SYNS = 8192
 # Pairs that leave acceleration one by one, at the same time.
 LEAVING_PAIRS = 16384
-PORT_WORDS = 1024
+PORTS_SIZE = 65536 // 8
 MANIFEST_SIZE = 4096
 
 # Counters, in the order of enum counter.
@@ -73,7 +73,7 @@ def map_shapes(max_connections: int, page_size: int) -> dict[str, MapShape]:
         "answered": MapShape(MapType.LRU_HASH, FLOW.size, 8, ANSWERED_SYNS),
         "leaving": MapShape(MapType.LRU_HASH, 8, 12, LEAVING_PAIRS),
         "settings": MapShape(MapType.ARRAY, 4, SETTINGS.size, 1),
-        "ports": MapShape(MapType.ARRAY, 4, 8, PORT_WORDS),
+        "ports": MapShape(MapType.ARRAY, 4, PORTS_SIZE, 1),
         "counters": MapShape(MapType.PERCPU_ARRAY, 4, 8 * COUNTER_SLOTS, 1),
         "manifest": MapShape(MapType.ARRAY, 4, MANIFEST_SIZE, 1),
         "requests": MapShape(MapType.RINGBUF, 0, 0, page_size),

@@ -57,8 +57,8 @@ inline_fn int is_loopback(const __u32 *ip6)
 inline_fn int flow_in_scope(struct bpf_sock_ops *skops, enum side side, struct flow *flow)
 {
 	__u32 local[4], remote[4];
-	__u32 word;
-	__u64 *bits;
+	struct ports *p;
+	int zero = 0;
 
 	if (skops->family == AF_INET) {
 		map_v4(local, skops->local_ip4);
@@ -92,9 +92,8 @@ inline_fn int flow_in_scope(struct bpf_sock_ops *skops, enum side side, struct f
 	}
 	flow->netns = bpf_get_netns_cookie(skops);
 
-	word = flow->server_port >> 6;
-	bits = ports.lookup(&word);
-	return bits && (*bits >> (flow->server_port & 63)) & 1;
+	p = ports.lookup(&zero);
+	return p && (p->bits[flow->server_port >> 3] >> (flow->server_port & 7)) & 1;
 }
 
 inline_fn void decline(enum counter reason, const struct flow *flow)

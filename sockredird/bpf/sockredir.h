@@ -116,6 +116,11 @@ struct settings {
 	__u32 trace;		/* someone subscribed to events */
 };
 
+/* A bit per listening port: connections to it are in scope. */
+struct ports {
+	__u8 bits[65536 / 8];
+};
+
 enum event_kind { EVENT_ACTIVE, EVENT_ACCELERATED, EVENT_DECLINED, EVENT_RETIRED };
 
 struct event {
@@ -156,7 +161,7 @@ BPF_TABLE("lru_hash", struct flow, __u64, answered, ANSWERED_SYNS);
 /* LRU, as connections may close on their way out; one that is evicted starts again. */
 BPF_TABLE("lru_hash", struct pair, struct leaving, leaving, LEAVING_PAIRS);
 BPF_ARRAY(settings, struct settings, 1);
-BPF_ARRAY(ports, __u64, 1024);		/* bit set: connections to this listening port are in scope */
+BPF_ARRAY(ports, struct ports, 1);
 BPF_PERCPU_ARRAY(counters, struct counters, 1);
 BPF_ARRAY(manifest, struct manifest, 1);
 BPF_RINGBUF_OUTPUT(requests, 1);	/* wakes the daemon to walk; full means it is awake already */
@@ -195,9 +200,15 @@ inline_fn void report(enum event_kind kind, enum counter reason, const struct fl
 /*
  * Kernel memory is read by address with bpf_probe_read_kernel: a stale address gives garbage or an
  * error, never a fault, and every caller treats both as "do not redirect" or "not yet".
+ *
+ * By a name of our own: BCC falls back to bpf_probe_read where it cannot find the symbol
+ * bpf_probe_read_kernel in /proc/kallsyms (kptr_restrict), and these programs may not call that.
  */
+static long (*read_kernel)(void *dst, __u32 size, const void *src) =
+	(void *)BPF_FUNC_probe_read_kernel;
+
 #define KERNEL_FIELD(dst, base, offset) \
-	bpf_probe_read_kernel(&(dst), sizeof(dst), (void *)((base) + (offset)))
+	read_kernel(&(dst), sizeof(dst), (void *)((base) + (offset)))
 
 /* Bit fields come as the byte that holds them and a mask. */
 inline_fn __u8 kernel_bits(__u64 base, __u32 offset, __u8 mask)

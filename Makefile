@@ -1,0 +1,108 @@
+# make test     everything the tests need, and the tests; as root, or through sudo
+# make check    static checks: Python, manual pages, unit, D-Bus policy
+# make deb      dist/sockredird_*.deb
+# make demo     builds and installs the package, shows it at work
+#
+# All that is made goes to build/ and dist/. python3 found on PATH may be any: the product runs on
+# the distribution's.
+
+PYTHON := /usr/bin/python3
+APT_INSTALL := packaging/apt-install
+ROOT := $(if $(filter-out 0,$(shell id -u)),sudo)
+
+RUNTIME_DEPS := python3 python3-bpfcc python3-dbus-next python3-pydantic python3-sdnotify \
+	libbpf1 dbus
+TEST_DEPS := python3-pytest python3-hypothesis bpftool dbus-bin dbus-daemon iproute2 iptables \
+	mount netcat-openbsd procps socat util-linux
+CHECK_DEPS := python3-venv man-db systemd dbus-bin dbus-daemon util-linux
+# As in packaging/debian/control; dpkg-buildpackage fails if one is missing here.
+BUILD_DEPS := debhelper dh-python dpkg-dev pybuild-plugin-pyproject python3-all python3-setuptools
+
+VENV := build/venv
+# Directories, and scripts without a suffix
+SOURCES := $(wildcard sockredird sockredirctl tests) \
+	$(shell grep -lsE '^\#!.*python3' packaging/* tools/*)
+MANPAGES := $(wildcard man/*.[58])
+
+.PHONY: all install-deps test check check-deps check-python check-man check-systemd check-dbus \
+	check-packaging deb lintian demo clean
+all: deb
+
+install-deps:
+	@$(APT_INSTALL) $(RUNTIME_DEPS) $(TEST_DEPS)
+
+# PYTEST_ARGS="-k word" and the like reach pytest.
+test: install-deps
+	@test -z "$(ROOT)" || command -v sudo >/dev/null || \
+		{ echo "make test: needs root, to load BPF programs" >&2; exit 1; }
+	$(ROOT) env PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m pytest $(PYTEST_ARGS)
+
+check: check-python check-man check-systemd check-dbus check-packaging
+
+check-deps:
+	@$(APT_INSTALL) $(RUNTIME_DEPS) $(TEST_DEPS) $(CHECK_DEPS)
+
+$(VENV)/installed: packaging/requirements-dev.txt | check-deps
+	$(PYTHON) -m venv --clear $(VENV)
+	$(VENV)/bin/pip --disable-pip-version-check install -q -r $<
+	touch $@
+
+check-python: $(VENV)/installed
+	$(VENV)/bin/ruff check $(SOURCES)
+	$(VENV)/bin/ruff format --check $(SOURCES)
+	$(VENV)/bin/mypy --python-executable $(PYTHON)
+
+# man warns on stderr and exits 0. Counters are documented by name.
+check-man: | check-deps
+	@for page in $(MANPAGES); do \
+		warnings=$$(LC_ALL=C.UTF-8 man --warnings -E UTF-8 -l -Tutf8 -Z $$page 2>&1 >/dev/null); \
+		test -z "$$warnings" || { echo "$$page: $$warnings" >&2; exit 1; }; \
+		echo "$$page: no warnings"; \
+	done
+	@for name in $$($(PYTHON) -c 'from sockredird.layout import COUNTERS; print(*COUNTERS)'); do \
+		grep -qw "$$name" man/sockredirctl.8 || \
+			{ echo "man/sockredirctl.8: $$name is missing" >&2; exit 1; }; \
+	done
+
+# The program need not be installed for its unit to be right.
+check-systemd: | check-deps
+	mkdir -p build/systemd
+	sed 's:^ExecStart=/usr/bin/sockredird:ExecStart=/bin/true:' systemd/sockredird.service \
+		> build/systemd/sockredird.service
+	SYSTEMD_LOG_LEVEL=warning systemd-analyze verify --man=no --recursive-errors=no \
+		build/systemd/sockredird.service
+
+check-dbus: | check-deps
+	$(ROOT) packaging/check-dbus
+
+check-packaging:
+	for script in packaging/apt-install packaging/debian/*.prerm packaging/debian/*.postrm; do \
+		sh -n $$script || exit 1; done
+	bash -n .ci/run
+
+# A copy of the tree, as dpkg-buildpackage wants debian/ at its top and leaves its traces there.
+# Only binary packages (-b): a source package would want an .orig tarball.
+# --ignore-builtin-builddeps: there is nothing to compile, so no C compiler is needed.
+deb:
+	@$(APT_INSTALL) $(BUILD_DEPS)
+	rm -rf build/deb dist
+	mkdir -p build/deb/sockredird dist
+	cp -R LICENSE pyproject.toml sockredird sockredirctl systemd dbus man packaging \
+		build/deb/sockredird
+	find build/deb -name __pycache__ -prune -exec rm -r {} +
+	mv build/deb/sockredird/packaging/debian build/deb/sockredird/debian
+	cd build/deb/sockredird && dpkg-buildpackage -b -us -uc --ignore-builtin-builddeps
+	cp build/deb/*.deb build/deb/*.buildinfo build/deb/*.changes dist
+
+lintian: deb
+	@$(APT_INSTALL) lintian
+	lintian --allow-root --fail-on error,warning --info dist/*.changes
+
+demo: install-deps deb
+	$(ROOT) env DEBIAN_FRONTEND=noninteractive apt-get install -qy --reinstall \
+		./dist/sockredird_*_all.deb
+	$(ROOT) tools/demo
+
+clean:
+	rm -rf build dist .hypothesis *.egg-info
+	find . -name __pycache__ -prune -exec rm -r {} +
