@@ -38,6 +38,10 @@ async def _disable(client: Client, _arguments: argparse.Namespace) -> None:
         )
 
 
+async def _reload(client: Client, _arguments: argparse.Namespace) -> None:
+    await client.call("Reload")
+
+
 async def _status(client: Client, arguments: argparse.Namespace) -> None:
     properties = await client.properties()
     stats = await client.call("Stats")
@@ -89,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, function, parents, text in (
         ("enable", _enable, [common], "accelerate new connections"),
         ("disable", _disable, [common], "stop, and hand live connections back to TCP"),
+        ("reload", _reload, [common], "read the configuration again, for new connections"),
         ("status", _status, [common, reading], "show state, scope and totals"),
         ("stats", _stats, [common, reading], "show all counters"),
         ("trace", _trace, [common, reading], "show connections as they are accelerated or not"),

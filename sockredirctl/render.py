@@ -30,6 +30,7 @@ def status(properties: dict[str, Any], stats: dict[str, int]) -> str:
     lines = [
         f"sockredird {properties['Version']} - same-host TCP acceleration",
         f"       State: {properties['State']} since {since:%a %Y-%m-%d %H:%M:%S %Z}",
+        *([f"     Problem: {properties['Problem']}"] if properties["Problem"] else []),
         f"       Scope: {scope(properties['Scope'])}",
         f" Connections: {stats['active_connections']} accelerated now, "
         f"{stats['accelerated_connections']} in all "

@@ -18,7 +18,7 @@ from sockredird.errors import (
     InvalidConfig,
     SockredirError,
 )
-from sockredird.manager import check_bpffs
+from sockredird.inventory import check_bpffs
 
 # sysexits(3): systemd does not restart after 77 and 78, which need a person
 EXIT_STATUS: dict[type[SockredirError], int] = {
@@ -66,8 +66,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-async def _serve(settings: config.Config) -> None:
-    await Daemon(settings).run()
+async def _serve(settings: config.Config, path: Path, required: bool) -> None:
+    await Daemon(settings, path, required).run()
 
 
 def main() -> int:
@@ -75,11 +75,12 @@ def main() -> int:
     _set_up_logging(arguments.log_level)
     try:
         path = arguments.config or config.DEFAULT_PATH
-        settings = config.load(path, required=arguments.config is not None)
+        required = arguments.config is not None
+        settings = config.load(path, required=required)
         if os.geteuid() != 0:
             raise AccessDenied("sockredird needs root (CAP_BPF, CAP_NET_ADMIN): try sudo")
         check_bpffs(Path(settings.paths.bpffs))
-        asyncio.run(_serve(settings))
+        asyncio.run(_serve(settings, path, required))
     except SockredirError as error:
         logging.getLogger("sockredird").error("%s", error)
         return next((s for kind, s in EXIT_STATUS.items() if isinstance(error, kind)), 1)

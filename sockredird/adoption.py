@@ -15,18 +15,19 @@ from sockredird import libbpf
 from sockredird.errors import LoadFailed
 from sockredird.layout import MANIFEST_SIZE, PROGRAMS, map_shapes
 from sockredird.libbpf import Fd
+from sockredird.plan import LAYOUT_VERSION
 from sockredird.uapi import LinkType, MapType
 
 ATTACHED = "attached"
 MEMBERS = "members"
-LAYOUT_VERSION = 1
-PIN_NAMES = {*PROGRAMS, *map_shapes(1, resource.getpagesize())}
+MAPS = frozenset(map_shapes(1, resource.getpagesize()))
+PIN_NAMES = {*PROGRAMS, *MAPS, MEMBERS}
 _ZERO = bytes(4)
 
 
 def is_ours(directory: Path) -> bool:
     """Whether a staging directory holds nothing but names that generations pin."""
-    return {p.name for p in directory.iterdir()} <= PIN_NAMES | {MEMBERS, ATTACHED}
+    return {p.name for p in directory.iterdir()} <= PIN_NAMES | {ATTACHED}
 
 
 def open_checked(directory: Path) -> tuple[dict[str, Fd], dict[str, Any]]:
@@ -34,29 +35,29 @@ def open_checked(directory: Path) -> tuple[dict[str, Fd], dict[str, Any]]:
 
     Raises LoadFailed naming the first object that differs and how, or OSError.
     """
-    names = {p.name for p in directory.iterdir()}
-    wanted = PIN_NAMES | {MEMBERS}
-    for name in sorted(names - wanted - {ATTACHED}):
-        raise _refuse(directory / name, "a pin", "no such name")
-    for name in sorted(wanted - names):
-        raise _refuse(directory / name, "no pin", "one")
-
+    check_names(directory, PIN_NAMES)
     pins = {name: libbpf.open_pin(directory / name) for name in PIN_NAMES}
     for name, fd in pins.items():
-        kind = "prog" if name in PROGRAMS else "map"
+        kind = "prog" if name in PROGRAMS else "link" if name == MEMBERS else "map"
         if libbpf.object_kind(fd) != kind:
             raise _refuse(directory / name, libbpf.object_kind(fd), kind)
     manifest = _check_maps(directory, pins)
     _check_programs(directory, pins, manifest)
-    _check_links(directory, pins, manifest)
+    check_links(directory, pins, manifest)
     return pins, manifest
 
 
+def check_names(directory: Path, wanted: set[str]) -> None:
+    """Raises LoadFailed unless the directory holds all pins `wanted` and no strange one."""
+    names = {p.name for p in directory.iterdir()}
+    for name in sorted(names - PIN_NAMES - {ATTACHED}):
+        raise _refuse(directory / name, "a pin", "no such name")
+    for name in sorted(wanted - names):
+        raise _refuse(directory / name, "no pin", "one")
+
+
 def _refuse(path: Path, found: object, expected: object) -> LoadFailed:
-    return LoadFailed(
-        f"{path} is not sockredird's: found {found}, expected {expected}. "
-        "Nothing was changed; remove it or point [paths] bpffs elsewhere"
-    )
+    return LoadFailed(f"{path}: found {found}, expected {expected}")
 
 
 def _check_maps(directory: Path, pins: dict[str, Fd]) -> dict[str, Any]:
@@ -87,7 +88,7 @@ def _check_maps(directory: Path, pins: dict[str, Fd]) -> dict[str, Any]:
 
 
 def _check_programs(directory: Path, pins: dict[str, Fd], manifest: dict[str, Any]) -> None:
-    maps = {libbpf.map_info(fd).id for name, fd in pins.items() if name not in PROGRAMS}
+    maps = {libbpf.map_info(pins[name]).id for name in MAPS}
     for name, (_function, prog_type) in PROGRAMS.items():
         found = (libbpf.prog_info(pins[name]).type, libbpf.prog_tag(pins[name]))
         expected = (int(prog_type), manifest["tags"].get(name))
@@ -101,27 +102,21 @@ def _check_programs(directory: Path, pins: dict[str, Fd], manifest: dict[str, An
         raise _refuse(directory / "peers", f"sk_msg program {attached}", f"program {redirect}")
 
 
-def _check_links(directory: Path, pins: dict[str, Fd], manifest: dict[str, Any]) -> None:
-    with libbpf.open_pin(directory / MEMBERS) as fd:
-        info = libbpf.link_info(fd)
-        found = (info.type, info.prog_id, info.detail.iter.map_id)
-        expected = (
-            int(LinkType.ITER),
-            libbpf.prog_info(pins["walk"]).id,
-            libbpf.map_info(pins["peers"]).id,
-        )
-        if found != expected:
-            raise _refuse(directory / MEMBERS, f"link (type, program, map) = {found}", expected)
+def check_links(directory: Path, pins: dict[str, Fd], manifest: dict[str, Any]) -> None:
+    """Raises LoadFailed unless the iterator, and the cgroup link if pinned, are as made."""
+    info = libbpf.link_info(pins[MEMBERS])
+    found = (info.type, info.prog_id, info.detail.iter.map_id)
+    walk, peers = libbpf.prog_info(pins["walk"]).id, libbpf.map_info(pins["peers"]).id
+    expected = (int(LinkType.ITER), walk, peers)
+    if found != expected:
+        raise _refuse(directory / MEMBERS, f"link (type, program, map) = {found}", expected)
     path = directory / ATTACHED
     if not path.exists():
         return
     with libbpf.open_pin(path) as fd:
         info = libbpf.link_info(fd)
-        found = (info.type, info.prog_id, info.detail.cgroup.cgroup_id)
-        expected = (
-            int(LinkType.CGROUP),
-            libbpf.prog_info(pins["pair"]).id,
-            manifest["cgroup_id"],
-        )
-        if found != expected:
-            raise _refuse(path, f"link (type, program, cgroup) = {found}", expected)
+    # a link whose cgroup is gone, or that was detached by force, has cgroup 0
+    found = (info.type, info.prog_id, info.detail.cgroup.cgroup_id)
+    expected = (int(LinkType.CGROUP), libbpf.prog_info(pins["pair"]).id, manifest["cgroup_id"])
+    if found != expected:
+        raise _refuse(path, f"link (type, program, cgroup) = {found}", expected)

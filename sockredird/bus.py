@@ -36,6 +36,7 @@ class Backend(Protocol):
 
     async def enable(self, overrides: dict[str, Any]) -> None: ...
     async def disable(self) -> None: ...
+    async def reload(self) -> None: ...
     async def stats(self) -> dict[str, int]: ...
     async def subscribe(self, client: str) -> None: ...
     async def unsubscribe(self, client: str) -> None: ...
@@ -134,6 +135,13 @@ class Manager1(ServiceInterface):  # type: ignore[misc]
     @method()
     @_answered
     @no_type_check
+    async def Reload(self):
+        await self._need_root()
+        await self._backend.reload()
+
+    @method()
+    @_answered
+    @no_type_check
     async def Stats(self) -> "a{sv}":
         return {name: Variant("t", value) for name, value in (await self._backend.stats()).items()}
 
@@ -169,6 +177,12 @@ class Manager1(ServiceInterface):  # type: ignore[misc]
     @no_type_check
     def Scope(self) -> "a{sv}":
         return self._backend.properties()["Scope"].value
+
+    @dbus_property(access=PropertyAccess.READ)
+    @no_type_check
+    def Problem(self) -> "s":  # noqa: F821
+        """What is wrong with the datapath, and the remedy; empty if nothing is."""
+        return self._backend.properties()["Problem"].value
 
     @signal(name="Event")
     @no_type_check

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,18 +18,18 @@ from dbus_next import Variant
 from dbus_next.aio import MessageBus
 
 from sockredird import bus as dbus
+from sockredird import config, inventory
 from sockredird.config import Config
-from sockredird.errors import AlreadyRunning, BusUnavailable
+from sockredird.errors import BusUnavailable, SockredirError
 from sockredird.events import EventRelay
 from sockredird.manager import Manager
-from sockredird.ringbuf import RingBuffers
+from sockredird.watcher import Watcher
 
 log = logging.getLogger(__name__)
 
-LOCK_TIMEOUT_S = 2.0
 WORK_LIMIT_S = 120.0  # more than the slowest compile or the longest drain slice takes
 RETIRE_PAUSE_S = (0.02, 1.0)  # first and longest pause between looks at stalled readers
-
+RECONNECT_PAUSE_S = 1.0
 SCOPE_SIGNATURES = {
     "cgroup": "s",
     "addresses": "s",
@@ -41,85 +41,96 @@ SCOPE_SIGNATURES = {
 _Result = TypeVar("_Result")
 
 
-def lock(runtime: Path) -> int:
-    """A descriptor holding the one-daemon lock. Raises AlreadyRunning naming the holder."""
-    runtime.mkdir(mode=0o755, parents=True, exist_ok=True)
-    fd = os.open(runtime / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    deadline = time.monotonic() + LOCK_TIMEOUT_S
-    while True:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() < deadline:
-                time.sleep(0.05)
-                continue
-            holder = os.pread(fd, 32, 0).decode(errors="replace").strip()
-            os.close(fd)
-            raise AlreadyRunning(
-                f"another sockredird (pid {holder or 'unknown'}) is running on {runtime}"
-            ) from None
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
-        return fd
-
-
 class Daemon:
     """Implements bus.Backend. Lives on the event loop; the manager lives in the worker thread."""
 
-    def __init__(self, config: Config) -> None:
-        self._config = config
+    def __init__(self, settings: Config, path: Path, required: bool) -> None:
+        """`path` is where reload reads the configuration again; see config.load()."""
+        self._settings = settings
+        self._load: Callable[[], Config] = lambda: config.load(path, required=required)
         self._loop = asyncio.get_running_loop()
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="worker")
-        self._manager = Manager(config, self._changed)
+        self._manager = Manager(settings, self._changed)
         self._notifier = sdnotify.SystemdNotifier()
         self._stopping = asyncio.Event()
         self._bus: MessageBus
         self._interface: dbus.Manager1 | None = None
-        self._rings: RingBuffers | None = None
-        self._relay: EventRelay
+        self._relay = EventRelay(self._stop_tracing)
+        self._watcher: Watcher | None = None
         self._shown: dict[str, Variant] = {}
         self._working_since: float | None = None
         self._retire_pause = RETIRE_PAUSE_S[0]
         self._retire_timer: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     async def run(self) -> None:
         """Serves until SIGTERM or SIGINT; the datapath stays as it is.
 
-        Raises SockredirError if it cannot start or loses the bus; the datapath stays then, too.
+        Raises SockredirError if it cannot start, changing nothing. A bus that goes away later is
+        waited for: the datapath does not need it.
         """
-        lock_fd = lock(Path(self._config.paths.runtime))
-        self._bus = await dbus.connect()
-        self._relay = EventRelay(self._bus)
+        root = Path(self._settings.paths.bpffs)
+        lock = inventory.lock(root)
         try:
-            if not await dbus.name_is_free(self._bus):
-                raise BusUnavailable(f"the bus name {dbus.NAME} is taken: another sockredird runs")
-            await self._work(self._manager.start)
-            self._show()
-            self._interface = await dbus.publish(self._bus, self)
+            await self._connect(first=True)
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._loop.add_signal_handler(number, self._stopping.set)
+            self._loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(self._hang_up()))
             self._notify("READY=1")
             self._start_watchdog()
             log.info("ready: state=%s", self._manager.state)
-            await self._until_stopped()
+            while not await self._disconnected():
+                await self._reconnect()
+            log.info("stopping; the datapath stays as it is: state=%s", self._manager.state)
         finally:
             self._notifier.notify("STOPPING=1")
-            self._unwatch_rings()
-            self._bus.disconnect()
+            self._unwatch()
             self._worker.shutdown()
-            os.close(lock_fd)
+            inventory.unlock(lock, root)
 
-    async def _until_stopped(self) -> None:
+    # -- the bus -----------------------------------------------------------------------------
+
+    async def _connect(self, *, first: bool) -> None:
+        bus = await dbus.connect()
+        try:
+            if not await dbus.name_is_free(bus):
+                raise BusUnavailable(f"the bus name {dbus.NAME} is taken: another sockredird runs")
+            if first:
+                await self._work(self._manager.start)
+                self._show()
+            self._relay.use(bus)
+            self._interface = await dbus.publish(bus, self)
+        except BaseException:
+            bus.disconnect()
+            raise
+        self._bus = bus
+
+    async def _disconnected(self) -> bool:
+        """Waits for a signal to stop (True), or for the bus to go away."""
         stop = asyncio.create_task(self._stopping.wait())
         lost = asyncio.create_task(self._bus.wait_for_disconnect())
         await asyncio.wait({stop, lost}, return_when=asyncio.FIRST_COMPLETED)
         if self._stopping.is_set():
-            log.info("stopping; the datapath stays as it is: state=%s", self._manager.state)
-            stop.cancel()
             lost.cancel()
-        else:
-            lost.exception()
-            raise BusUnavailable("the D-Bus system bus went away; the datapath stays as it is")
+            self._bus.disconnect()
+            return True
+        stop.cancel()
+        with suppress(Exception):
+            lost.result()
+        log.warning("the D-Bus system bus went away; the datapath goes on without it")
+        self._interface = None
+        self._relay.lose()
+        return False
+
+    async def _reconnect(self) -> None:
+        """Until the bus is back; nothing tells when, so this tries once a second."""
+        while not self._stopping.is_set():
+            with suppress(BusUnavailable):
+                await self._connect(first=False)
+                log.info("back on the D-Bus system bus")
+                return
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), RECONNECT_PAUSE_S)
 
     # -- what the bus object calls -----------------------------------------------------------
 
@@ -128,14 +139,16 @@ class Daemon:
 
     async def disable(self) -> None:
         await self._work(self._manager.disable)
-        if self._manager.draining:
-            self._retire_soon()
+
+    async def reload(self) -> None:
+        await self._work(lambda: self._manager.reload(self._load()))
 
     async def stats(self) -> dict[str, int]:
+        await self._work(self._manager.check)
         return await self._work(self._manager.stats)
 
     async def subscribe(self, client: str) -> None:
-        await self._relay.add(client, self._tracing_changed)
+        await self._relay.add(client)
         await self._work(lambda: self._manager.trace(True))
 
     async def unsubscribe(self, client: str) -> None:
@@ -143,6 +156,13 @@ class Daemon:
 
     def properties(self) -> dict[str, Variant]:
         return self._shown
+
+    async def _hang_up(self) -> None:
+        try:
+            await self.reload()
+            log.info("configuration read again")
+        except SockredirError as error:
+            log.error("the old configuration stays in force: %s", error)
 
     # -- worker ------------------------------------------------------------------------------
 
@@ -158,13 +178,25 @@ class Daemon:
 
         return await self._loop.run_in_executor(self._worker, timed)
 
+    def _spawn(self, job: Coroutine[Any, Any, Any]) -> None:
+        """Runs a coroutine beside the rest; its failure is logged."""
+
+        def done(task: asyncio.Task[Any]) -> None:
+            self._tasks.discard(task)
+            if not task.cancelled() and task.exception() is not None:
+                log.error("unexpected: %r", task.exception())
+
+        task = self._loop.create_task(job)
+        self._tasks.add(task)
+        task.add_done_callback(done)
+
     def _changed(self) -> None:
         """Called by the manager, in the worker thread."""
         self._loop.call_soon_threadsafe(self._show)
 
     def _show(self) -> None:
         manager = self._manager
-        before = self._shown.get("State")
+        before = self._shown
         scope = {
             name: Variant(SCOPE_SIGNATURES[name], value)
             for name, value in manager.scope.as_dict().items()
@@ -173,64 +205,68 @@ class Daemon:
             "State": Variant("s", manager.state),
             "Since": Variant("t", manager.since),
             "Scope": Variant("a{sv}", scope),
+            "Problem": Variant("s", manager.problem),
         }
-        self._watch_rings()
+        self._watch()
         self._notify()
-        if self._interface is not None and before != self._shown["State"]:
-            changed = {name: value.value for name, value in self._shown.items()}
+        changed = {
+            name: value.value for name, value in self._shown.items() if before.get(name) != value
+        }
+        if self._interface is not None and changed:
             self._interface.emit_properties_changed(changed)
+        if manager.draining:
+            self._retire_soon()
 
-    def _tracing_changed(self, on: bool) -> None:
-        self._loop.create_task(self._work(lambda: self._manager.trace(on)))
+    def _stop_tracing(self) -> None:
+        self._spawn(self._work(lambda: self._manager.trace(False)))
 
-    # -- ring buffers and retirement ---------------------------------------------------------
+    # -- the live generation -----------------------------------------------------------------
 
-    def _watch_rings(self) -> None:
-        self._unwatch_rings()
+    def _watch(self) -> None:
         live = self._manager.live
+        if self._watcher is not None and self._watcher.generation is live:
+            return
+        self._unwatch()
         if live is None:
             return
-        rings = RingBuffers()
-        try:
-            rings.add(live.requests, lambda _record: self._retire_soon())
-            rings.add(live.events, self._relay.record)
-        except OSError:
-            # the worker has closed this generation meanwhile; its next change brings us here again
-            rings.close()
-            return
-        self._rings = rings
-        self._loop.add_reader(rings.fileno(), rings.consume)
+        # OSError: the worker has closed it meanwhile, and its next change brings us here again
+        with suppress(OSError):
+            self._watcher = Watcher(
+                live,
+                retire=self._retire_soon,
+                event=self._relay.record,
+                changed=lambda: self._spawn(self._work(self._manager.check)),
+            )
 
-    def _unwatch_rings(self) -> None:
-        if self._rings is not None:
-            self._loop.remove_reader(self._rings.fileno())
-            self._rings.close()
-            self._rings = None
+    def _unwatch(self) -> None:
+        if self._watcher is not None:
+            self._watcher.close()
+            self._watcher = None
 
     def _retire_soon(self) -> None:
         self._retire_pause = RETIRE_PAUSE_S[0]
         if self._retire_timer is None:
-            self._retire_timer = self._loop.call_later(0, self._retire)
+            self._retire_timer = self._loop.call_later(0, lambda: self._spawn(self._retire()))
 
-    def _retire(self) -> None:
-        task = self._loop.create_task(self._work(self._manager.finish_retirements))
-        task.add_done_callback(self._retired)
-
-    def _retired(self, task: asyncio.Task[bool]) -> None:
+    async def _retire(self) -> None:
         """Looks again later while a reader has not drained; nothing is pending otherwise."""
-        self._retire_timer = None
-        if task.cancelled():
-            return
-        if task.exception() is not None:
-            log.error("cannot retire connections: %s", task.exception())
-        elif not task.result():
-            self._retire_timer = self._loop.call_later(self._retire_pause, self._retire)
+        try:
+            done = await self._work(self._manager.finish_retirements)
+        finally:
+            self._retire_timer = None
+        if not done:
+            self._retire_timer = self._loop.call_later(
+                self._retire_pause, lambda: self._spawn(self._retire())
+            )
             self._retire_pause = min(self._retire_pause * 2, RETIRE_PAUSE_S[1])
 
     # -- systemd -----------------------------------------------------------------------------
 
     def _notify(self, *lines: str) -> None:
-        self._notifier.notify("\n".join([*lines, f"STATUS=Acceleration {self._manager.state}"]))
+        status = f"STATUS=Acceleration {self._manager.state}"
+        if self._manager.problem:
+            status += f" ({self._manager.problem})"
+        self._notifier.notify("\n".join([*lines, status]))
 
     def _start_watchdog(self) -> None:
         interval = int(os.environ.get("WATCHDOG_USEC", "0")) / 1e6 / 2

@@ -21,33 +21,41 @@ EVENTS_PER_SECOND = 2000
 class EventRelay:
     """Lives on the event loop. A flood is cut off; the next event says how many were dropped."""
 
-    def __init__(self, bus: MessageBus) -> None:
-        self._bus = bus
+    def __init__(self, unwanted: Callable[[], None]) -> None:
+        """`unwanted` is called when the last subscriber is gone."""
+        self._unwanted = unwanted
+        self._bus: MessageBus | None = None
         self._clients: set[str] = set()
-        self._switch: Callable[[bool], None] = lambda on: None
         self._leaving: asyncio.Future[None] | None = None
         self._second = 0
         self._sent = 0
         self._dropped = 0
 
-    async def add(self, client: str, switch: Callable[[bool], None]) -> None:
-        """`switch` is called with False when the last client is gone."""
-        self._switch = switch
-        if client in self._clients:
-            return
-        if not self._clients:
-            self._bus.add_message_handler(self._owner_changed)
-        self._clients.add(client)
-        await dbus.ask_bus(self._bus, "AddMatch", _match(client))
+    def use(self, bus: MessageBus) -> None:
+        """Sends on this connection from here on."""
+        self._bus = bus
+        bus.add_message_handler(self._owner_changed)
+
+    def lose(self) -> None:
+        """The bus is gone, and every subscriber with it."""
+        self._bus = None
+        if self._clients:
+            self._clients.clear()
+            self._unwanted()
+
+    async def add(self, client: str) -> None:
+        if self._bus is not None and client not in self._clients:
+            self._clients.add(client)
+            await dbus.ask_bus(self._bus, "AddMatch", _match(client))
 
     async def discard(self, client: str) -> None:
         if client not in self._clients:
             return
         self._clients.discard(client)
-        await dbus.ask_bus(self._bus, "RemoveMatch", _match(client))
         if not self._clients:
-            self._bus.remove_message_handler(self._owner_changed)
-            self._switch(False)
+            self._unwanted()
+        if self._bus is not None:
+            await dbus.ask_bus(self._bus, "RemoveMatch", _match(client))
 
     def record(self, raw: bytes) -> None:
         """One struct event from the ring buffer."""
@@ -70,7 +78,8 @@ class EventRelay:
         }
         self._dropped = 0
         for client in self._clients:
-            dbus.send_event(self._bus, client, body)
+            if self._bus is not None:
+                dbus.send_event(self._bus, client, body)
 
     def _owner_changed(self, message: Message) -> None:
         """A subscriber that left the bus is forgotten."""

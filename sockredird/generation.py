@@ -5,10 +5,11 @@
                            members                 iterator link
                            attached                cgroup link: live while it exists
 
-The pins are the state. A directory is built as `staging-<n>` and renamed; `attached` is pinned
-last and unlinked first; a drained directory is renamed back to `staging-<n>` before its pins go.
-So a crash at any point leaves a live generation, one to drain, or a staging directory whose
-sockhash is empty.
+The pins are the state. A directory is built as `staging-<n>` and renamed; the programs let
+everything pass until `stopped` in the settings is cleared, the last step of creation and, set, the
+first of removal; a drained directory is renamed back to `staging-<n>` before its pins go. So a
+crash at any point leaves a live generation, one to drain, or a staging directory whose sockhash
+is empty.
 """
 
 from __future__ import annotations
@@ -23,9 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sockredird import __version__, adoption, compiler, libbpf
-from sockredird.adoption import ATTACHED, LAYOUT_VERSION, MEMBERS, PIN_NAMES
-from sockredird.cgroup import cgroup_id
+from sockredird import adoption, compiler, libbpf
+from sockredird.adoption import ATTACHED, MAPS, MEMBERS, PIN_NAMES
 from sockredird.errors import Internal, LoadFailed
 from sockredird.layout import (
     COUNTER_SLOTS,
@@ -38,22 +38,12 @@ from sockredird.layout import (
     Settings,
 )
 from sockredird.libbpf import Fd
+from sockredird.plan import Plan
 
 log = logging.getLogger(__name__)
 
 RELEASE_TIMEOUT_S = 0.5
 _ZERO = bytes(4)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a generation is to do."""
-
-    scope: dict[str, Any]
-    cgroup: Path
-    ports: frozenset[int]
-    max_connections: int
-    window_bytes: int
 
 
 @dataclass(frozen=True)
@@ -89,22 +79,22 @@ class Generation:
 
         Raises LoadFailed or UnsupportedKernel, leaving nothing behind.
         """
-        root.mkdir(mode=0o700, parents=True, exist_ok=True)
         staging = root / f"staging-{number}"
-        staging.mkdir(mode=0o700)
-        directory = staging
+        directory = root / f"generation-{number}"
         try:
+            staging.mkdir(mode=0o700)
             compiler.compile_and_pin(staging, plan.max_connections)
             _furnish(staging, plan)
-            directory = root / f"generation-{number}"
             staging.rename(directory)
             generation = cls.adopt(directory)
             generation._attach(plan.cgroup)
-        except OSError as error:
-            discard(directory)
-            raise LoadFailed(f"cannot set up the datapath: {error}") from error
-        except BaseException:
-            discard(directory)
+            generation._start()  # from here on sockets are put on the sockhash
+        except BaseException as error:
+            for left in (staging, directory):
+                if left.exists():
+                    discard(left)
+            if isinstance(error, OSError):
+                raise LoadFailed(f"cannot set up the datapath: {error}") from error
             raise
         return generation
 
@@ -117,8 +107,11 @@ class Generation:
         """
         try:
             return cls(directory, *adoption.open_checked(directory))
-        except OSError as error:
-            raise LoadFailed(f"{directory}: {error.strerror or error}") from error
+        except (LoadFailed, OSError) as error:
+            raise LoadFailed(
+                f"what is pinned is not this sockredird's: {error}. Nothing was changed; "
+                f"remove {directory}, or point [paths] bpffs elsewhere"
+            ) from error
 
     def _attach(self, cgroup: Path) -> None:
         with Fd(os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY)) as cgroup_fd:
@@ -129,11 +122,29 @@ class Generation:
                     f"the kernel refuses a sock_ops program on {cgroup}: another program is "
                     "attached there, or above, exclusively; see bpftool cgroup tree"
                 ) from error
-            # From here on connections are accelerated; without the pin the link dies with us.
-            with link:
+            with link:  # which would end with this descriptor, but for the pin
                 libbpf.pin(link, self.directory / ATTACHED)
 
+    def _start(self) -> None:
+        self._settings.stopped = 0
+        self._write_settings()
+
     # -- state -------------------------------------------------------------------------------
+
+    def matches(self, plan: Plan) -> bool:
+        """Whether this is what creating a generation for `plan` now would give."""
+        return plan.manifest().items() <= self.manifest.items()
+
+    def problem(self) -> str:
+        """What somebody else changed, in words; empty if nothing."""
+        try:
+            adoption.check_names(self.directory, PIN_NAMES | {ATTACHED})
+            adoption.check_links(self.directory, self._pins, self.manifest)
+        except LoadFailed as error:
+            return str(error)
+        except OSError as error:
+            return f"{self.directory}: {error.strerror or error}"
+        return ""
 
     @property
     def attached(self) -> bool:
@@ -179,7 +190,7 @@ class Generation:
 
     def walk(self) -> Walked:
         """Visits every socket on the sockhash and takes the retirements one step further."""
-        with libbpf.open_pin(self.directory / MEMBERS) as link, libbpf.open_iterator(link) as lines:
+        with libbpf.open_iterator(self._pins[MEMBERS]) as lines:
             data = bytearray()
             while chunk := os.read(lines.number, 1 << 20):
                 data += chunk
@@ -214,10 +225,11 @@ class Generation:
         if self.attached or self.walk().entries:
             raise Internal(f"{self.directory} still has sockets on its sockhash")
         programs = [libbpf.prog_info(self._pins[name]).id for name in PROGRAMS]
-        maps = [libbpf.map_info(fd).id for name, fd in self._pins.items() if name not in PROGRAMS]
-        staging = self.directory.with_name(self.directory.name.replace("generation", "staging"))
-        self.directory.rename(staging)
-        discard(staging)
+        maps = [libbpf.map_info(self._pins[name]).id for name in MAPS]
+        if self.directory.exists():  # somebody else may have removed it
+            staging = self.directory.with_name(self.directory.name.replace("generation", "staging"))
+            self.directory.rename(staging)
+            discard(staging)
         self.close()
         _wait_until_freed(programs, maps)
 
@@ -233,7 +245,8 @@ def _wait_until_freed(programs: list[int], maps: list[int]) -> None:
     """The kernel frees programs and maps a moment after the last reference is gone.
 
     A thread blocked in recv() on a connection that was accelerated holds one (its psock's copy of
-    the sk_msg program) until it returns, so this does not wait for long.
+    the sk_msg program) until it returns, so this does not wait for long; nor at all where it may
+    not look (CAP_SYS_ADMIN), for which everything looks freed.
     """
     deadline = time.monotonic() + RELEASE_TIMEOUT_S
     while time.monotonic() < deadline:
@@ -244,25 +257,20 @@ def _wait_until_freed(programs: list[int], maps: list[int]) -> None:
 
 def _furnish(staging: Path, plan: Plan) -> None:
     """Everything between loading and attaching."""
-    pins = {name: libbpf.open_pin(staging / name) for name in PIN_NAMES}
+    pins = {name: libbpf.open_pin(staging / name) for name in {*PROGRAMS, *MAPS}}
     # sk_msg before sock_ops: a socket copies the sockhash's program when it is inserted
     libbpf.attach_sk_msg(pins["redirect"], pins["peers"])
     with libbpf.create_iterator_link(pins["walk"], pins["peers"]) as members:
         libbpf.pin(members, staging / MEMBERS)
-    libbpf.update(pins["settings"], _ZERO, Settings(window_bytes=plan.window_bytes).pack())
+    settings = Settings(stopped=1, window_bytes=plan.window_bytes)
+    libbpf.update(pins["settings"], _ZERO, settings.pack())
     ports = bytearray(PORTS_SIZE)
     for port in plan.ports:
         ports[port // 8] |= 1 << port % 8
     libbpf.update(pins["ports"], _ZERO, bytes(ports))
     manifest = {
-        "layout": LAYOUT_VERSION,
-        "version": __version__,
-        "source": compiler.source_digest(),
+        **plan.manifest(),
         "created": time.time_ns() // 1000,
-        "scope": plan.scope,
-        "cgroup": str(plan.cgroup),
-        "cgroup_id": cgroup_id(plan.cgroup),
-        "max_connections": plan.max_connections,
         "tags": {name: libbpf.prog_tag(pins[name]) for name in PROGRAMS},
     }
     text = json.dumps(manifest).encode()

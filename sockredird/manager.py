@@ -6,37 +6,22 @@ Everything here blocks and runs in one worker thread, one call at a time; daemon
 from __future__ import annotations
 
 import logging
-import re
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sockredird import cgroup, config, store
-from sockredird.adoption import is_ours
+from sockredird import cgroup, compiler, config, inventory, store
 from sockredird.config import Config, Scope
-from sockredird.errors import LoadFailed, SockredirError, UnsupportedKernel
-from sockredird.generation import Generation, Plan, Walked, discard
+from sockredird.errors import InvalidConfig, SockredirError
+from sockredird.generation import Generation, Walked, discard
 from sockredird.layout import COUNTERS
-from sockredird.mounts import filesystem_of
+from sockredird.plan import Plan
 
 log = logging.getLogger(__name__)
 
 DISABLED, ENABLED, DRAINING, FAILED = "disabled", "enabled", "draining", "failed"
-_DIRECTORY = re.compile(r"(generation|staging)-(\d+)")
 RETIRE_SLICE_S = 0.1
-
-
-def check_bpffs(root: Path) -> None:
-    """Raises UnsupportedKernel unless `root`, or its nearest existing parent, is on a bpffs."""
-    existing = root
-    while not existing.exists():
-        existing = existing.parent
-    if filesystem_of(existing) != "bpf":
-        raise UnsupportedKernel(
-            f"{root} is not on a BPF file system: mount -t bpf bpf /sys/fs/bpf, "
-            "or point [paths] bpffs at one"
-        )
 
 
 def _nothing_leaving(walked: Walked) -> bool:
@@ -48,12 +33,15 @@ def _empty(walked: Walked) -> bool:
 
 
 class Manager:
+    """`state`, `since` (microseconds since the epoch), `scope` and `problem` are for showing."""
+
     def __init__(self, settings: Config, changed: Callable[[], None]) -> None:
-        """`changed` is called after every change of state, in the worker thread."""
+        """`changed` is called after every change of what is shown, in the worker thread."""
         self.config = settings
         self.scope = settings.scope
         self.state = DISABLED
         self.since = time.time_ns() // 1000
+        self.problem = ""
         self.live: Generation | None = None
         self.draining: list[Generation] = []
         self._changed = changed
@@ -72,11 +60,13 @@ class Manager:
         Raises LoadFailed or UnsupportedKernel if there is something it does not recognise, having
         changed nothing. A failure to enable is kept as state `failed`.
         """
-        check_bpffs(self._root)
+        staging, generations = inventory.scan(self._root)
+        intent = store.read(self._intent)
+        if not generations and not intent.get("enabled"):
+            cgroup.resolve(self.scope.cgroup)  # better told now than at the first Enable
         carried = store.read(self._counts)
         self._carried = {name: int(carried.get(name, 0)) for name in COUNTERS}
         self._carried_from = int(carried.get("generation", 0))
-        staging, generations = self._inventory()
         for directory in staging:
             log.info("removing the leftovers of an interrupted change: %s", directory)
             discard(directory)
@@ -86,104 +76,128 @@ class Manager:
             else:
                 generation.stop()
                 self.draining.append(generation)
-        intent = store.read(self._intent)
-        if self.live is None and intent.get("enabled"):
+        if self.live is not None:
+            self._upgrade(self.live)
+        elif intent.get("enabled"):
             try:
                 self.enable(intent.get("scope"))
             except SockredirError as error:
                 log.error("cannot restore acceleration: %s", error)
+                self.problem = str(error)
                 self._enter(FAILED)
-        elif self.live is None and self.draining:
+        elif self.draining:
             self._enter(DRAINING)
         self.finish_retirements()
-
-    def _inventory(self) -> tuple[list[Path], list[Generation]]:
-        """Staging directories, and opened generations, newest first."""
-        if not self._root.exists():
-            return [], []
-        staging: list[Path] = []
-        numbered: list[tuple[int, Path]] = []
-        for path in self._root.iterdir():
-            match = _DIRECTORY.fullmatch(path.name)
-            if match and path.is_dir() and match[1] == "generation":
-                numbered.append((int(match[2]), path))
-            elif match and path.is_dir() and is_ours(path):
-                staging.append(path)
-            else:
-                raise LoadFailed(
-                    f"{path} is not sockredird's. Nothing was changed; remove it, or point "
-                    "[paths] bpffs elsewhere"
-                )
-        return staging, [Generation.adopt(path) for _, path in sorted(numbered, reverse=True)]
 
     def _adopt_live(self, generation: Generation) -> None:
         self.live = generation
         self.scope = Scope(**generation.manifest["scope"])
-        log.info(
-            "adopted %s made by version %s", generation.directory, generation.manifest["version"]
-        )
         generation.trace(False)
+        log.info(
+            "adopted %s, made by version %s", generation.directory, generation.manifest["version"]
+        )
+        if not store.read(self._intent).get("enabled"):
+            # a crash between attaching and remembering, or between forgetting and detaching
+            self._remember(self.scope.as_dict())
         self._enter(ENABLED)
         self.since = generation.manifest["created"]
+
+    def _upgrade(self, old: Generation) -> None:
+        """Puts this version's datapath in the place of one made from other BPF code."""
+        if old.manifest["source"] == compiler.source_digest():
+            return
+        try:
+            self._replace(self._plan(self.scope))
+        except SockredirError as error:
+            log.error("keeping the datapath of version %s: %s", old.manifest["version"], error)
+            self.problem = f"the datapath is still that of version {old.manifest['version']}: "
+            self.problem += str(error)
+            self._changed()
 
     # -- changes -----------------------------------------------------------------------------
 
     def enable(self, overrides: dict[str, Any] | None = None) -> None:
-        """Idempotent; with another scope than the one in force, a new generation takes over."""
+        """Idempotent; repairs a damaged datapath. Another scope takes over without a gap.
+
+        Raises InvalidConfig, UnsupportedKernel or LoadFailed; what was there before goes on.
+        """
         scope = config.override_scope(self.config.scope, overrides or {})
-        path = cgroup.resolve(scope.cgroup)
-        if self.live is not None and self.live.attached and self.scope == scope:
-            self._remember(overrides)
-            return
-        check_bpffs(self._root)
-        number = 1 + max((int(p.name.partition("-")[2]) for p in self._directories()), default=0)
-        generation = Generation.create(
-            self._root,
-            number,
-            Plan(
-                scope=scope.as_dict(),
-                cgroup=path,
-                ports=scope.ports(),
-                max_connections=self.config.limits.max_connections,
-                window_bytes=self.config.limits.window_bytes,
-            ),
-        )
-        if self.live is not None:
-            self._retire_all(self.live)
-        self.live = generation
+        plan = self._plan(scope)
+        if self.live is None or self.live.problem() or not self.live.matches(plan):
+            self._replace(plan)
+        self._remember(overrides or {})
         self.scope = scope
-        generation.trace(self._tracing)
-        self._remember(overrides)
-        log.info("enabled: scope cgroup=%s addresses=%s", path, scope.addresses)
+        self.problem = ""
         self._enter(ENABLED)
 
     def disable(self) -> None:
         """Idempotent. Leaves state `draining` if unread data outlasts the drain timeout."""
         store.remove(self._intent)
         if self.live is not None:
-            generation, self.live = self.live, None
-            self._retire_all(generation)
+            self._retire_all(self.live)
         elif self.draining:
             self.drain(float(self.config.limits.drain_timeout_s))
         self.scope = self.config.scope
+        self.problem = ""
         self._enter(DRAINING if self.draining else DISABLED)
 
+    def reload(self, settings: Config) -> None:
+        """Another configuration, for new connections. On any error the old one stays in force."""
+        if settings.paths != self.config.paths:
+            raise InvalidConfig("[paths] cannot change by reload: restart sockredird for that")
+        old, self.config = self.config, settings
+        intent = store.read(self._intent)
+        try:
+            if intent.get("enabled"):
+                self.enable(intent.get("scope"))
+            else:
+                cgroup.resolve(settings.scope.cgroup)
+                self.scope = settings.scope
+        except SockredirError:
+            self.config = old
+            raise
+        self._changed()
+
+    def _plan(self, scope: Scope) -> Plan:
+        return Plan(
+            scope=scope.as_dict(),
+            cgroup=cgroup.resolve(scope.cgroup),
+            ports=scope.ports(),
+            max_connections=self.config.limits.max_connections,
+            window_bytes=self.config.limits.window_bytes,
+        )
+
+    def _replace(self, plan: Plan) -> None:
+        """A new generation, then the end of the old one: there is no moment without either.
+
+        Between the two, both see new connections. The first to insert a socket has it, as a psock
+        takes one sk_msg program (sock_map_link(), EBUSY), and the other declines the pair whole.
+        """
+        inventory.check_bpffs(self._root)
+        self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        number = inventory.next_number(self._root)
+        generation = Generation.create(self._root, number, plan)
+        if self.live is not None:
+            self._retire_all(self.live)
+        self.live = generation
+        generation.trace(self._tracing)
+        log.info("enabled: generation=%d cgroup=%s", number, plan.cgroup)
+
     def _retire_all(self, generation: Generation) -> None:
+        self.live = None
+        self._changed()  # its ring buffers are let go of meanwhile
         generation.stop()
         self.draining.append(generation)
         self.drain(float(self.config.limits.drain_timeout_s))
 
     def drain(self, timeout: float = RETIRE_SLICE_S) -> None:
         """Takes the stopped generations further; removes those whose sockhash is empty."""
-        remaining = []
-        for generation in self.draining:
+        for generation in list(self.draining):
             if generation.retire(timeout, _empty):
                 self._carry(generation)
                 generation.remove()
+                self.draining.remove(generation)
                 log.info("removed %s", generation.directory)
-            else:
-                remaining.append(generation)
-        self.draining = remaining
         if self.state == DRAINING and not self.draining:
             self._enter(DISABLED)
 
@@ -192,6 +206,15 @@ class Manager:
         self.drain()
         done = self.live is None or self.live.retire(RETIRE_SLICE_S, _nothing_leaving)
         return done and not self.draining
+
+    def check(self) -> None:
+        """Looks whether somebody else changed what is pinned or attached."""
+        problem = self.live.problem() if self.live is not None else self.problem
+        if problem and not self.problem:
+            log.error("%s; sockredirctl enable repairs it", problem)
+        if problem != self.problem and self.live is not None:
+            self.problem = problem
+            self._changed()
 
     def trace(self, on: bool) -> None:
         self._tracing = on
@@ -221,11 +244,10 @@ class Manager:
 
     # -- helpers -----------------------------------------------------------------------------
 
-    def _directories(self) -> list[Path]:
-        return list(self._root.iterdir()) if self._root.exists() else []
-
-    def _remember(self, overrides: dict[str, Any] | None) -> None:
-        store.write(self._intent, {"enabled": True, "scope": overrides or {}})
+    def _remember(self, overrides: dict[str, Any]) -> None:
+        intent = {"enabled": True, "scope": overrides}
+        if store.read(self._intent) != intent:
+            store.write(self._intent, intent)
 
     def _carry(self, generation: Generation) -> None:
         """Keeps the counters of a generation about to go; lost at boot, as /run is."""

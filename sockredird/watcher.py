@@ -1,0 +1,53 @@
+"""Watches one live generation from the event loop: its ring buffers, and who removes its pins."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from sockredird.generation import Generation
+from sockredird.inotify import Watch
+from sockredird.ringbuf import RingBuffers
+
+log = logging.getLogger(__name__)
+
+
+class Watcher:
+    """Costs nothing while nothing happens: everything here waits in the loop's epoll."""
+
+    def __init__(
+        self,
+        generation: Generation,
+        *,
+        retire: Callable[[], None],
+        event: Callable[[bytes], None],
+        changed: Callable[[], None],
+    ) -> None:
+        """Calls `retire` when a pair has to leave, `event` for each record, `changed` on removals.
+
+        Raises OSError if the generation is on its way out already.
+        """
+        self.generation = generation
+        self._changed = changed
+        self._loop = asyncio.get_running_loop()
+        self._rings = RingBuffers()
+        try:
+            self._rings.add(generation.requests, lambda _record: retire())
+            self._rings.add(generation.events, event)
+            self._watch = Watch([generation.directory, Path(generation.manifest["cgroup"])])
+        except OSError:
+            self._rings.close()
+            raise
+        self._loop.add_reader(self._rings.fileno(), self._rings.consume)
+        self._loop.add_reader(self._watch.fileno(), self._removed)
+
+    def _removed(self) -> None:
+        self._watch.drain()
+        self._changed()
+
+    def close(self) -> None:
+        for source in (self._rings, self._watch):
+            self._loop.remove_reader(source.fileno())
+            source.close()
