@@ -69,9 +69,11 @@ def _check_maps(directory: Path, pins: dict[str, Fd]) -> dict[str, Any]:
         text = libbpf.lookup(pins["manifest"], _ZERO, MANIFEST_SIZE).rstrip(b"\0")
         manifest: dict[str, Any] = json.loads(text)
         layout = manifest["layout"]
-        shapes = map_shapes(manifest["max_connections"], resource.getpagesize())
-    except (ValueError, KeyError, TypeError) as error:
-        raise _refuse(path, f"unreadable notes ({error})", "sockredird's") from error
+        shapes = map_shapes(int(manifest["max_connections"]), resource.getpagesize())
+        manifest["tags"].items()
+        int(manifest["cgroup_id"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _refuse(path, f"unreadable notes ({error!r})", "sockredird's") from error
     if layout != LAYOUT_VERSION:
         raise _refuse(path, f"layout {layout}", f"layout {LAYOUT_VERSION}")
     for name, shape in shapes.items():

@@ -82,6 +82,7 @@ class Generation:
         staging = root / f"staging-{number}"
         directory = root / f"generation-{number}"
         try:
+            root.mkdir(mode=0o700, parents=True, exist_ok=True)
             staging.mkdir(mode=0o700)
             compiler.compile_and_pin(staging, plan.max_connections)
             _furnish(staging, plan)

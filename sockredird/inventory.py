@@ -95,4 +95,5 @@ def scan(root: Path) -> tuple[list[Path], list[Generation]]:
 
 
 def next_number(root: Path) -> int:
-    return 1 + max((int(path.name.partition("-")[2]) for path in root.iterdir()), default=0)
+    paths = root.iterdir() if root.exists() else []
+    return 1 + max((int(path.name.partition("-")[2]) for path in paths), default=0)

@@ -174,7 +174,6 @@ class Manager:
         takes one sk_msg program (sock_map_link(), EBUSY), and the other declines the pair whole.
         """
         inventory.check_bpffs(self._root)
-        self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
         number = inventory.next_number(self._root)
         generation = Generation.create(self._root, number, plan)
         if self.live is not None:

@@ -19,7 +19,7 @@ class Mount:
 
 def parse(text: str) -> list[Mount]:
     mounts = []
-    for line in text.splitlines():
+    for line in text.split("\n"):  # splitlines() would split at more than the kernel escapes
         left, separator, right = line.partition(" - ")
         fields = left.split(" ")
         if not separator or len(fields) < 6:
@@ -31,7 +31,7 @@ def parse(text: str) -> list[Mount]:
 
 
 def mounts() -> list[Mount]:
-    return parse(MOUNTINFO.read_text(errors="surrogateescape"))
+    return parse(os.fsdecode(MOUNTINFO.read_bytes()))
 
 
 def filesystem_of(path: Path) -> str:
