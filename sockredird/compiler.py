@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import resource
 import subprocess
@@ -18,6 +19,8 @@ from sockredird import errors
 from sockredird.errors import LoadFailed, SockredirError
 from sockredird.layout import ANSWERED_SYNS, LEAVING_PAIRS, PROGRAMS, map_shapes
 from sockredird.offsets import compiler_flags
+
+log = logging.getLogger(__name__)
 
 BPF_DIR = Path(__file__).parent / "bpf"
 SOURCES = ("sockredir.h", "pair.c", "redirect.c", "walk.c")
@@ -63,8 +66,21 @@ def compile_and_pin(directory: Path, max_connections: int) -> None:
         text = str(answer["text"])
     except (ValueError, KeyError, AttributeError):
         kind, text = LoadFailed, f"the BPF compiler ended with status {child.returncode}"
-    details = " | ".join(line for line in child.stderr.splitlines() if line.strip())[-1500:]
-    raise kind(f"{text}: {details}" if details else text)
+    if child.stderr:
+        log.error("the BPF compiler said:\n%s", child.stderr.rstrip())
+        text += f": {_gist(child.stderr)} (the daemon's log has all of it)"
+    raise kind(text)
+
+
+def _gist(output: str) -> str:
+    """The line that names the cause: clang's first error, or the verifier's last word."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    for line in lines:
+        if "error:" in line:
+            return line
+    # "processed N insns ..." ends a verifier log, the cause stands above it
+    spoken = [line for line in lines if not line.startswith("processed ")]
+    return spoken[-1] if spoken else "no details"
 
 
 def _load(directory: Path, max_connections: int) -> None:
@@ -89,7 +105,8 @@ def _load(directory: Path, max_connections: int) -> None:
             for pin, (function, program_type) in PROGRAMS.items()
         }
     except Exception as error:  # BCC raises bare Exception
-        raise LoadFailed(f"the kernel or the compiler refused a BPF program: {error}") from error
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise LoadFailed(f"a BPF program was refused: {first}") from error
     for name in map_shapes(max_connections, page_size):
         pins[name] = libbcc.bpf_table_fd(module.module, name.encode())
     for name, fd in pins.items():

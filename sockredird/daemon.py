@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import sdnotify
-from dbus_next import Variant
+from dbus_next import DBusError, Variant
 from dbus_next.aio import MessageBus
 
 from sockredird import bus as dbus
@@ -71,6 +71,7 @@ class Daemon:
         """
         root = Path(self._settings.paths.bpffs)
         lock = inventory.lock(root)
+        self._loop.set_exception_handler(_handle_exception)
         try:
             await self._connect(first=True)
             for number in (signal.SIGTERM, signal.SIGINT):
@@ -281,3 +282,12 @@ class Daemon:
         else:
             log.error("the worker has not come back for %.0f s", time.monotonic() - since)
         self._loop.call_later(interval, self._ping_watchdog, interval)
+
+
+def _handle_exception(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """dbus-next raises an error again after it has sent it to the caller."""
+    error = context.get("exception")
+    if isinstance(error, DBusError):
+        log.warning("answered with an error: %s", error)
+    else:
+        loop.default_exception_handler(context)

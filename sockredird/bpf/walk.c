@@ -79,7 +79,7 @@ inline_fn int quiet(__u64 sk, __u64 sender)
  * Whether both directions of a pair were stopped before the last grace period; stops them, one
  * visit each, if one has gone over to TCP.
  */
-inline_fn int both_stopped(struct sock_state *st, const struct pair *pair, const struct settings *s)
+inline_fn int both_stopped(struct sock_state *st, struct pair *pair, const struct settings *s)
 {
 	struct leaving *l;
 	__u8 side = 1 << (st->self.side & 1);
