@@ -23,7 +23,7 @@ from sockredird.offsets import compiler_flags
 log = logging.getLogger(__name__)
 
 BPF_DIR = Path(__file__).parent / "bpf"
-SOURCES = ("sockredir.h", "pair.c", "redirect.c", "walk.c")
+SOURCES = ("sockredir.h", "inflight.h", "pair.c", "redirect.c", "walk.c")
 TIMEOUT_S = 60.0
 
 

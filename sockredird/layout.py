@@ -43,6 +43,7 @@ COUNTERS = (
     "retired_window",
     "retired_messages",
     "retired_late_pairing",
+    "retired_half_closed",
     "retired_peer_gone",
     "retired_disable",
 )
@@ -68,7 +69,7 @@ def map_shapes(max_connections: int, page_size: int) -> dict[str, MapShape]:
     """Every map of the datapath by its name, for a limit on connections."""
     return {
         "peers": MapShape(MapType.SOCKHASH, 12, 4, 2 * max_connections),
-        "sockets": MapShape(MapType.SK_STORAGE, 4, 256, 0),
+        "sockets": MapShape(MapType.SK_STORAGE, 4, 264, 0),
         "handshakes": MapShape(MapType.LRU_HASH, 8, 64, max_connections),
         "answered": MapShape(MapType.LRU_HASH, FLOW.size, 8, ANSWERED_SYNS),
         "leaving": MapShape(MapType.LRU_HASH, 8, 12, LEAVING_PAIRS),

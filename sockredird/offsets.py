@@ -8,6 +8,8 @@ from sockredird.errors import UnsupportedKernel
 # Struct and path, named OFF_<struct>_<last component> in the C source.
 _REQUIRED = (
     ("sock", "sk_user_data"),
+    ("sock", "sk_shutdown"),
+    ("sock", "sk_wq"),
     ("sock", "sk_rcvbuf"),
     ("sock", "sk_userlocks"),
     ("sock", "sk_kern_sock"),
@@ -16,6 +18,10 @@ _REQUIRED = (
     ("sk_psock", "sk"),
     ("sk_psock", "ingress_msg"),
     ("sk_psock", "refcnt"),
+    ("socket_wq", "wait.head"),
+    ("wait_queue_entry", "private"),
+    ("wait_queue_entry", "entry"),
+    ("task_struct", "group_leader"),
     ("inet_connection_sock", "icsk_ulp_ops"),
     ("tcp_sock", "write_seq"),
     ("tcp_sock", "repair"),

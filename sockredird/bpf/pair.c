@@ -149,6 +149,8 @@ inline_fn enum counter join(struct bpf_sock_ops *skops, struct bpf_sock *sk, enu
 		sockets.sk_storage_delete(sk);
 		return DECLINED_MAP_FULL;
 	}
+	bpf_sock_ops_cb_flags_set(skops,
+				  skops->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
 	return 0;
 }
 
@@ -170,6 +172,49 @@ inline_fn void forget(struct bpf_sock_ops *skops)
 	self = st->self;
 	peers.delete(&self);
 	sockets.sk_storage_delete(sk);
+}
+
+/*
+ * shutdown(SHUT_WR) or close(). A reader that then waits on an accelerated socket is woken by the
+ * acknowledgement of its FIN, finds nothing, and its blocking recv() returns EAGAIN: unlike TCP's,
+ * the sockhash's recv() does not go back to wait (tcp_bpf_recvmsg()). So this end leaves the map
+ * now, before anybody can wait, if nothing is queued or on its way to it.
+ *
+ * The peer's sk_msg program takes a reference to its psock, then looks at our sk_shutdown; here
+ * sk_shutdown was set (inet_shutdown()), then we look at that reference. Both atomic operations
+ * are full barriers on x86, so one of the two sees the other.
+ */
+inline_fn void half_closed(struct bpf_sock_ops *skops)
+{
+#ifdef __x86_64__
+	struct bpf_sock *sk = skops->sk;
+	struct sock_state *st;
+	struct tcp_sock *tp;
+	__u64 psock, peer_sk;
+	struct end self;
+
+	if (!sk)
+		return;
+	st = sockets.sk_storage_get(sk, NULL, 0);
+	tp = bpf_skc_to_tcp_sock(sk);
+	if (!st || !tp)
+		return;
+	psock = psock_of((__u64)tp);
+	if (!psock)
+		return;		/* closed: the kernel took it off before */
+	peer_sk = st->peer_sk;
+	self = st->self;
+	if (!peer_sk) {
+		struct pair pair = st->self.pair;
+		struct handshake *hs = handshakes.lookup(&pair);
+
+		peer_sk = hs ? hs->server_sk : 0;
+	}
+	__sync_fetch_and_add(&st->barrier, 1);
+	if (!idle_sender(peer_sk) || !psock_queue_empty(psock))
+		return;
+	peers.delete(&self);
+#endif
 }
 
 /* The accepting side speaks first: raised for each SYN a listener in scope answers. */
@@ -314,6 +359,10 @@ int sockredir_pair(struct bpf_sock_ops *skops)
 	case BPF_SOCK_OPS_TCP_CONNECT_CB:
 	case BPF_SOCK_OPS_TCP_LISTEN_CB:
 		forget(skops);
+		return 1;
+	case BPF_SOCK_OPS_STATE_CB:
+		if (skops->args[1] == BPF_TCP_FIN_WAIT1)
+			half_closed(skops);
 		return 1;
 	}
 	if (!s || s->stopped)

@@ -28,6 +28,18 @@ inline_fn int peer_gone(struct bpf_sock *sk, struct sock_state *st)
 	return leave(st, RETIRED_PEER_GONE);
 }
 
+/* The peer has called shutdown(2); see half_closed(). The next walk takes this end off, too. */
+inline_fn int peer_half_closed(struct sock_state *st)
+{
+	__u8 how = 0;
+
+	if (!KERNEL_FIELD(how, st->peer_sk, OFF_sock_sk_shutdown) && !how)
+		return 0;
+	st->reason = RETIRED_HALF_CLOSED;
+	st->mode = NATIVE;
+	return 1;
+}
+
 /* The first message of a direction: may it, and all that follow, be redirected (I1)? */
 inline_fn int first_message(struct bpf_sock *sk, struct sock_state *st)
 {
@@ -133,6 +145,8 @@ int sockredir_msg(struct sk_msg_md *msg)
 	}
 	if (st->mode == UNDECIDED && !first_message(sk, st))
 		return leave(st, RETIRED_LATE_PAIRING);
+	if (peer_half_closed(st))
+		return SK_PASS;
 	if (!st->budget_bytes || !st->budget_messages) {
 		enum counter reason = refill(st, s);
 

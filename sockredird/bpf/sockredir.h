@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * Types and maps shared by the programs of the datapath:
+ *   inflight.h               is a redirect towards a socket on its way?
  *   pair.c      sock_ops      pairs the two ends of a connection and puts them on the sockhash
  *   redirect.c  sk_msg        hands each message to the peer socket, or leaves it to TCP
  *   walk.c      iter/sockmap  lists the sockhash and retires what must leave it
  *
- * The loader concatenates the four files and passes the offsets of kernel struct fields found in
+ * The loader concatenates the files and passes the offsets of kernel struct fields found in
  * the running kernel's BTF as -D OFF_<struct>_<field> (see btf.py for the list).
  */
 #include <linux/types.h>
@@ -71,6 +72,7 @@ enum counter {
 	RETIRED_WINDOW,			/* unread bytes reached the window */
 	RETIRED_MESSAGES,		/* too many unread messages, however small */
 	RETIRED_LATE_PAIRING,		/* the first message came before the pair was complete */
+	RETIRED_HALF_CLOSED,		/* the peer will send no more: shutdown(2) */
 	RETIRED_PEER_GONE,		/* the peer was taken off the sockhash by somebody else */
 	RETIRED_DISABLE,
 	COUNTERS
@@ -92,6 +94,7 @@ struct sock_state {
 	__u8 reason;			/* enum counter: why mode is NATIVE */
 	__u8 stop;			/* written by the iterator only */
 	__u8 pad;
+	__u64 barrier;			/* for its atomicity only, see half_closed() */
 	struct flow flow;
 	__u64 checkpoint[16];		/* sent_bytes, MESSAGES_PER_SAMPLE messages apart */
 };

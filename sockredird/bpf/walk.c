@@ -47,20 +47,15 @@ inline_fn __u32 known_references(__u64 sk)
 	return refs;
 }
 
-/*
- * No redirect towards `sk` is in flight. A sender between the verdict and the queue holds a
- * reference to its own psock (tcp_bpf_sendmsg()) and one to the target (sk_psock_msg_verdict()).
- * So does a reader blocked in recv() to its psock, hence the second test.
- */
+/* No redirect from `sender` towards `sk` is in flight. */
 inline_fn int none_in_flight(__u64 sk, __u64 sender)
 {
 	__u64 sender_psock = psock_of(sender);
 	__u32 refs = 0;
 
-	if (!sender_psock)
+	if (!sender_psock || psock_references(sender_psock) == 1)
 		return 1;
-	if (!KERNEL_FIELD(refs, sender_psock, OFF_sk_psock_refcnt) && refs == 1)
-		return 1;
+	/* a reader, asleep in recv(), has a reference to the sender's psock as well */
 	return !KERNEL_FIELD(refs, sk, OFF_sock_skc_refcnt) && refs <= known_references(sk);
 }
 

@@ -1,0 +1,63 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Is a redirect towards a socket in flight? Between the verdict of the sk_msg program and the
+ * target's queue the sender holds a reference to its own psock (tcp_bpf_sendmsg()) and one to the
+ * target (sk_psock_msg_verdict()); taking the target's psock away then would fail its send().
+ */
+
+/*
+ * Whether the one task that waits on this socket's wait queue, besides pollers, is a reader or
+ * writer asleep in the kernel's TCP code: its entry names the task (DEFINE_WAIT_FUNC()), where
+ * those of poll() and epoll name something else, or nothing.
+ */
+#define MAX_WAITERS 8
+
+inline_fn int has_sleeper(__u64 sk)
+{
+	__u64 wq = 0, entry = 0, head, task, leader, again;
+	int sleepers = 0;
+
+	if (KERNEL_FIELD(wq, sk, OFF_sock_sk_wq) || !wq)
+		return 0;
+	head = wq + OFF_socket_wq_head;
+	if (KERNEL_FIELD(entry, head, 0))
+		return 0;
+#pragma unroll
+	for (int i = 0; i < MAX_WAITERS; i++) {
+		if (!entry || entry == head)
+			break;
+		entry -= OFF_wait_queue_entry_entry;
+		task = leader = again = 0;
+		KERNEL_FIELD(task, entry, OFF_wait_queue_entry_private);
+		if (task && !KERNEL_FIELD(leader, task, OFF_task_struct_group_leader) && leader &&
+		    !KERNEL_FIELD(again, leader, OFF_task_struct_group_leader) && again == leader)
+			sleepers++;
+		if (KERNEL_FIELD(entry, entry, OFF_wait_queue_entry_entry))
+			return 0;
+	}
+	return sleepers == 1 && entry == head;
+}
+
+inline_fn __u32 psock_references(__u64 psock)
+{
+	__u32 refs = 0;
+
+	return KERNEL_FIELD(refs, psock, OFF_sk_psock_refcnt) ? ~0U : refs;
+}
+
+/*
+ * Whether nobody sends on `sender`: its psock has the reference of the sockhash, and at the most
+ * that of a reader asleep in recv(). To be relied on only while new redirects cannot start.
+ */
+inline_fn int idle_sender(__u64 sender)
+{
+	__u64 psock = psock_of(sender);
+	__u32 refs;
+
+	if (!psock)
+		return 1;
+	refs = psock_references(psock);
+	if (refs == 1)
+		return 1;
+	return refs == 2 && has_sleeper(sender) && psock_references(psock) == 2;
+}
