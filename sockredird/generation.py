@@ -81,19 +81,21 @@ class Generation:
         """
         staging = root / f"staging-{number}"
         directory = root / f"generation-{number}"
+        made: Path | None = None  # what is ours to throw away
         try:
             root.mkdir(mode=0o700, parents=True, exist_ok=True)
             staging.mkdir(mode=0o700)
+            made = staging
             compiler.compile_and_pin(staging, plan.max_connections)
             _furnish(staging, plan)
             staging.rename(directory)
+            made = directory
             generation = cls.adopt(directory)
             generation._attach(plan.cgroup)
             generation._start()  # from here on sockets are put on the sockhash
         except BaseException as error:
-            for left in (staging, directory):
-                if left.exists():
-                    discard(left)
+            if made is not None:
+                discard(made)
             if isinstance(error, OSError):
                 raise LoadFailed(f"cannot set up the datapath: {error}") from error
             raise

@@ -70,7 +70,7 @@ def map_shapes(max_connections: int, page_size: int) -> dict[str, MapShape]:
     return {
         "peers": MapShape(MapType.SOCKHASH, 12, 4, 2 * max_connections),
         "sockets": MapShape(MapType.SK_STORAGE, 4, 264, 0),
-        "handshakes": MapShape(MapType.LRU_HASH, 8, 64, max_connections),
+        "handshakes": MapShape(MapType.LRU_HASH, 8, 64, max_connections + ANSWERED_SYNS),
         "answered": MapShape(MapType.LRU_HASH, FLOW.size, 8, ANSWERED_SYNS),
         "leaving": MapShape(MapType.LRU_HASH, 8, 12, LEAVING_PAIRS),
         "settings": MapShape(MapType.ARRAY, 4, SETTINGS.size, 1),

@@ -315,8 +315,11 @@ inline_fn void server_established(struct bpf_sock_ops *skops)
 	pair.client_seq = skops->rcv_nxt;
 	pair.server_seq = skops->snd_nxt;
 	hs = handshakes.lookup(&pair);
-	if (!hs)
+	if (!hs) {
+		/* or a client in scope that takes this client's port would believe it */
+		answered.delete(&flow);
 		return decline(DECLINED_PEER_OUTSIDE, &flow);
+	}
 	if (!same_flow(&flow, &hs->flow) || hs->server_sk)
 		return decline(DECLINED_MISMATCH, &flow);
 	if (!hs->client_sk) {

@@ -139,6 +139,9 @@ int sockredir_msg(struct sk_msg_md *msg)
 	s = settings.lookup(&zero);
 	if (!st || !s || st->mode == NATIVE)
 		return SK_PASS;
+	/* after shutdown(SHUT_WR) TCP refuses to send, with EPIPE; a redirect would deliver */
+	if (sk->state != BPF_TCP_ESTABLISHED && sk->state != BPF_TCP_CLOSE_WAIT)
+		return SK_PASS;
 	if (s->stopped || READ_ONCE(st->stop)) {
 		st->mode = NATIVE;
 		return SK_PASS;

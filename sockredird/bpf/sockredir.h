@@ -158,7 +158,8 @@ struct manifest {
 
 BPF_SOCKHASH(peers, struct end, 2 * MAX_CONNECTIONS);
 BPF_SK_STORAGE(sockets, struct sock_state);
-BPF_TABLE("lru_hash", struct pair, struct handshake, handshakes, MAX_CONNECTIONS);
+/* Room beyond max_connections, so that declined clients do not push out those of live pairs. */
+BPF_TABLE("lru_hash", struct pair, struct handshake, handshakes, MAX_CONNECTIONS + ANSWERED_SYNS);
 /* SYNs that a listener in scope answered; time of the answer (CLOCK_MONOTONIC, ns). */
 BPF_TABLE("lru_hash", struct flow, __u64, answered, ANSWERED_SYNS);
 /* LRU, as connections may close on their way out; one that is evicted starts again. */

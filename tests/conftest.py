@@ -1,0 +1,130 @@
+"""Fixtures: a private bpffs, a private cgroup, and a datapath on it, ours or the textbook's."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+# both ways of starting pytest, with and without `python3 -m`, find the packages of this checkout
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from sockredird.errors import UnsupportedKernel
+from sockredird.generation import Generation
+from sockredird.plan import Plan
+from support import cgroups, textbook
+
+RETIRE_TIMEOUT_S = 10.0
+_numbers = itertools.count(1)
+
+
+def _refuse_to_skip(reason: str) -> None:
+    # a suite that skips everything looks green
+    pytest.exit(f"the datapath cannot be tested here: {reason}", returncode=3)
+
+
+@pytest.fixture(scope="session")
+def capable() -> None:
+    """This machine can run the datapath; otherwise the whole run ends."""
+    if os.geteuid() != 0:
+        _refuse_to_skip("run the tests as root (BPF, cgroups and namespaces need it)")
+    if not Path("/sys/kernel/btf/vmlinux").exists():
+        _refuse_to_skip("the kernel has no BTF (CONFIG_DEBUG_INFO_BTF)")
+    try:
+        cgroups.remove(cgroups.create())
+    except (UnsupportedKernel, OSError) as error:
+        _refuse_to_skip(f"no child cgroup can be made on cgroup2: {error}")
+
+
+@pytest.fixture(scope="session")
+def bpffs(capable: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A bpffs nobody else sees; unmounting it lets go of whatever a test left pinned."""
+    point = tmp_path_factory.mktemp("bpffs")
+    mount = subprocess.run(
+        ["mount", "-t", "bpf", "bpf", str(point)], capture_output=True, text=True, check=False
+    )
+    if mount.returncode != 0:
+        _refuse_to_skip(f"cannot mount a bpffs: {mount.stderr.strip()}")
+    yield point
+    subprocess.run(["umount", str(point)], check=True)
+    point.rmdir()
+
+
+@pytest.fixture
+def cgroup(capable: None) -> Iterator[Path]:
+    path = cgroups.create()
+    yield path
+    cgroups.remove(path)
+
+
+@pytest.fixture
+def other_cgroup(capable: None) -> Iterator[Path]:
+    """A sibling of `cgroup`: out of scope."""
+    path = cgroups.create()
+    yield path
+    cgroups.remove(path)
+
+
+def plan(
+    cgroup: Path,
+    *,
+    excluded_ports: frozenset[int] = frozenset(),
+    max_connections: int = 65536,
+    window_bytes: int = 4 << 20,
+) -> Plan:
+    return Plan(
+        scope={},
+        cgroup=cgroup,
+        ports=frozenset(range(65536)) - excluded_ports,
+        max_connections=max_connections,
+        window_bytes=window_bytes,
+    )
+
+
+def tear_down(directory: Path) -> None:
+    # the test's child may have stopped it or moved its epoch on: the pins know, our object does not
+    generation = Generation.adopt(directory)
+    generation.stop()
+    empty = generation.retire(RETIRE_TIMEOUT_S, lambda walked: walked.entries == 0)
+    assert empty, f"sockets stay on the sockhash: {generation.walk()}"
+    generation.remove()
+
+
+@pytest.fixture
+def generation(bpffs: Path, cgroup: Path, request: pytest.FixtureRequest) -> Iterator[Generation]:
+    """A live generation over `cgroup`; an indirect parameter holds keywords of plan()."""
+    settings = getattr(request, "param", {})
+    generation = Generation.create(bpffs / "ours", next(_numbers), plan(cgroup, **settings))
+    yield generation
+    generation.close()
+    tear_down(generation.directory)
+
+
+@dataclass(frozen=True)
+class Datapath:
+    """What the traffic of an oracle-checked test runs over."""
+
+    cgroup: Path
+    generation: Generation | None  # None: the textbook, which has to be seen failing
+
+    @property
+    def is_textbook(self) -> bool:
+        return self.generation is None
+
+
+@pytest.fixture(params=["textbook", "ours"])
+def datapath(bpffs: Path, cgroup: Path, request: pytest.FixtureRequest) -> Iterator[Datapath]:
+    """First the textbook datapath, then ours, over the same cgroup and for the same traffic."""
+    with ExitStack() as stack:
+        if request.param == "textbook":
+            stack.enter_context(textbook.attached(bpffs / f"textbook-{next(_numbers)}", cgroup))
+            yield Datapath(cgroup, None)
+            return
+        yield Datapath(cgroup, request.getfixturevalue("generation"))

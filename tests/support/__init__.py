@@ -1,0 +1,1 @@
+"""What the tests share: child processes, cgroups, namespaces, traffic and the textbook datapath."""
