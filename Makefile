@@ -1,4 +1,5 @@
 # make test     everything the tests need, and the tests; as root, or through sudo
+# make torture  the lifecycle tests, for an hour
 # make check    static checks: Python, manual pages, unit, D-Bus policy
 # make deb      dist/sockredird_*.deb
 # make demo     builds and installs the package, shows it at work
@@ -24,7 +25,7 @@ SOURCES := $(wildcard sockredird sockredirctl tests) \
 	$(shell grep -lsE '^\#!.*python3' packaging/* tools/*)
 MANPAGES := $(wildcard man/*.[58])
 
-.PHONY: all install-deps test check check-deps check-python check-man check-systemd check-dbus \
+.PHONY: all install-deps test torture check check-deps check-python check-man check-systemd check-dbus \
 	check-packaging deb lintian demo clean
 all: deb
 
@@ -36,6 +37,10 @@ test: install-deps
 	@test -z "$(ROOT)" || command -v sudo >/dev/null || \
 		{ echo "make test: needs root, to load BPF programs" >&2; exit 1; }
 	$(ROOT) env PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m pytest $(PYTEST_ARGS)
+
+# An hour or so: kills, upgrades and cycles by the hundreds, where `make test` has a few.
+torture: install-deps
+	$(ROOT) env PYTHONDONTWRITEBYTECODE=1 SOCKREDIR_TORTURE=1 $(PYTHON) -m pytest tests/lifecycle
 
 check: check-python check-man check-systemd check-dbus check-packaging
 

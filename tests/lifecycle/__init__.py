@@ -1,0 +1,1 @@
+"""The host is left accelerated and consistent, or plain, whatever fails and whenever."""
