@@ -23,6 +23,7 @@ NAME = "org.sockredir"
 PATH = "/org/sockredir"
 INTERFACE = "org.sockredir.Manager1"
 CALL_TIMEOUT_S = 5.0
+CONNECTIONS_LIMIT = 1000
 
 # dbus-next does not tell a handler who called; a message handler, which runs before it in the
 # same context, does.
@@ -38,9 +39,16 @@ class Backend(Protocol):
     async def disable(self) -> None: ...
     async def reload(self) -> None: ...
     async def stats(self) -> dict[str, int]: ...
+    async def connections(self, limit: int, query: dict[str, Any]) -> list[dict[str, Any]]: ...
     async def subscribe(self, client: str) -> None: ...
     async def unsubscribe(self, client: str) -> None: ...
     def properties(self) -> dict[str, Variant]: ...
+
+
+def variants(values: dict[str, Any]) -> dict[str, Variant]:
+    """As a{sv}: numbers that count are `t`, measures `d`."""
+    signatures = {bool: "b", int: "t", float: "d", str: "s"}
+    return {name: Variant(signatures[type(value)], value) for name, value in values.items()}
 
 
 def _answered(handler: _Handler) -> _Handler:
@@ -144,6 +152,27 @@ class Manager1(ServiceInterface):  # type: ignore[misc]
     @no_type_check
     async def Stats(self) -> "a{sv}":
         return {name: Variant("t", value) for name, value in (await self._backend.stats()).items()}
+
+    @method()
+    @_answered
+    @no_type_check
+    async def Connections(self, limit: "u") -> "aa{sv}":
+        return await self._connections(limit, {})
+
+    @method()
+    @_answered
+    @no_type_check
+    async def ConnectionsWith(self, limit: "u", query: "a{sv}") -> "aa{sv}":
+        return await self._connections(limit, query)
+
+    async def _connections(
+        self, limit: int, query: dict[str, Variant]
+    ) -> list[dict[str, Variant]]:
+        await self._need_root()
+        keys = {name: value.value for name, value in query.items()}
+        # 0 asks for as many as there are; a reply is built and sent whole, so it has a limit
+        limit = min(limit or CONNECTIONS_LIMIT, CONNECTIONS_LIMIT)
+        return [variants(item) for item in await self._backend.connections(limit, keys)]
 
     @method()
     @_answered

@@ -17,13 +17,21 @@ from pathlib import Path
 
 from sockredird import errors
 from sockredird.errors import LoadFailed, SockredirError
-from sockredird.layout import ANSWERED_SYNS, LEAVING_PAIRS, PROGRAMS, map_shapes
+from sockredird.layout import CAPACITIES, PROGRAMS, map_shapes
 from sockredird.offsets import compiler_flags
 
 log = logging.getLogger(__name__)
 
 BPF_DIR = Path(__file__).parent / "bpf"
-SOURCES = ("sockredir.h", "inflight.h", "pair.c", "redirect.c", "walk.c")
+SOURCES = (
+    "sockredir.h",
+    "trace.c",
+    "inflight.h",
+    "pair.c",
+    "redirect.c",
+    "list.c",
+    "walk.c",
+)
 TIMEOUT_S = 60.0
 
 
@@ -93,8 +101,7 @@ def _load(directory: Path, max_connections: int) -> None:
     page_size = resource.getpagesize()
     flags = [
         f"-DMAX_CONNECTIONS={max_connections}",
-        f"-DANSWERED_SYNS={ANSWERED_SYNS}",
-        f"-DLEAVING_PAIRS={LEAVING_PAIRS}",
+        *(f"-D{name}={entries}" for name, entries in CAPACITIES.items()),
         f"-DSOCKREDIR_PAGE_SIZE={page_size}",
         *compiler_flags(),
     ]

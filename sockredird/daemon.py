@@ -18,7 +18,7 @@ from dbus_next import DBusError, Variant
 from dbus_next.aio import MessageBus
 
 from sockredird import bus as dbus
-from sockredird import config, inventory
+from sockredird import config, inventory, listing
 from sockredird.config import Config
 from sockredird.errors import BusUnavailable, SockredirError
 from sockredird.events import EventRelay
@@ -147,6 +147,12 @@ class Daemon:
     async def stats(self) -> dict[str, int]:
         await self._work(self._manager.check)
         return await self._work(self._manager.stats)
+
+    async def connections(self, limit: int, query: dict[str, Any]) -> list[dict[str, Any]]:
+        wanted = listing.Query.of(query)
+        return await self._work(
+            lambda: listing.busiest(self._manager.generations, limit, wanted)
+        )
 
     async def subscribe(self, client: str) -> None:
         await self._relay.add(client)

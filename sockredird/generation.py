@@ -18,7 +18,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,12 +30,16 @@ from sockredird.errors import Internal, LoadFailed
 from sockredird.layout import (
     COUNTER_SLOTS,
     COUNTERS,
+    LISTENER,
     MANIFEST_SIZE,
     MEMBER,
+    OWNER,
     PORTS_SIZE,
     PROGRAMS,
     SETTINGS,
+    VERDICT,
     Settings,
+    reason_name,
 )
 from sockredird.libbpf import Fd
 from sockredird.plan import Plan
@@ -70,6 +74,7 @@ class Generation:
         self.manifest = manifest
         self._pins = pins
         self._settings = Settings.unpack(libbpf.lookup(pins["settings"], _ZERO, SETTINGS.size))
+        self._settings.listing = 0  # a crash may have left it set
 
     # -- creation and adoption ---------------------------------------------------------------
 
@@ -175,6 +180,36 @@ class Generation:
     def capacity(self) -> int:
         """Sockets the sockhash has room for; two per connection."""
         return int(libbpf.map_info(self._pins["peers"]).max_entries)
+
+    def connections(self) -> Iterator[bytes]:
+        """A struct connection for each accelerated connection, several at a time, in no order.
+
+        All of them pass through the memory of one read(), however many there are.
+        """
+        self._settings.listing = time.monotonic_ns() >> 20 & 0xFFFFFFFF or 1
+        self._write_settings()
+        try:
+            with libbpf.create_iterator_link(self._pins["owners"]) as link:
+                libbpf.run_iterator(link)
+            with libbpf.open_iterator(self._pins[MEMBERS]) as lines:
+                while chunk := os.read(lines.number, 1 << 16):
+                    yield chunk
+        finally:
+            self._settings.listing = 0
+            self._write_settings()
+
+    def verdict(self, flow: bytes) -> str:
+        """Why the connection was declined or retired; empty if it was not, or long ago."""
+        try:
+            value = libbpf.lookup(self._pins["verdicts"], flow, VERDICT.size)
+        except FileNotFoundError:
+            return ""
+        return reason_name(VERDICT.unpack(value)[1])
+
+    def name_listener(self, netns: int, port: int, pid: int, comm: str) -> None:
+        """For events: whose a listener is that is older than the datapath."""
+        owner = OWNER.pack(pid, comm.encode()[:15])
+        libbpf.update(self._pins["listeners"], LISTENER.pack(netns, port), owner)
 
     # -- changes -----------------------------------------------------------------------------
 

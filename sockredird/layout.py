@@ -16,11 +16,18 @@ PROGRAMS: dict[str, tuple[str, ProgType]] = {
     "pair": ("sockredir_pair", ProgType.SOCK_OPS),
     "redirect": ("sockredir_msg", ProgType.SK_MSG),
     "walk": ("bpf_iter__sockmap", ProgType.TRACING),
+    "owners": ("bpf_iter__task_file", ProgType.TRACING),
 }
-# SYNs answered by a listener in scope whose client end is not established yet.
-ANSWERED_SYNS = 8192
-# Pairs that leave acceleration one by one, at the same time.
-LEAVING_PAIRS = 16384
+ANSWERED_SYNS = 8192  # answered by a listener in scope; the client end is not established yet
+LEAVING_PAIRS = 16384  # that leave acceleration one by one, at the same time
+TRACED_CONNECTIONS = 8192  # whose programs are known by name, or one of whose ends has closed
+VERDICTS = 16384  # connections of which explain knows why they are not accelerated
+CAPACITIES = {
+    "ANSWERED_SYNS": ANSWERED_SYNS,
+    "LEAVING_PAIRS": LEAVING_PAIRS,
+    "TRACED_CONNECTIONS": TRACED_CONNECTIONS,
+    "VERDICTS": VERDICTS,
+}
 PORTS_SIZE = 65536 // 8
 MANIFEST_SIZE = 4096
 
@@ -50,11 +57,18 @@ COUNTERS = (
 
 COUNTER_SLOTS = 32
 
-SETTINGS = struct.Struct("=5I")  # struct settings
+SETTINGS = struct.Struct("=6I")  # struct settings
 MEMBER = struct.Struct("=3I3I3Q48s")  # struct member
 FLOW = struct.Struct("=16s16sQHH4x")  # struct flow
-EVENT = struct.Struct("=QII48s")  # struct event
-EVENT_KINDS = ("active_established", "accelerated", "declined", "retired")
+OWNER = struct.Struct("=I16s")  # struct owner
+EVENT = struct.Struct("=QII6QI16sI16sII48s")  # struct event
+EVENT_KINDS = ("active_established", "accelerated", "declined", "retired", "closed")
+LISTENER = struct.Struct("=QI4x")  # struct listener
+VERDICT = struct.Struct("=QI4x")  # struct verdict
+VIEW = "7Q6I16s"  # struct view
+CONNECTION = struct.Struct(f"=Q{VIEW}{VIEW}II8s48s")  # struct connection
+MODES = ("unused", "redirected", "tcp")  # enum mode
+SIDES = ("client", "server")  # enum side
 
 
 @dataclass(frozen=True)
@@ -69,13 +83,18 @@ def map_shapes(max_connections: int, page_size: int) -> dict[str, MapShape]:
     """Every map of the datapath by its name, for a limit on connections."""
     return {
         "peers": MapShape(MapType.SOCKHASH, 12, 4, 2 * max_connections),
-        "sockets": MapShape(MapType.SK_STORAGE, 4, 264, 0),
-        "handshakes": MapShape(MapType.LRU_HASH, 8, 64, max_connections + ANSWERED_SYNS),
+        "sockets": MapShape(MapType.SK_STORAGE, 4, 352, 0),
+        "handshakes": MapShape(MapType.LRU_HASH, 8, 80, max_connections + ANSWERED_SYNS),
         "answered": MapShape(MapType.LRU_HASH, FLOW.size, 8, ANSWERED_SYNS),
         "leaving": MapShape(MapType.LRU_HASH, 8, 12, LEAVING_PAIRS),
+        "callers": MapShape(MapType.LRU_HASH, FLOW.size, 32, TRACED_CONNECTIONS),
+        "listeners": MapShape(MapType.LRU_HASH, LISTENER.size, OWNER.size, TRACED_CONNECTIONS),
+        "closing": MapShape(MapType.LRU_HASH, 8, 32, TRACED_CONNECTIONS),
+        "verdicts": MapShape(MapType.LRU_HASH, FLOW.size, VERDICT.size, VERDICTS),
         "settings": MapShape(MapType.ARRAY, 4, SETTINGS.size, 1),
         "ports": MapShape(MapType.ARRAY, 4, PORTS_SIZE, 1),
         "counters": MapShape(MapType.PERCPU_ARRAY, 4, 8 * COUNTER_SLOTS, 1),
+        "line": MapShape(MapType.PERCPU_ARRAY, 4, CONNECTION.size, 1),
         "manifest": MapShape(MapType.ARRAY, 4, MANIFEST_SIZE, 1),
         "requests": MapShape(MapType.RINGBUF, 0, 0, page_size),
         "events": MapShape(MapType.RINGBUF, 0, 0, 64 * page_size),
@@ -91,6 +110,7 @@ class Settings:
     epoch: int = 0
     window_bytes: int = 0
     trace: int = 0
+    listing: int = 0
 
     def pack(self) -> bytes:
         return SETTINGS.pack(*astuple(self))
@@ -119,6 +139,27 @@ def _address(raw: bytes, port: int) -> str:
     return f"{ip.ipv4_mapped}:{port}" if ip.ipv4_mapped else f"[{ip}]:{port}"
 
 
+def reason_name(counter: int) -> str:
+    """The word for an enum counter that is a reason, e.g. 'peer_outside'."""
+    return COUNTERS[counter].partition("_")[2]
+
+
+def text(raw: bytes) -> str:
+    """A C string."""
+    return raw.partition(b"\0")[0].decode(errors="replace")
+
+
+@dataclass(frozen=True)
+class End:
+    """One end of a connection in an event: its program, and what the direction from it carried."""
+
+    pid: int  # 0: not known
+    comm: str
+    bytes: int
+    messages: int
+    tcp_bytes: int
+
+
 @dataclass(frozen=True)
 class Event:
     """struct event; `time` is CLOCK_MONOTONIC in ns, `reason` empty where there is none."""
@@ -127,9 +168,23 @@ class Event:
     kind: str
     reason: str
     flow: Flow
+    client: End
+    server: End
+    cpu: int
+    lost: int
 
     @classmethod
     def unpack(cls, raw: bytes) -> Event:
-        time, kind, reason, flow = EVENT.unpack(raw)
-        name = COUNTERS[reason].partition("_")[2] if kind >= EVENT_KINDS.index("declined") else ""
-        return cls(time, EVENT_KINDS[kind], name, Flow.unpack(flow))
+        time, kind, reason, *numbers, cpu, lost, flow = EVENT.unpack(raw)
+        totals, (client_pid, client_comm, server_pid, server_comm) = numbers[:6], numbers[6:]
+        name = EVENT_KINDS[kind]
+        return cls(
+            time,
+            name,
+            reason_name(reason) if name in ("declined", "retired") else "",
+            Flow.unpack(flow),
+            End(client_pid, text(client_comm), *totals[:3]),
+            End(server_pid, text(server_comm), *totals[3:]),
+            cpu,
+            lost,
+        )

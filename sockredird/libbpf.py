@@ -239,8 +239,11 @@ def create_cgroup_link(prog: Fd, cgroup: Fd) -> Fd:
     return Fd(check(link, "attach sock_ops program to cgroup"))
 
 
-def create_iterator_link(prog: Fd, over: Fd) -> Fd:
+def create_iterator_link(prog: Fd, over: Fd | None = None) -> Fd:
     """A link that, once opened with bpf_iter_create() or through its pin, walks map `over`."""
+    if over is None:  # iterates over something else than a map
+        link = lib.bpf_link_create(prog.number, 0, AttachType.TRACE_ITER, None)
+        return Fd(check(link, "create iterator"))
     info = c_uint32(over.number)  # union bpf_iter_link_info.map.map_fd
     options = _LinkCreateOpts(
         sz=ctypes.sizeof(_LinkCreateOpts),
@@ -254,6 +257,18 @@ def create_iterator_link(prog: Fd, over: Fd) -> Fd:
 def open_iterator(link: Fd) -> Fd:
     """A file whose content is the iterator's output; each one walks once."""
     return Fd(check(lib.bpf_iter_create(link.number), "open iterator"))
+
+
+def run_iterator(link: Fd) -> None:
+    """Walks once, for what the program does and not for its output, of which there is none."""
+    with open_iterator(link) as fd:
+        while True:
+            try:
+                os.read(fd.number, 1)
+                return
+            except BlockingIOError:
+                # after a million objects without output (MAX_ITER_OBJECTS, kernel/bpf/bpf_iter.c)
+                continue
 
 
 def wait_for_programs() -> None:

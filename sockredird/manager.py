@@ -220,13 +220,18 @@ class Manager:
         if self.live is not None:
             self.live.trace(on)
 
+    @property
+    def generations(self) -> list[Generation]:
+        """All whose sockhash may have connections."""
+        return [*self.draining, *([self.live] if self.live else [])]
+
     # -- reading -----------------------------------------------------------------------------
 
     def stats(self) -> dict[str, int]:
         """The counters of INTERFACE: totals since boot, and what is on the sockhash now."""
         totals = dict(self._carried)
         entries = connections = 0
-        for generation in [*self.draining, *([self.live] if self.live else [])]:
+        for generation in self.generations:
             for name, value in self._counters(generation).items():
                 totals[name] += value
             walked = generation.walk()

@@ -9,7 +9,7 @@ from typing import Any
 from sockredird import __version__, compiler
 from sockredird.cgroup import cgroup_id
 
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 
 
 @dataclass(frozen=True)

@@ -96,10 +96,11 @@ inline_fn int flow_in_scope(struct bpf_sock_ops *skops, enum side side, struct f
 	return p && (p->bits[flow->server_port >> 3] >> (flow->server_port & 7)) & 1;
 }
 
-inline_fn void decline(enum counter reason, const struct flow *flow)
+inline_fn void decline(enum counter reason, struct flow *flow)
 {
 	count(reason, 1);
-	report(EVENT_DECLINED, reason, flow);
+	judge(reason, flow);
+	report(EVENT_DECLINED, reason, flow, bpf_ktime_get_ns(), NULL);
 }
 
 /* 0, or why a socket of this kind never goes on a sockhash (I6). */
@@ -128,7 +129,7 @@ inline_fn enum counter unsuitable(__u64 sk)
 
 /* Puts one end on the sockhash; 0, or why it could not. */
 inline_fn enum counter join(struct bpf_sock_ops *skops, struct bpf_sock *sk, enum side side,
-			    const struct pair *pair, const struct flow *flow, __u64 peer_sk)
+			    const struct flow *flow, const struct pair *pair, struct handshake *hs)
 {
 	struct sock_state *st = sockets.sk_storage_get(sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 	struct end self = { .pair = *pair, .side = side };
@@ -140,7 +141,13 @@ inline_fn enum counter join(struct bpf_sock_ops *skops, struct bpf_sock *sk, enu
 	st->self = self;
 	st->peer.pair = *pair;
 	st->peer.side = !side;
-	st->peer_sk = peer_sk;
+	if (side == SERVER) {
+		st->peer_sk = hs->client_sk;
+		st->peer_st = hs->client_st;
+		hs->server_st = (__u64)st;
+	} else {
+		hs->client_st = (__u64)st;
+	}
 	st->since = bpf_ktime_get_ns();
 	st->flow = *flow;
 	/* NOEXIST: a collision of sequence numbers, or a forged one, must not displace anybody */
@@ -263,7 +270,7 @@ inline_fn void client_established(struct bpf_sock_ops *skops)
 			write_seq != pair.client_seq))
 		reason = DECLINED_EARLY_DATA;
 	if (!reason)
-		reason = join(skops, sk, CLIENT, &pair, &hs.flow, 0);
+		reason = join(skops, sk, CLIENT, &hs.flow, &pair, &hs);
 	if (!reason)
 		hs.client_sk = (__u64)tp;
 	/* A declined client leaves word too (client_sk 0), so that the pair is counted once. */
@@ -271,7 +278,7 @@ inline_fn void client_established(struct bpf_sock_ops *skops)
 	if (reason)
 		decline(reason, &hs.flow);
 	else
-		report(EVENT_ACTIVE, 0, &hs.flow);
+		report(EVENT_ACTIVE, 0, &hs.flow, bpf_ktime_get_ns(), NULL);
 }
 
 /* Whether the segment that completed the handshake carries data (TCP_DEFER_ACCEPT, Fast Open). */
@@ -337,12 +344,12 @@ inline_fn void server_established(struct bpf_sock_ops *skops)
 			write_seq != pair.client_seq))
 		reason = DECLINED_EARLY_DATA;
 	if (!reason)
-		reason = join(skops, sk, SERVER, &pair, &flow, hs->client_sk);
+		reason = join(skops, sk, SERVER, &flow, &pair, hs);
 	if (!reason) {
 		/* The client's first message finds the pair complete through this. */
 		WRITE_ONCE(hs->server_sk, (__u64)tp);
 		count(ACCELERATED_CONNECTIONS, 1);
-		report(EVENT_ACCELERATED, 0, &flow);
+		report(EVENT_ACCELERATED, 0, &flow, bpf_ktime_get_ns(), NULL);
 		return;
 	}
 	/* Nothing was ever redirected to the client end, so taking it off loses nothing (I5). */
@@ -353,6 +360,15 @@ inline_fn void server_established(struct bpf_sock_ops *skops)
 	decline(reason, &flow);
 }
 
+/* Called in the context of connect(). */
+inline_fn void connecting(struct bpf_sock_ops *skops)
+{
+	struct flow flow;
+
+	if (tracing() && flow_in_scope(skops, CLIENT, &flow))
+		note_caller(&flow);
+}
+
 int sockredir_pair(struct bpf_sock_ops *skops)
 {
 	int zero = 0;
@@ -360,12 +376,18 @@ int sockredir_pair(struct bpf_sock_ops *skops)
 
 	switch (skops->op) {
 	case BPF_SOCK_OPS_TCP_CONNECT_CB:
+		forget(skops);
+		connecting(skops);
+		return 1;
 	case BPF_SOCK_OPS_TCP_LISTEN_CB:
 		forget(skops);
+		note_listener(bpf_get_netns_cookie(skops), local_port(skops));
 		return 1;
 	case BPF_SOCK_OPS_STATE_CB:
 		if (skops->args[1] == BPF_TCP_FIN_WAIT1)
 			half_closed(skops);
+		if (skops->args[1] == BPF_TCP_CLOSE && tracing())
+			closed(skops);
 		return 1;
 	}
 	if (!s || s->stopped)

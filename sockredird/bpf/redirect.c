@@ -56,6 +56,7 @@ inline_fn int first_message(struct bpf_sock *sk, struct sock_state *st)
 		if (!hs || !hs->server_sk)
 			return 0;
 		st->peer_sk = hs->server_sk;
+		st->peer_st = hs->server_st;
 		handshakes.delete(&pair);
 	}
 	st->mode = REDIRECT;

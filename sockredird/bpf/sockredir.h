@@ -4,7 +4,8 @@
  *   inflight.h               is a redirect towards a socket on its way?
  *   pair.c      sock_ops      pairs the two ends of a connection and puts them on the sockhash
  *   redirect.c  sk_msg        hands each message to the peer socket, or leaves it to TCP
- *   walk.c      iter/sockmap  lists the sockhash and retires what must leave it
+ *   walk.c      iter/sockmap  visits the sockhash: lists it, retires what must leave it
+ * with trace.c (events) and list.c (what a listing shows of an end) between them.
  *
  * The loader concatenates the files and passes the offsets of kernel struct fields found in
  * the running kernel's BTF as -D OFF_<struct>_<field> (see btf.py for the list).
@@ -45,6 +46,8 @@ struct handshake {
 	struct flow flow;
 	__u64 client_sk;	/* kernel address; 0: the client declined */
 	__u64 server_sk;	/* kernel address; 0: the server has not joined */
+	__u64 client_st;	/* kernel addresses of their sock_state */
+	__u64 server_st;
 };
 
 enum mode {
@@ -78,11 +81,25 @@ enum counter {
 	COUNTERS
 };
 
+/* A process that uses a socket. */
+struct owner {
+	__u32 pid;		/* as the initial pid namespace counts */
+	char comm[16];
+};
+
+/* What a direction had carried at a time; a rate is the difference of two. */
+struct sample {
+	__u64 time;		/* CLOCK_MONOTONIC, ns; 0: never taken */
+	__u64 bytes;
+	__u64 messages;
+};
+
 /* Per socket: this end, and the direction that starts here. */
 struct sock_state {
 	struct end self;
 	struct end peer;
 	__u64 peer_sk;			/* kernel address of the peer's struct sock, or 0 */
+	__u64 peer_st;			/* that of the peer's sock_state */
 	__u64 since;			/* CLOCK_MONOTONIC, ns */
 	__u64 sent_bytes;		/* redirected, cumulative */
 	__u64 sent_messages;
@@ -97,6 +114,11 @@ struct sock_state {
 	__u64 barrier;			/* for its atomicity only, see half_closed() */
 	struct flow flow;
 	__u64 checkpoint[16];		/* sent_bytes, MESSAGES_PER_SAMPLE messages apart */
+	struct sample sample[2];	/* newer, older; taken by listings, as is all below */
+	struct owner owner;		/* the first process met that has this socket open */
+	__u32 owners;			/* processes that have */
+	__u32 listing;			/* in which owner and owners were found */
+	__u32 pad2;
 };
 
 #define BYTES_PER_SAMPLE 65536
@@ -117,6 +139,7 @@ struct settings {
 	__u32 epoch;		/* grows by one after each RCU grace period the daemon waited for */
 	__u32 window_bytes;
 	__u32 trace;		/* someone subscribed to events */
+	__u32 listing;		/* number of the listing under way; 0: walks retire instead */
 };
 
 /* A bit per listening port: connections to it are in scope. */
@@ -124,13 +147,52 @@ struct ports {
 	__u8 bits[65536 / 8];
 };
 
-enum event_kind { EVENT_ACTIVE, EVENT_ACCELERATED, EVENT_DECLINED, EVENT_RETIRED };
+enum event_kind { EVENT_ACTIVE, EVENT_ACCELERATED, EVENT_DECLINED, EVENT_RETIRED, EVENT_CLOSED };
+
+/* What one direction carried. */
+struct totals {
+	__u64 bytes;		/* redirected */
+	__u64 messages;
+	__u64 tcp_bytes;	/* left to TCP: of a connection that was retired, or is about to be */
+};
 
 struct event {
 	__u64 time;		/* CLOCK_MONOTONIC, ns */
 	__u32 kind;
 	__u32 reason;		/* enum counter */
+	struct totals totals[2];	/* by enum side: the direction that starts there */
+	struct owner owner[2];	/* pid 0: not known */
+	__u32 cpu;
+	__u32 lost;		/* events this CPU could not report so far, for want of room */
 	struct flow flow;
+};
+
+/* The process that called connect(), while somebody traces. */
+struct caller {
+	__u64 time;		/* CLOCK_MONOTONIC, ns */
+	struct owner owner;
+	__u32 pad;
+};
+
+/* A listening socket; addresses are left out, as a wildcard listener answers to any. */
+struct listener {
+	__u64 netns;
+	__u32 port;
+	__u32 pad;
+};
+
+/* The end of a traced connection that closed first. */
+struct closing {
+	struct totals totals;
+	__u32 side;
+	__u32 pad;
+};
+
+/* Why a connection was declined or retired, for whoever asks later. */
+struct verdict {
+	__u64 time;		/* CLOCK_MONOTONIC, ns */
+	__u32 reason;		/* enum counter */
+	__u32 pad;
 };
 
 /* One line of the iterator's output. */
@@ -142,6 +204,35 @@ struct member {
 	__u64 since;
 	__u64 sent_bytes;
 	__u64 sent_messages;
+	struct flow flow;
+};
+
+/* One end in a listing. */
+struct view {
+	__u64 bytes;
+	__u64 messages;
+	__u64 tcp_bytes;
+	__u64 byte_rate;	/* per second, since a listing at least SAMPLE_NS ago */
+	__u64 message_rate;
+	__u64 inode;		/* of the socket; 0: closed by its programs */
+	__u64 cgroup;		/* id */
+	__u32 uid;
+	__u32 unread;		/* bytes in this socket's psock queue */
+	__u32 mode;		/* of the direction that starts here */
+	__u32 reason;
+	__u32 owners;
+	struct owner owner;
+};
+
+#define SAMPLE_NS 500000000ULL
+
+/* One connection in a listing. */
+struct connection {
+	__u64 age;		/* ns since the server end joined */
+	struct view view[2];	/* by enum side */
+	__u32 known;		/* bit per side: an end that closed cannot be looked at */
+	__u32 leaving;
+	struct pair pair;
 	struct flow flow;
 };
 
@@ -167,7 +258,12 @@ BPF_TABLE("lru_hash", struct pair, struct leaving, leaving, LEAVING_PAIRS);
 BPF_ARRAY(settings, struct settings, 1);
 BPF_ARRAY(ports, struct ports, 1);
 BPF_PERCPU_ARRAY(counters, struct counters, 1);
+BPF_PERCPU_ARRAY(line, struct connection, 1);	/* of a listing, too long for the stack */
 BPF_ARRAY(manifest, struct manifest, 1);
+BPF_TABLE("lru_hash", struct flow, struct caller, callers, TRACED_CONNECTIONS);
+BPF_TABLE("lru_hash", struct listener, struct owner, listeners, TRACED_CONNECTIONS);
+BPF_TABLE("lru_hash", struct pair, struct closing, closing, TRACED_CONNECTIONS);
+BPF_TABLE("lru_hash", struct flow, struct verdict, verdicts, VERDICTS);
 BPF_RINGBUF_OUTPUT(requests, 1);	/* wakes the daemon to walk; full means it is awake already */
 BPF_RINGBUF_OUTPUT(events, 64);
 
@@ -183,22 +279,6 @@ inline_fn void count(enum counter which, __u64 n)
 	/* Atomic although per CPU: a task preempted between load and store would lose counts. */
 	if (c)
 		__sync_fetch_and_add(&c->value[slot], n);
-}
-
-inline_fn void report(enum event_kind kind, enum counter reason, const struct flow *flow)
-{
-	int zero = 0;
-	struct settings *s = settings.lookup(&zero);
-	struct event e = {};
-
-	if (!s || !s->trace)
-		return;
-	e.time = bpf_ktime_get_ns();
-	e.kind = kind;
-	e.reason = reason;
-	e.flow = *flow;
-	if (events.ringbuf_output(&e, sizeof(e), 0))
-		count(DROPPED_EVENTS, 1);
 }
 
 /*

@@ -106,12 +106,21 @@ inline_fn int both_stopped(struct sock_state *st, struct pair *pair, const struc
 	return s->epoch != l->stopped_in;
 }
 
+/* Whether the server end of a leaving pair was seen on the map. */
+inline_fn int server_met(const struct pair *pair)
+{
+	struct leaving *l = leaving.lookup(pair);
+
+	return l && l->stopped == 3;
+}
+
 /* 1 if the pair is off the map. */
 inline_fn int retire(__u64 sk, struct sock_state *st, const struct settings *s)
 {
 	struct pair pair = st->self.pair;
 	struct end self = st->self, peer = st->peer;
-	__u64 peer_sk = st->peer_sk;
+	__u64 peer_sk = st->peer_sk, peer_st = st->peer_st;
+	struct totals totals[2] = {};
 	__u32 reason = READ_ONCE(st->reason);
 
 	if (!both_stopped(st, &pair, s))
@@ -119,13 +128,21 @@ inline_fn int retire(__u64 sk, struct sock_state *st, const struct settings *s)
 	if (!peer_sk) {
 		struct handshake *hs = handshakes.lookup(&pair);
 
-		if (hs)
+		if (hs) {
 			peer_sk = hs->server_sk;
+			peer_st = hs->server_st;
+		}
 	}
+	/* That end knows this one, so it retires both, and sees what is in flight between them. */
+	if (!peer_sk && server_met(&pair))
+		return 0;
 	if (!quiet(sk, peer_sk) || !quiet(peer_sk, sk))
 		return 0;
 	if (reason < RETIRED_WINDOW || reason >= COUNTERS)
 		reason = RETIRED_DISABLE;
+	total(&totals[self.side & 1], sk, (__u64)st, isn_1_of(&self));
+	if (is_state_of(peer_st, peer_sk, &peer))
+		total(&totals[peer.side & 1], peer_sk, peer_st, isn_1_of(&peer));
 	leaving.delete(&pair);
 	peers.delete(&peer);
 	peers.delete(&self);
@@ -133,7 +150,8 @@ inline_fn int retire(__u64 sk, struct sock_state *st, const struct settings *s)
 	if (peer_sk) {
 		handshakes.delete(&pair);
 		count(reason, 1);
-		report(EVENT_RETIRED, reason, &st->flow);
+		judge(reason, &st->flow);
+		report(EVENT_RETIRED, reason, &st->flow, st->since, totals);
 	}
 	return 1;
 }
@@ -153,6 +171,10 @@ int bpf_iter__sockmap(struct bpf_iter__sockmap *ctx)
 	st = sockets.sk_storage_get(sk, NULL, 0);
 	if (!st)
 		return 0;
+	if (s->listing) {
+		list(*(struct seq_file **)ctx->meta, (__u64)sk, st, s);
+		return 0;
+	}
 	if (retire((__u64)sk, st, s))
 		return 0;
 	m.self = st->self;

@@ -1,0 +1,201 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * What a listing shows of a connection, and iter/task_file: which processes have its ends open.
+ *
+ * The server end writes the line for both: each end knows the address of the other's state, which is
+ * read like all kernel memory and believed only if it says the same pair.
+ */
+
+/* The kernel's struct bpf_iter__task_file; every member is a pointer in an 8-byte slot, or fd. */
+struct bpf_iter__task_file {
+	__u64 meta;
+	__u64 task;
+	__u32 fd;
+	__u32 pad;
+	__u64 file;
+};
+
+/* Notes on each accelerated socket who has it open; the daemon runs this before a listing. */
+int bpf_iter__task_file(struct bpf_iter__task_file *ctx)
+{
+	struct file *file = (void *)ctx->file;
+	__u64 task = ctx->task;
+	struct sock_state *st;
+	struct settings *s;
+	struct socket *sock;
+	struct sock *sk;
+	struct owner o = {};
+	int zero = 0;
+
+	if (!file || !task)
+		return 0;
+	sock = bpf_sock_from_file(file);
+	if (!sock)
+		return 0;
+	sk = *(struct sock **)((void *)sock + OFF_socket_sk);
+	s = settings.lookup(&zero);
+	if (!sk || !s)
+		return 0;
+	st = sockets.sk_storage_get(sk, NULL, 0);
+	if (!st)
+		return 0;
+	if (st->listing != s->listing) {
+		st->listing = s->listing;
+		st->owners = 0;
+		owner_of_task(&o, task);
+		st->owner = o;
+	}
+	st->owners++;
+	return 0;
+}
+
+/* Remembers what this direction has carried, for rates. */
+inline_fn void take_sample(struct sock_state *st, __u64 now)
+{
+	if (now - st->sample[0].time < SAMPLE_NS)
+		return;
+	st->sample[1] = st->sample[0];
+	st->sample[0].time = now;
+	st->sample[0].bytes = st->sent_bytes;
+	st->sample[0].messages = st->sent_messages;
+}
+
+#define STATE_FIELD(dst, st, field) \
+	KERNEL_FIELD(dst, st, __builtin_offsetof(struct sock_state, field))
+
+inline_fn void rates(struct view *v, __u64 st, __u64 now)
+{
+	struct sample from = {};
+	__u64 ms;
+
+	STATE_FIELD(from, st, sample[0]);
+	if (now - from.time < SAMPLE_NS)
+		STATE_FIELD(from, st, sample[1]);
+	if (!from.time) {
+		STATE_FIELD(from.time, st, since);
+		from.bytes = 0;
+		from.messages = 0;
+	}
+	ms = (now - from.time) / 1000000;
+	if (!ms)
+		ms = 1;
+	v->byte_rate = (v->bytes - from.bytes) * 1000 / ms;
+	v->message_rate = (v->messages - from.messages) * 1000 / ms;
+}
+
+/* Bytes in the queue of `sk`; from above where the kernel does not count them. */
+inline_fn __u32 queued(__u64 sk, __u64 sender_st)
+{
+	__u64 psock = psock_of(sk);
+#ifdef OFF_sk_psock_msg_tot_len
+	__u32 bytes = 0;
+
+	if (psock)
+		KERNEL_FIELD(bytes, psock, OFF_sk_psock_msg_tot_len);
+	return bytes;
+#else
+	__u64 sent = 0, drained = 0;
+
+	if (!psock || psock_queue_empty(psock))
+		return 0;
+	STATE_FIELD(sent, sender_st, sent_bytes);
+	STATE_FIELD(drained, sender_st, drained_bytes);
+	return sent - drained;
+#endif
+}
+
+inline_fn __u64 cgroup_of(__u64 sk)
+{
+	__u64 cgroup = 0, node = 0, id = 0;
+
+	KERNEL_FIELD(cgroup, sk, OFF_sock_sk_cgrp_data + OFF_sock_cgroup_data_cgroup);
+	if (cgroup)
+		KERNEL_FIELD(node, cgroup, OFF_cgroup_kn);
+	if (node)
+		KERNEL_FIELD(id, node, OFF_kernfs_node_id);
+	return id;
+}
+
+inline_fn void look(struct view *v, __u64 sk, __u64 st, __u32 isn_1, __u64 now, __u32 listing)
+{
+	__u64 socket = 0;
+	__u32 owners_of = 0;
+	__u8 small = 0;
+
+	STATE_FIELD(v->bytes, st, sent_bytes);
+	STATE_FIELD(v->messages, st, sent_messages);
+	STATE_FIELD(small, st, mode);
+	v->mode = small;
+	STATE_FIELD(small, st, reason);
+	v->reason = small;
+	rates(v, st, now);
+	STATE_FIELD(owners_of, st, listing);
+	if (owners_of == listing) {
+		STATE_FIELD(v->owner, st, owner);
+		STATE_FIELD(v->owners, st, owners);
+	}
+	KERNEL_FIELD(small, sk, OFF_sock_skc_state);
+	v->tcp_bytes = tcp_bytes(sk, isn_1, small);
+	KERNEL_FIELD(v->uid, sk, OFF_sock_sk_uid);
+	if (!KERNEL_FIELD(socket, sk, OFF_sock_sk_socket) && socket)
+		KERNEL_FIELD(v->inode, socket, OFF_socket_alloc_vfs_inode + OFF_inode_i_ino);
+	v->cgroup = cgroup_of(sk);
+}
+
+/* The state of a live end at the address, and not what the memory is used for by now. */
+inline_fn int is_state_of(__u64 st, __u64 sk, const struct end *end)
+{
+	struct end found = {};
+
+	return st && psock_of(sk) && !STATE_FIELD(found, st, self) && found.side == end->side &&
+	       found.pair.client_seq == end->pair.client_seq &&
+	       found.pair.server_seq == end->pair.server_seq;
+}
+
+inline_fn void total(struct totals *t, __u64 sk, __u64 st, __u32 isn_1)
+{
+	__u8 state = 0;
+
+	STATE_FIELD(t->bytes, st, sent_bytes);
+	STATE_FIELD(t->messages, st, sent_messages);
+	KERNEL_FIELD(state, sk, OFF_sock_skc_state);
+	t->tcp_bytes = tcp_bytes(sk, isn_1, state);
+}
+
+/* One line for a connection, when its server end is visited; the client's, if that is gone. */
+inline_fn void list(struct seq_file *seq, __u64 sk, struct sock_state *st, const struct settings *s)
+{
+	struct connection *c;
+	struct end self = st->self, peer = st->peer;
+	__u64 peer_sk = st->peer_sk, now = bpf_ktime_get_ns();
+	__u64 own_st = (__u64)st, peer_st = st->peer_st;
+	int zero = 0;
+
+	c = line.lookup(&zero);
+	if (!c)
+		return;
+	take_sample(st, now);
+	__builtin_memset(c, 0, sizeof(*c));
+	c->pair = self.pair;
+	c->flow = st->flow;
+	c->age = now - st->since;
+	c->leaving = s->stopped || READ_ONCE(st->stop) || st->mode == NATIVE;
+	if (self.side == SERVER) {
+		look(&c->view[SERVER], sk, own_st, self.pair.server_seq, now, s->listing);
+		c->view[SERVER].unread = queued(sk, peer_st);
+		c->known = 1 << SERVER;
+		if (is_state_of(peer_st, peer_sk, &peer)) {
+			look(&c->view[CLIENT], peer_sk, peer_st, peer.pair.client_seq, now,
+			     s->listing);
+			c->view[CLIENT].unread = queued(peer_sk, own_st);
+			c->known |= 1 << CLIENT;
+		}
+	} else {
+		/* not paired yet, or listed by the server end */
+		if (!peer_sk || psock_of(peer_sk))
+			return;
+		look(&c->view[CLIENT], sk, own_st, self.pair.client_seq, now, s->listing);
+		c->known = 1 << CLIENT;
+	}
+	bpf_seq_write(seq, c, sizeof(*c));
+}

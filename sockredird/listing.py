@@ -1,0 +1,175 @@
+"""Accelerated connections as `list` and Connections() show them, read from the kernel each time.
+
+However many there are, only those to be shown are held in memory. docs/json.md names the keys.
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sockredird.cgroup import Names
+from sockredird.errors import InvalidConfig
+from sockredird.generation import Generation
+from sockredird.layout import CONNECTION, MODES, SIDES, Flow, reason_name, text
+
+Fields = tuple[Any, ...]
+
+# CONNECTION's fields: age, two views of 14 fields, known, leaving, pair, flow
+_VIEW = {"client": 1, "server": 15}
+_BYTES, _MESSAGES, _BYTE_RATE, _MESSAGE_RATE = 0, 1, 3, 4
+_INODE, _CGROUP, _UNREAD = 5, 6, 8
+_KNOWN, _LEAVING, _PAIR, _FLOW = 29, 30, 31, 32
+# The kernel visits a bucket again when its output did not fit in one read(); buckets are short.
+_REPEATED = 64
+
+_SORTS: dict[str, Callable[[Fields], int]] = {
+    "bytes": lambda f: f[1 + _BYTES] + f[15 + _BYTES],
+    "messages": lambda f: f[1 + _MESSAGES] + f[15 + _MESSAGES],
+    "rate": lambda f: f[1 + _BYTE_RATE] + f[15 + _BYTE_RATE],
+    "message_rate": lambda f: f[1 + _MESSAGE_RATE] + f[15 + _MESSAGE_RATE],
+    "unread": lambda f: f[1 + _UNREAD] + f[15 + _UNREAD],
+    "age": lambda f: f[0],
+}
+SORTS = tuple(_SORTS)
+
+
+@dataclass(frozen=True)
+class Query:
+    """Which connections, and in which order. Raises InvalidConfig for what makes no sense."""
+
+    sort: str = "bytes"
+    port: int = 0  # either end's; 0: any
+    pid: int = 0  # has either end open; 0: any
+    unit: str = ""  # either end's systemd unit, or cgroup; empty: any
+
+    def __post_init__(self) -> None:
+        if self.sort not in SORTS:
+            raise InvalidConfig(f"cannot sort by {self.sort!r}: choose from {', '.join(SORTS)}")
+        for name in ("port", "pid"):
+            if not isinstance(getattr(self, name), int):
+                raise InvalidConfig(f"{name} must be a number")
+
+    @classmethod
+    def of(cls, keys: dict[str, Any]) -> Query:
+        unknown = keys.keys() - cls.__dataclass_fields__.keys()
+        if unknown:
+            raise InvalidConfig(f"unknown keys {', '.join(sorted(unknown))}")
+        return cls(**keys)
+
+
+def _socket_inodes(pid: int) -> set[int]:
+    """Of all sockets that a process has open."""
+    found = set()
+    try:
+        entries = list(Path(f"/proc/{pid}/fd").iterdir())
+    except FileNotFoundError:
+        raise InvalidConfig(f"there is no process {pid}") from None
+    for entry in entries:
+        with suppress(OSError):  # closed meanwhile
+            target = os.readlink(entry)
+            if target.startswith("socket:["):
+                found.add(int(target[8:-1]))
+    return found
+
+
+def _matcher(query: Query, names: Names) -> Callable[[Fields], bool]:
+    inodes = _socket_inodes(query.pid) if query.pid else set()
+    port = query.port.to_bytes(2, "little") if query.port else b""
+
+    def in_unit(number: int) -> bool:
+        path = names.path(number)
+        return (
+            query.unit in (names.unit(number), path)
+            or path.startswith(query.unit.rstrip("/") + "/")
+        )
+
+    def matches(fields: Fields) -> bool:
+        flow = fields[_FLOW]
+        if port and port not in (flow[40:42], flow[42:44]):
+            return False
+        if query.pid and not inodes & {fields[at + _INODE] for at in _VIEW.values()}:
+            return False
+        return not query.unit or any(in_unit(fields[at + _CGROUP]) for at in _VIEW.values())
+
+    return matches
+
+
+def _read(generations: Iterable[Generation]) -> Iterator[Fields]:
+    for generation in generations:
+        recent: deque[bytes] = deque(maxlen=_REPEATED)
+        for chunk in generation.connections():
+            for fields in CONNECTION.iter_unpack(chunk):
+                if fields[_PAIR] not in recent:
+                    yield fields
+                recent.append(fields[_PAIR])
+
+
+def describe(fields: Fields, names: Names) -> dict[str, Any]:
+    flow = Flow.unpack(fields[_FLOW])
+    result: dict[str, Any] = {
+        "client": flow.client,
+        "server": flow.server,
+        "netns": flow.netns,
+        "age_seconds": fields[0] / 1e9,
+        "leaving": bool(fields[_LEAVING]),
+        "reason": "",
+    }
+    for number, side in enumerate(SIDES):
+        if not fields[_KNOWN] >> number & 1:
+            continue  # it has closed
+        at = _VIEW[side]
+        carried, messages, tcp, byte_rate, message_rate, inode, cgroup = fields[at : at + 7]
+        uid, unread, mode, reason, owners, pid, comm = fields[at + 7 : at + 14]
+        result |= {
+            f"{side}_pid": pid,
+            f"{side}_comm": text(comm),
+            f"{side}_processes": owners,
+            f"{side}_uid": uid,
+            f"{side}_inode": inode,
+            f"{side}_cgroup": names.path(cgroup),
+            f"{side}_unit": names.unit(cgroup),
+            f"{side}_mode": MODES[mode],
+            f"{side}_sent_bytes": carried,
+            f"{side}_sent_messages": messages,
+            f"{side}_tcp_bytes": tcp,
+            f"{side}_bytes_per_second": byte_rate,
+            f"{side}_messages_per_second": message_rate,
+            f"{side}_unread_bytes": unread,
+        }
+        if reason:
+            result["reason"] = reason_name(reason)
+    if result["leaving"] and not result["reason"]:
+        result["reason"] = "disable"
+    return result
+
+
+def busiest(generations: Iterable[Generation], limit: int, query: Query) -> list[dict[str, Any]]:
+    """The first `limit` connections in the order of the query, largest first."""
+    names = Names()
+    found = filter(_matcher(query, names), _read(generations))
+    chosen = heapq.nlargest(limit, found, key=_SORTS[query.sort])
+    return [describe(fields, names) for fields in chosen]
+
+
+def every(generations: Iterable[Generation], query: Query) -> Iterator[dict[str, Any]]:
+    """All connections, one by one, in no order."""
+    names = Names()
+    for fields in filter(_matcher(query, names), _read(generations)):
+        yield describe(fields, names)
+
+
+def with_flows(generations: Iterable[Generation], flows: set[bytes]) -> dict[bytes, dict[str, Any]]:
+    """Those of some connections, named by struct flow, that are accelerated."""
+    names = Names()
+    return {
+        fields[_FLOW]: describe(fields, names)
+        for fields in _read(generations)
+        if fields[_FLOW] in flows
+    }
