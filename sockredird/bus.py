@@ -40,6 +40,7 @@ class Backend(Protocol):
     async def reload(self) -> None: ...
     async def stats(self) -> dict[str, int]: ...
     async def connections(self, limit: int, query: dict[str, Any]) -> list[dict[str, Any]]: ...
+    async def explain(self, keys: dict[str, Any]) -> list[dict[str, Any]]: ...
     async def subscribe(self, client: str) -> None: ...
     async def unsubscribe(self, client: str) -> None: ...
     def properties(self) -> dict[str, Variant]: ...
@@ -81,6 +82,17 @@ async def call(bus: MessageBus, message: Message) -> list[Any]:
         raise DBusError(name, reply.body[0] if reply and reply.body else "no reply")
     body: list[Any] = reply.body
     return body
+
+
+async def ping(bus: MessageBus, client: str) -> None:
+    """Returns when the client has answered, which it does in the order of what it was sent."""
+    message = Message(
+        destination=client,
+        path=PATH,
+        interface="org.freedesktop.DBus.Peer",
+        member="Ping",
+    )
+    await bus.call(message)  # however long it takes; an error is an answer, too
 
 
 async def ask_bus(bus: MessageBus, member: str, argument: str) -> Any:
@@ -156,23 +168,29 @@ class Manager1(ServiceInterface):  # type: ignore[misc]
     @method()
     @_answered
     @no_type_check
-    async def Connections(self, limit: "u") -> "aa{sv}":
+    async def Connections(self, limit: "u") -> "aa{sv}":  # noqa: F821
         return await self._connections(limit, {})
 
     @method()
     @_answered
     @no_type_check
-    async def ConnectionsWith(self, limit: "u", query: "a{sv}") -> "aa{sv}":
+    async def ConnectionsWith(self, limit: "u", query: "a{sv}") -> "aa{sv}":  # noqa: F821
         return await self._connections(limit, query)
 
-    async def _connections(
-        self, limit: int, query: dict[str, Variant]
-    ) -> list[dict[str, Variant]]:
+    async def _connections(self, limit: int, query: dict[str, Variant]) -> list[dict[str, Variant]]:
         await self._need_root()
         keys = {name: value.value for name, value in query.items()}
         # 0 asks for as many as there are; a reply is built and sent whole, so it has a limit
         limit = min(limit or CONNECTIONS_LIMIT, CONNECTIONS_LIMIT)
         return [variants(item) for item in await self._backend.connections(limit, keys)]
+
+    @method()
+    @_answered
+    @no_type_check
+    async def Explain(self, keys: "a{sv}") -> "aa{sv}":
+        await self._need_root()
+        values = {name: value.value for name, value in keys.items()}
+        return [variants(item) for item in await self._backend.explain(values)]
 
     @method()
     @_answered

@@ -18,10 +18,11 @@ from dbus_next import DBusError, Variant
 from dbus_next.aio import MessageBus
 
 from sockredird import bus as dbus
-from sockredird import config, inventory, listing
+from sockredird import config, explain, inventory, listing
 from sockredird.config import Config
 from sockredird.errors import BusUnavailable, SockredirError
 from sockredird.events import EventRelay
+from sockredird.generation import Generation
 from sockredird.manager import Manager
 from sockredird.watcher import Watcher
 
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 WORK_LIMIT_S = 120.0  # more than the slowest compile or the longest drain slice takes
 RETIRE_PAUSE_S = (0.02, 1.0)  # first and longest pause between looks at stalled readers
 RECONNECT_PAUSE_S = 1.0
+LET_GO_S = 1.0
 SCOPE_SIGNATURES = {
     "cgroup": "s",
     "addresses": "s",
@@ -50,13 +52,13 @@ class Daemon:
         self._load: Callable[[], Config] = lambda: config.load(path, required=required)
         self._loop = asyncio.get_running_loop()
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="worker")
-        self._manager = Manager(settings, self._changed)
+        self._manager = Manager(settings, self._changed, self._let_go)
         self._notifier = sdnotify.SystemdNotifier()
         self._stopping = asyncio.Event()
         self._bus: MessageBus
         self._interface: dbus.Manager1 | None = None
         self._relay = EventRelay(self._stop_tracing)
-        self._watcher: Watcher | None = None
+        self._watchers: dict[Generation, Watcher] = {}
         self._shown: dict[str, Variant] = {}
         self._working_since: float | None = None
         self._retire_pause = RETIRE_PAUSE_S[0]
@@ -150,9 +152,10 @@ class Daemon:
 
     async def connections(self, limit: int, query: dict[str, Any]) -> list[dict[str, Any]]:
         wanted = listing.Query.of(query)
-        return await self._work(
-            lambda: listing.busiest(self._manager.generations, limit, wanted)
-        )
+        return await self._work(lambda: listing.busiest(self._manager.generations, limit, wanted))
+
+    async def explain(self, keys: dict[str, Any]) -> list[dict[str, Any]]:
+        return await self._work(lambda: explain.explain(self._manager.view(), keys))
 
     async def subscribe(self, client: str) -> None:
         await self._relay.add(client)
@@ -227,28 +230,39 @@ class Daemon:
     def _stop_tracing(self) -> None:
         self._spawn(self._work(lambda: self._manager.trace(False)))
 
-    # -- the live generation -----------------------------------------------------------------
+    # -- what the generations say ------------------------------------------------------------
 
     def _watch(self) -> None:
-        live = self._manager.live
-        if self._watcher is not None and self._watcher.generation is live:
-            return
-        self._unwatch()
-        if live is None:
-            return
-        # OSError: the worker has closed it meanwhile, and its next change brings us here again
-        with suppress(OSError):
-            self._watcher = Watcher(
-                live,
-                retire=self._retire_soon,
-                event=self._relay.record,
-                changed=lambda: self._spawn(self._work(self._manager.check)),
-            )
+        """Watches the live generation, and those draining: they still retire connections."""
+        generations = self._manager.generations
+        for gone in self._watchers.keys() - set(generations):
+            self._watchers.pop(gone).close()
+        for generation in generations:
+            if generation in self._watchers:
+                continue
+            # OSError: the worker has closed it meanwhile, and its next change brings us here again
+            with suppress(OSError):
+                self._watchers[generation] = Watcher(
+                    generation,
+                    retire=self._retire_soon,
+                    event=self._relay.record,
+                    changed=lambda: self._spawn(self._work(self._manager.check)),
+                )
 
     def _unwatch(self) -> None:
-        if self._watcher is not None:
-            self._watcher.close()
-            self._watcher = None
+        while self._watchers:
+            self._watchers.popitem()[1].close()
+
+    def _let_go(self, generation: Generation) -> None:
+        """Called by the manager, in the worker thread, before it removes a generation."""
+
+        async def close() -> None:
+            if watcher := self._watchers.pop(generation, None):
+                watcher.close()
+
+        # not for ever: at the daemon's end the loop waits for this thread
+        with suppress(TimeoutError):
+            asyncio.run_coroutine_threadsafe(close(), self._loop).result(LET_GO_S)
 
     def _retire_soon(self) -> None:
         self._retire_pause = RETIRE_PAUSE_S[0]

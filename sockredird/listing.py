@@ -6,14 +6,12 @@ However many there are, only those to be shown are held in memory. docs/json.md 
 from __future__ import annotations
 
 import heapq
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from sockredird import owners
 from sockredird.cgroup import Names
 from sockredird.errors import InvalidConfig
 from sockredird.generation import Generation
@@ -64,30 +62,14 @@ class Query:
         return cls(**keys)
 
 
-def _socket_inodes(pid: int) -> set[int]:
-    """Of all sockets that a process has open."""
-    found = set()
-    try:
-        entries = list(Path(f"/proc/{pid}/fd").iterdir())
-    except FileNotFoundError:
-        raise InvalidConfig(f"there is no process {pid}") from None
-    for entry in entries:
-        with suppress(OSError):  # closed meanwhile
-            target = os.readlink(entry)
-            if target.startswith("socket:["):
-                found.add(int(target[8:-1]))
-    return found
-
-
 def _matcher(query: Query, names: Names) -> Callable[[Fields], bool]:
-    inodes = _socket_inodes(query.pid) if query.pid else set()
+    inodes = owners.sockets_of(query.pid) if query.pid else set()
     port = query.port.to_bytes(2, "little") if query.port else b""
 
     def in_unit(number: int) -> bool:
         path = names.path(number)
-        return (
-            query.unit in (names.unit(number), path)
-            or path.startswith(query.unit.rstrip("/") + "/")
+        return query.unit in (names.unit(number), path) or path.startswith(
+            query.unit.rstrip("/") + "/"
         )
 
     def matches(fields: Fields) -> bool:

@@ -11,9 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sockredird import cgroup, compiler, config, inventory, store
+from sockredird import cgroup, compiler, config, explain, inventory, store
 from sockredird.config import Config, Scope
 from sockredird.errors import InvalidConfig, SockredirError
+from sockredird.explain import View
 from sockredird.generation import Generation, Walked, discard
 from sockredird.layout import COUNTERS
 from sockredird.plan import Plan
@@ -35,8 +36,16 @@ def _empty(walked: Walked) -> bool:
 class Manager:
     """`state`, `since` (microseconds since the epoch), `scope` and `problem` are for showing."""
 
-    def __init__(self, settings: Config, changed: Callable[[], None]) -> None:
-        """`changed` is called after every change of what is shown, in the worker thread."""
+    def __init__(
+        self,
+        settings: Config,
+        changed: Callable[[], None],
+        let_go: Callable[[Generation], None] = lambda generation: None,
+    ) -> None:
+        """`changed` is called after every change of what is shown, in the worker thread.
+
+        So is `let_go` before a generation is removed: whoever still holds its maps must not.
+        """
         self.config = settings
         self.scope = settings.scope
         self.state = DISABLED
@@ -45,6 +54,7 @@ class Manager:
         self.live: Generation | None = None
         self.draining: list[Generation] = []
         self._changed = changed
+        self._let_go = let_go
         self._tracing = False
         self._root = Path(settings.paths.bpffs)
         self._intent = Path(settings.paths.state) / "enabled.json"
@@ -179,14 +189,14 @@ class Manager:
         if self.live is not None:
             self._retire_all(self.live)
         self.live = generation
-        generation.trace(self._tracing)
+        self.trace(self._tracing)
         log.info("enabled: generation=%d cgroup=%s", number, plan.cgroup)
 
     def _retire_all(self, generation: Generation) -> None:
         self.live = None
-        self._changed()  # its ring buffers are let go of meanwhile
-        generation.stop()
         self.draining.append(generation)
+        self._changed()
+        generation.stop()
         self.drain(float(self.config.limits.drain_timeout_s))
 
     def drain(self, timeout: float = RETIRE_SLICE_S) -> None:
@@ -194,6 +204,7 @@ class Manager:
         for generation in list(self.draining):
             if generation.retire(timeout, _empty):
                 self._carry(generation)
+                self._let_go(generation)
                 generation.remove()
                 self.draining.remove(generation)
                 log.info("removed %s", generation.directory)
@@ -218,6 +229,8 @@ class Manager:
     def trace(self, on: bool) -> None:
         self._tracing = on
         if self.live is not None:
+            if on:
+                explain.name_listeners(self.live)
             self.live.trace(on)
 
     @property
@@ -245,6 +258,14 @@ class Manager:
         totals["map_entries"] = entries
         totals["map_capacity"] = self.live.capacity() if self.live else 0
         return totals
+
+    def view(self) -> View:
+        return View(
+            enabled=self.live is not None,
+            scope=self.scope,
+            cgroup=self.scope.cgroup,
+            generations=self.generations,
+        )
 
     # -- helpers -----------------------------------------------------------------------------
 
