@@ -6,11 +6,12 @@ import argparse
 import asyncio
 import json
 import sys
-from typing import Any
+import time
 
 from dbus_next import Variant
 
-from sockredirctl import render
+from sockredirctl import explain, render, trace
+from sockredirctl import list as list_
 from sockredirctl.client import Client
 from sockredirctl.errors import ClientError, Exit
 
@@ -48,19 +49,27 @@ async def _status(client: Client, arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps({**properties, "Stats": stats}))
     else:
-        print(render.status(properties, stats))
+        print(render.status(properties, stats, time.time()))
 
 
 async def _stats(client: Client, arguments: argparse.Namespace) -> None:
     stats = await client.call("Stats")
-    print(json.dumps(stats) if arguments.json else render.stats(stats))
+    style = "json" if arguments.json else arguments.format
+    if style == "json":
+        print(json.dumps(stats))
+    elif style == "text":
+        print(render.stats(stats))
+    else:
+        from sockredirctl import metrics  # takes a while to import, and no other command does
+
+        properties = await client.properties()
+        print(metrics.text(properties, stats, metrics.STYLES[style]), end="")
 
 
-async def _trace(client: Client, arguments: argparse.Namespace) -> None:
-    def show(event: dict[str, Any]) -> None:
-        print(json.dumps(event) if arguments.json else render.event(event), flush=True)
+async def _top(client: Client, arguments: argparse.Namespace) -> None:
+    from sockredirctl import top  # as above
 
-    await client.events(show)
+    await top.run(client, arguments)
 
 
 def _version() -> str:
@@ -96,7 +105,10 @@ def _parser() -> argparse.ArgumentParser:
         ("reload", _reload, [common], "read the configuration again, for new connections"),
         ("status", _status, [common, reading], "show state, scope and totals"),
         ("stats", _stats, [common, reading], "show all counters"),
-        ("trace", _trace, [common, reading], "show connections as they are accelerated or not"),
+        ("list", list_.run, [common, reading], "show accelerated connections, busiest first"),
+        ("top", _top, [common, reading], "show them in a live table"),
+        ("trace", trace.run, [common, reading], "show connections as they are accelerated or not"),
+        ("explain", explain.run, [common, reading], "show why a connection is accelerated or not"),
     ):
         command = commands.add_parser(name, parents=parents, help=text, description=text)
         command.set_defaults(function=function)
@@ -113,7 +125,33 @@ def _parser() -> argparse.ArgumentParser:
                 metavar="PORT",
                 help="accelerate connections to this listening port only; may be repeated",
             )
+        elif function is _stats:
+            command.add_argument(
+                "--format",
+                choices=["text", "json", "openmetrics", "prometheus"],
+                default="text",
+                help="prometheus is its older text format (default: text)",
+            )
+        elif function is list_.run:
+            list_.add_arguments(command, _port)
+        elif function is _top:
+            _add_top_arguments(command)
+        elif function is explain.run:
+            explain.add_arguments(command, _port)
     return parser
+
+
+def _add_top_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--sort", choices=list_.SORTS, default="rate", help="at first (default: rate)"
+    )
+    command.add_argument(
+        "--interval",
+        type=_seconds,
+        default=1.0,
+        metavar="SECONDS",
+        help="between looks, not less than 0.5 (default: 1)",
+    )
 
 
 def _port(text: str) -> int:

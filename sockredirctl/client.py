@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import json
+import os
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from dbus_next import BusType, Message, MessageType, Variant
@@ -49,7 +51,8 @@ class Client:
     async def connect(self) -> None:
         try:
             self._bus = await asyncio.wait_for(
-                MessageBus(bus_type=BusType.SYSTEM).connect(), self._timeout
+                MessageBus(bus_type=BusType.SYSTEM, negotiate_unix_fd=True).connect(),
+                self._timeout,
             )
         except TimeoutError as error:
             raise ClientError("the system bus does not answer", Exit.TIMED_OUT) from error
@@ -62,7 +65,12 @@ class Client:
         self._bus.disconnect()
 
     async def call(
-        self, member: str, signature: str = "", *body: Any, interface: str = INTERFACE
+        self,
+        member: str,
+        signature: str = "",
+        *body: Any,
+        interface: str = INTERFACE,
+        fds: Sequence[int] = (),
     ) -> Any:
         """First value of the reply, or None. Raises ClientError."""
         message = Message(
@@ -72,6 +80,7 @@ class Client:
             member=member,
             signature=signature,
             body=list(body),
+            unix_fds=list(fds),
         )
         try:
             reply = await asyncio.wait_for(self._bus.call(message), self._timeout)
@@ -91,6 +100,22 @@ class Client:
     async def properties(self) -> dict[str, Any]:
         result: dict[str, Any] = await self.call("GetAll", "s", INTERFACE, interface=_PROPERTIES)
         return result
+
+    async def all_connections(self, query: dict[str, Variant]) -> list[dict[str, Any]]:
+        """However many there are: the daemon writes them to a pipe, one by one."""
+        read_end, write_end = os.pipe()
+
+        def read() -> list[dict[str, Any]]:
+            with os.fdopen(read_end) as lines:
+                return [json.loads(line) for line in lines]
+
+        reading = asyncio.create_task(asyncio.to_thread(read))
+        try:
+            await self.call("WriteConnections", "ha{sv}", 0, query, fds=[write_end])
+        finally:
+            os.close(write_end)
+            connections = await reading
+        return connections
 
     async def events(self, show: Callable[[dict[str, Any]], None]) -> None:
         """Subscribes and shows each event until cancelled or the daemon goes away."""

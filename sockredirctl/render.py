@@ -25,16 +25,36 @@ def bytes_(count: int) -> str:
     return f"{value:.1f} TiB"
 
 
-def status(properties: dict[str, Any], stats: dict[str, int]) -> str:
+def duration(seconds: float) -> str:
+    """Two units at the most, e.g. '3h 12m'."""
+    if seconds < 60:
+        return f"{seconds:.0f}s"
+    minutes, hours, days = int(seconds // 60), int(seconds // 3600), int(seconds // 86400)
+    if minutes < 60:
+        return f"{minutes}m {seconds % 60:.0f}s"
+    return f"{hours}h {minutes % 60}m" if hours < 48 else f"{days}d {hours % 24}h"
+
+
+def share(stats: dict[str, int]) -> str:
+    """Of the connections in scope, e.g. '98.5 %'."""
+    accelerated, declined = stats["accelerated_connections"], stats["declined_connections"]
+    if not accelerated + declined:
+        return "none yet"
+    return f"{100 * accelerated / (accelerated + declined):.1f} %"
+
+
+def status(properties: dict[str, Any], stats: dict[str, int], now: float) -> str:
     since = datetime.fromtimestamp(properties["Since"] / 1e6).astimezone()
+    ago = duration(max(now - since.timestamp(), 0))
     lines = [
         f"sockredird {properties['Version']} - same-host TCP acceleration",
-        f"       State: {properties['State']} since {since:%a %Y-%m-%d %H:%M:%S %Z}",
+        f"       State: {properties['State']} since {since:%a %Y-%m-%d %H:%M:%S %Z}; {ago} ago",
         *([f"     Problem: {properties['Problem']}"] if properties["Problem"] else []),
         f"       Scope: {scope(properties['Scope'])}",
         f" Connections: {stats['active_connections']} accelerated now, "
         f"{stats['accelerated_connections']} in all "
         f"({stats['map_entries']} of {stats['map_capacity']} sockhash entries)",
+        f"       Share: {share(stats)} of the connections in scope",
         f"     Traffic: {stats['redirected_messages']} messages, "
         f"{bytes_(stats['redirected_bytes'])} redirected",
     ]
@@ -53,14 +73,3 @@ def status(properties: dict[str, Any], stats: dict[str, int]) -> str:
 def stats(values: dict[str, int]) -> str:
     width = max(map(len, values))
     return "\n".join(f"{name:<{width}}  {value}" for name, value in sorted(values.items()))
-
-
-def event(event: dict[str, Any]) -> str:
-    seconds, nanoseconds = divmod(event["time"], 10**9)
-    reason = f" ({event['reason']})" if event["reason"] else ""
-    dropped = f"  [{event['dropped']} events dropped]" if event["dropped"] else ""
-    name = event["event"] + reason
-    return (
-        f"{seconds}.{nanoseconds // 1000:06d} {name:<24} "
-        f"{event['client']} -> {event['server']}{dropped}"
-    )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from sockredird.errors import InvalidConfig, UnsupportedKernel
@@ -40,32 +40,22 @@ def cgroup_id(path: Path) -> int:
     return path.stat().st_ino
 
 
-class _FileHandle(ctypes.Structure):
-    """struct file_handle of kernfs, open_by_handle_at(2)."""
-
-    _fields_ = [
-        ("handle_bytes", ctypes.c_uint),
-        ("handle_type", ctypes.c_int),
-        ("id", ctypes.c_uint64),
-    ]
-
-
-_FILEID_KERNFS = 0xFE
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
 class Names:
-    """Paths of cgroups by id, as in /proc/PID/cgroup; remembers what it was asked."""
+    """Paths of cgroups by id, as in /proc/PID/cgroup: of all there are when first asked.
+
+    open_by_handle_at() would find one by its id, but takes a capability the daemon does without.
+    """
 
     def __init__(self) -> None:
-        self._base = mount_point()
-        self._known: dict[int, str] = {}
+        self._paths: dict[int, str] = {}
 
     def path(self, number: int) -> str:
-        """Empty if the cgroup is gone."""
-        if number not in self._known:
-            self._known[number] = self._find(number)
-        return self._known[number]
+        """Empty if there is no such cgroup (any more)."""
+        if not self._paths:
+            base = mount_point()
+            self._paths[cgroup_id(base)] = "/"
+            self._add(str(base), "")
+        return self._paths.get(number, "")
 
     def unit(self, number: int) -> str:
         """The systemd unit that the cgroup belongs to; empty if to none."""
@@ -73,20 +63,10 @@ class Names:
         # a service may have cgroups of its own below; the slices above it are not it
         return next((p for p in parts if p.endswith((".service", ".scope"))), "")
 
-    def _find(self, number: int) -> str:
-        handle = _FileHandle(8, _FILEID_KERNFS, number)
-        mount = os.open(self._base, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-            fd = _libc.open_by_handle_at(mount, ctypes.byref(handle), flags)
-        finally:
-            os.close(mount)
-        if fd < 0:
-            return ""
-        try:
-            path = Path(f"/proc/self/fd/{fd}").readlink()
-            return "/" + str(path.relative_to(self._base)).removeprefix(".")
-        except ValueError:
-            return ""
-        finally:
-            os.close(fd)
+    def _add(self, directory: str, path: str) -> None:
+        with suppress(OSError), os.scandir(directory) as entries:  # removed meanwhile
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    below = f"{path}/{entry.name}"
+                    self._paths[entry.inode()] = below
+                    self._add(entry.path, below)

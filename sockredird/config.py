@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     Seconds = float
     Text = str
     AbsolutePath = str
+    Address = str
 else:
     Port = conint(strict=True, ge=1, le=65535)
     Connections = conint(strict=True, ge=1, le=1_000_000)
@@ -28,6 +30,7 @@ else:
     Seconds = conint(strict=True, ge=0, le=3600) | confloat(strict=True, ge=0, le=3600)
     Text = constr(strict=True, min_length=1)
     AbsolutePath = constr(strict=True, min_length=2)
+    Address = constr(strict=True)
 
 
 class Scope(BaseModel, extra="forbid", frozen=True):
@@ -60,10 +63,17 @@ class Paths(BaseModel, extra="forbid", frozen=True):
     runtime: AbsolutePath = "/run/sockredird"
 
 
+class Metrics(BaseModel, extra="forbid", frozen=True):
+    """`listen`: "" (off), "unix:/path", or a loopback "address:port"."""
+
+    listen: Address = ""
+
+
 class Config(BaseModel, extra="forbid", frozen=True):
     scope: Scope = Scope()
     limits: Limits = Limits()
     paths: Paths = Paths()
+    metrics: Metrics = Metrics()
 
 
 def load(path: Path, *, required: bool = False) -> Config:
@@ -90,7 +100,31 @@ def load(path: Path, *, required: bool = False) -> Config:
         if not Path(getattr(config.paths, name)).is_absolute():
             raise InvalidConfig(f"{path}: paths.{name}: not an absolute path")
     _check_supported(config.scope)
+    try:
+        listen_address(config.metrics.listen)
+    except ValueError as error:
+        raise InvalidConfig(f"{path}: metrics.listen: {error}") from error
     return config
+
+
+def listen_address(listen: str) -> Path | tuple[str, int] | None:
+    """Where the metrics endpoint is; None where there is none.
+
+    Raises ValueError for what others than this host could reach.
+    """
+    if not listen:
+        return None
+    if listen.startswith("unix:/"):
+        return Path(listen.removeprefix("unix:"))
+    host, _, port = listen.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    try:
+        loopback = ip_address(host).is_loopback and 0 < int(port) < 65536
+    except ValueError:
+        loopback = False
+    if not loopback:
+        raise ValueError(f'{listen!r} is neither "unix:/PATH" nor a loopback ADDRESS:PORT')
+    return host, int(port)
 
 
 def override_scope(scope: Scope, keys: dict[str, Any]) -> Scope:

@@ -17,21 +17,20 @@ import sdnotify
 from dbus_next import DBusError, Variant
 from dbus_next.aio import MessageBus
 
+from sockredird import __version__, config, explain, inventory, listing
 from sockredird import bus as dbus
-from sockredird import config, explain, inventory, listing
 from sockredird.config import Config
+from sockredird.endpoint import Endpoint
 from sockredird.errors import BusUnavailable, SockredirError
 from sockredird.events import EventRelay
-from sockredird.generation import Generation
 from sockredird.manager import Manager
-from sockredird.watcher import Watcher
+from sockredird.watcher import Watchers
 
 log = logging.getLogger(__name__)
 
 WORK_LIMIT_S = 120.0  # more than the slowest compile or the longest drain slice takes
 RETIRE_PAUSE_S = (0.02, 1.0)  # first and longest pause between looks at stalled readers
 RECONNECT_PAUSE_S = 1.0
-LET_GO_S = 1.0
 SCOPE_SIGNATURES = {
     "cgroup": "s",
     "addresses": "s",
@@ -52,13 +51,18 @@ class Daemon:
         self._load: Callable[[], Config] = lambda: config.load(path, required=required)
         self._loop = asyncio.get_running_loop()
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="worker")
-        self._manager = Manager(settings, self._changed, self._let_go)
+        self._manager = Manager(settings, self._changed, lambda gone: self._watchers.let_go(gone))
         self._notifier = sdnotify.SystemdNotifier()
         self._stopping = asyncio.Event()
         self._bus: MessageBus
         self._interface: dbus.Manager1 | None = None
         self._relay = EventRelay(self._stop_tracing)
-        self._watchers: dict[Generation, Watcher] = {}
+        self._endpoint = Endpoint(self._metrics)
+        self._watchers = Watchers(
+            retire=self._retire_soon,
+            event=self._relay.record,
+            changed=lambda: self._spawn(self._work(self._manager.check)),
+        )
         self._shown: dict[str, Variant] = {}
         self._working_since: float | None = None
         self._retire_pause = RETIRE_PAUSE_S[0]
@@ -87,7 +91,8 @@ class Daemon:
             log.info("stopping; the datapath stays as it is: state=%s", self._manager.state)
         finally:
             self._notifier.notify("STOPPING=1")
-            self._unwatch()
+            self._watchers.watch([])
+            self._endpoint.close()
             self._worker.shutdown()
             inventory.unlock(lock, root)
 
@@ -101,6 +106,7 @@ class Daemon:
             if first:
                 await self._work(self._manager.start)
                 self._show()
+                await self._endpoint.use(self._settings.metrics.listen)
             self._relay.use(bus)
             self._interface = await dbus.publish(bus, self)
         except BaseException:
@@ -145,6 +151,7 @@ class Daemon:
 
     async def reload(self) -> None:
         await self._work(lambda: self._manager.reload(self._load()))
+        await self._endpoint.use(self._manager.config.metrics.listen)
 
     async def stats(self) -> dict[str, int]:
         await self._work(self._manager.check)
@@ -154,8 +161,17 @@ class Daemon:
         wanted = listing.Query.of(query)
         return await self._work(lambda: listing.busiest(self._manager.generations, limit, wanted))
 
+    async def write_connections(self, fd: int, query: dict[str, Any]) -> None:
+        wanted = listing.Query.of(query)
+        with suppress(BrokenPipeError):  # the reader has seen enough
+            await self._work(lambda: listing.write(self._manager.generations, wanted, fd))
+
     async def explain(self, keys: dict[str, Any]) -> list[dict[str, Any]]:
         return await self._work(lambda: explain.explain(self._manager.view(), keys))
+
+    async def _metrics(self) -> tuple[dict[str, Any], dict[str, int]]:
+        shown = {name: value.value for name, value in self._shown.items()}
+        return {"Version": __version__, **shown}, await self.stats()
 
     async def subscribe(self, client: str) -> None:
         await self._relay.add(client)
@@ -217,7 +233,7 @@ class Daemon:
             "Scope": Variant("a{sv}", scope),
             "Problem": Variant("s", manager.problem),
         }
-        self._watch()
+        self._watchers.watch(manager.generations)
         self._notify()
         changed = {
             name: value.value for name, value in self._shown.items() if before.get(name) != value
@@ -230,39 +246,7 @@ class Daemon:
     def _stop_tracing(self) -> None:
         self._spawn(self._work(lambda: self._manager.trace(False)))
 
-    # -- what the generations say ------------------------------------------------------------
-
-    def _watch(self) -> None:
-        """Watches the live generation, and those draining: they still retire connections."""
-        generations = self._manager.generations
-        for gone in self._watchers.keys() - set(generations):
-            self._watchers.pop(gone).close()
-        for generation in generations:
-            if generation in self._watchers:
-                continue
-            # OSError: the worker has closed it meanwhile, and its next change brings us here again
-            with suppress(OSError):
-                self._watchers[generation] = Watcher(
-                    generation,
-                    retire=self._retire_soon,
-                    event=self._relay.record,
-                    changed=lambda: self._spawn(self._work(self._manager.check)),
-                )
-
-    def _unwatch(self) -> None:
-        while self._watchers:
-            self._watchers.popitem()[1].close()
-
-    def _let_go(self, generation: Generation) -> None:
-        """Called by the manager, in the worker thread, before it removes a generation."""
-
-        async def close() -> None:
-            if watcher := self._watchers.pop(generation, None):
-                watcher.close()
-
-        # not for ever: at the daemon's end the loop waits for this thread
-        with suppress(TimeoutError):
-            asyncio.run_coroutine_threadsafe(close(), self._loop).result(LET_GO_S)
+    # -- retirement -------------------------------------------------------------------------
 
     def _retire_soon(self) -> None:
         self._retire_pause = RETIRE_PAUSE_S[0]

@@ -79,7 +79,8 @@ def explain(view: View, keys: dict[str, Any]) -> list[dict[str, Any]]:
     `keys`: `local` and `remote` (addresses of one connection, in either order), or `pid`, or
     `port`.
     """
-    chosen = _chooser(keys)
+    asked = view.generations[0] if view.generations else None
+    chosen = _chooser(keys, asked)
     namespace = sockdiag.look(keys.get("pid", 0))
     subjects = list(_subjects(namespace, chosen))
     if not subjects and "local" in keys:
@@ -88,16 +89,19 @@ def explain(view: View, keys: dict[str, Any]) -> list[dict[str, Any]]:
     subjects = subjects[:MOST]
     flows = {s.flow(namespace.cookie) for s in subjects if s.client is not None}
     members = listing.with_flows(view.generations, flows) if flows else {}
-    processes = owners.find({s.inode for subject in subjects for s in subject.sockets if s.inode})
+    inodes = {s.inode for subject in subjects for s in subject.sockets if s.inode}
+    processes = owners.find(asked, inodes) if asked else {}
     names = Names()
     answers = []
     for subject in subjects:
+        member: dict[str, Any] = {}
         if subject.client is None:
             state, reason = _judge_listener(view, subject, names)
         else:
             flow = subject.flow(namespace.cookie)
-            state, reason = _judge(view, subject, flow, members.get(flow), names)
-        answers.append(_answer(view, subject, state, reason, processes, names))
+            member = members.get(flow, {})
+            state, reason = _judge(view, subject, flow, member, names)
+        answers.append({**member, **_answer(view, subject, state, reason, processes, names)})
     return answers
 
 
@@ -105,7 +109,7 @@ def name_listeners(generation: Generation) -> None:
     """Tells the datapath whose the listeners are that it did not see begin, for its events."""
     namespace = sockdiag.look()
     listening = [s for s in namespace.sockets if s.listening]
-    processes = owners.find({s.inode for s in listening})
+    processes = owners.find(generation, {s.inode for s in listening})
     for s in listening:
         if process := processes.get(s.inode):
             generation.name_listener(namespace.cookie, s.local.port, process.pid, process.comm)
@@ -114,13 +118,18 @@ def name_listeners(generation: Generation) -> None:
 # -- which sockets are meant ---------------------------------------------------------------------
 
 
-def _chooser(keys: dict[str, Any]) -> Callable[[Socket], bool]:
+def _chooser(keys: dict[str, Any], asked: Generation | None) -> Callable[[Socket], bool]:
     match keys:
         case {"local": str(local), "remote": str(remote), **rest} if not rest:
             ends = {Address.parse(local), Address.parse(remote)}
             return lambda s: {s.local, s.remote} == ends
         case {"pid": int(pid), **rest} if not rest:
-            inodes = owners.sockets_of(pid)
+            if asked is None:
+                raise InvalidConfig(
+                    "which sockets a process has is not known while acceleration is disabled: "
+                    "name a connection or a port"
+                )
+            inodes = owners.sockets_of(asked, pid)
             return lambda s: s.inode in inodes
         case {"port": int(port), **rest} if not rest:
             return lambda s: port in (s.local.port, s.remote.port)
@@ -162,10 +171,10 @@ def _gone(view: View, namespace: Namespace, local: Address, remote: Address) -> 
 
 
 def _judge(
-    view: View, subject: Subject, flow: bytes, member: dict[str, Any] | None, names: Names
+    view: View, subject: Subject, flow: bytes, member: dict[str, Any], names: Names
 ) -> tuple[str, str]:
     """State and reason of a connection."""
-    if member is not None:
+    if member:
         return ("leaving", member["reason"]) if member["leaving"] else ("accelerated", "")
     for generation in view.generations:
         if reason := generation.verdict(flow):

@@ -189,14 +189,23 @@ class Generation:
         self._settings.listing = time.monotonic_ns() >> 20 & 0xFFFFFFFF or 1
         self._write_settings()
         try:
-            with libbpf.create_iterator_link(self._pins["owners"]) as link:
-                libbpf.run_iterator(link)
+            for _ in self.opened():  # notes in the kernel, and says nothing
+                pass
             with libbpf.open_iterator(self._pins[MEMBERS]) as lines:
-                while chunk := os.read(lines.number, 1 << 16):
+                while chunk := libbpf.read_iterator(lines):
                     yield chunk
         finally:
             self._settings.listing = 0
             self._write_settings()
+
+    def opened(self) -> Iterator[bytes]:
+        """A struct opened for each TCP socket that a process has open, several at a time."""
+        with (
+            libbpf.create_iterator_link(self._pins["owners"]) as link,
+            libbpf.open_iterator(link) as lines,
+        ):
+            while chunk := libbpf.read_iterator(lines):
+                yield chunk
 
     def verdict(self, flow: bytes) -> str:
         """Why the connection was declined or retired; empty if it was not, or long ago."""

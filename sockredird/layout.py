@@ -63,6 +63,7 @@ FLOW = struct.Struct("=16s16sQHH4x")  # struct flow
 OWNER = struct.Struct("=I16s")  # struct owner
 EVENT = struct.Struct("=QII6QI16sI16sII48s")  # struct event
 EVENT_KINDS = ("active_established", "accelerated", "declined", "retired", "closed")
+OPENED = struct.Struct("=QI16s4x")  # struct opened
 LISTENER = struct.Struct("=QI4x")  # struct listener
 VERDICT = struct.Struct("=QI4x")  # struct verdict
 VIEW = "7Q6I16s"  # struct view
@@ -134,9 +135,13 @@ class Flow:
         return cls(_address(client, client_port), _address(server, server_port), netns)
 
 
+_V4_MAPPED = bytes(10) + b"\xff\xff"
+
+
 def _address(raw: bytes, port: int) -> str:
-    ip = IPv6Address(raw)
-    return f"{ip.ipv4_mapped}:{port}" if ip.ipv4_mapped else f"[{ip}]:{port}"
+    if raw.startswith(_V4_MAPPED):
+        return f"{raw[12]}.{raw[13]}.{raw[14]}.{raw[15]}:{port}"
+    return f"[{IPv6Address(raw)}]:{port}"
 
 
 def reason_name(counter: int) -> str:

@@ -259,16 +259,14 @@ def open_iterator(link: Fd) -> Fd:
     return Fd(check(lib.bpf_iter_create(link.number), "open iterator"))
 
 
-def run_iterator(link: Fd) -> None:
-    """Walks once, for what the program does and not for its output, of which there is none."""
-    with open_iterator(link) as fd:
-        while True:
-            try:
-                os.read(fd.number, 1)
-                return
-            except BlockingIOError:
-                # after a million objects without output (MAX_ITER_OBJECTS, kernel/bpf/bpf_iter.c)
-                continue
+def read_iterator(iterator: Fd) -> bytes:
+    """Some whole records of an iterator's output; empty at its end."""
+    while True:
+        try:
+            return os.read(iterator.number, 1 << 16)
+        except BlockingIOError:
+            # after a million objects without output (MAX_ITER_OBJECTS, kernel/bpf/bpf_iter.c)
+            continue
 
 
 def wait_for_programs() -> None:

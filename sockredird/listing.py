@@ -6,14 +6,18 @@ However many there are, only those to be shown are held in memory. docs/json.md 
 from __future__ import annotations
 
 import heapq
+import json
+import os
+import select
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from sockredird import owners
 from sockredird.cgroup import Names
-from sockredird.errors import InvalidConfig
+from sockredird.errors import Busy, InvalidConfig
 from sockredird.generation import Generation
 from sockredird.layout import CONNECTION, MODES, SIDES, Flow, reason_name, text
 
@@ -26,6 +30,8 @@ _INODE, _CGROUP, _UNREAD = 5, 6, 8
 _KNOWN, _LEAVING, _PAIR, _FLOW = 29, 30, 31, 32
 # The kernel visits a bucket again when its output did not fit in one read(); buckets are short.
 _REPEATED = 64
+_LINES = 64  # written at a time
+STALL_S = 2
 
 _SORTS: dict[str, Callable[[Fields], int]] = {
     "bytes": lambda f: f[1 + _BYTES] + f[15 + _BYTES],
@@ -62,8 +68,9 @@ class Query:
         return cls(**keys)
 
 
-def _matcher(query: Query, names: Names) -> Callable[[Fields], bool]:
-    inodes = owners.sockets_of(query.pid) if query.pid else set()
+def _matcher(query: Query, names: Names, generations: list[Generation]) -> Callable[[Fields], bool]:
+    # sockets that several processes have open name only one of them
+    inodes = owners.sockets_of(generations[0], query.pid) if query.pid and generations else set()
     port = query.port.to_bytes(2, "little") if query.port else b""
 
     def in_unit(number: int) -> bool:
@@ -83,7 +90,7 @@ def _matcher(query: Query, names: Names) -> Callable[[Fields], bool]:
     return matches
 
 
-def _read(generations: Iterable[Generation]) -> Iterator[Fields]:
+def _read(generations: list[Generation]) -> Iterator[Fields]:
     for generation in generations:
         recent: deque[bytes] = deque(maxlen=_REPEATED)
         for chunk in generation.connections():
@@ -132,22 +139,35 @@ def describe(fields: Fields, names: Names) -> dict[str, Any]:
     return result
 
 
-def busiest(generations: Iterable[Generation], limit: int, query: Query) -> list[dict[str, Any]]:
+def busiest(generations: list[Generation], limit: int, query: Query) -> list[dict[str, Any]]:
     """The first `limit` connections in the order of the query, largest first."""
     names = Names()
-    found = filter(_matcher(query, names), _read(generations))
+    found = filter(_matcher(query, names, generations), _read(generations))
     chosen = heapq.nlargest(limit, found, key=_SORTS[query.sort])
     return [describe(fields, names) for fields in chosen]
 
 
-def every(generations: Iterable[Generation], query: Query) -> Iterator[dict[str, Any]]:
-    """All connections, one by one, in no order."""
+def write(generations: list[Generation], query: Query, fd: int) -> None:
+    """All connections to a pipe, a line of JSON for each, in no order. OSError if it is closed.
+
+    Raises Busy if nobody reads: everything else the daemon has to do waits meanwhile.
+    """
+    os.set_blocking(fd, False)
+    writable = select.poll()
+    writable.register(fd, select.POLLOUT)
     names = Names()
-    for fields in filter(_matcher(query, names), _read(generations)):
-        yield describe(fields, names)
+    found = filter(_matcher(query, names, generations), _read(generations))
+    while chunk := "".join(
+        json.dumps(describe(fields, names)) + "\n" for fields in islice(found, _LINES)
+    ):
+        data = memoryview(chunk.encode())
+        while data:
+            if not writable.poll(STALL_S * 1000):
+                raise Busy(f"a reader of the connections has not read for {STALL_S} s")
+            data = data[os.write(fd, data) :]
 
 
-def with_flows(generations: Iterable[Generation], flows: set[bytes]) -> dict[bytes, dict[str, Any]]:
+def with_flows(generations: list[Generation], flows: set[bytes]) -> dict[bytes, dict[str, Any]]:
     """Those of some connections, named by struct flow, that are accelerated."""
     names = Names()
     return {

@@ -18,6 +18,7 @@ _REQUIRED = (
     ("sock", "__sk_common.skc_state"),
     ("sock", "sk_socket"),
     ("sock", "sk_uid"),
+    ("sock", "sk_protocol"),
     ("sock", "sk_cgrp_data"),
     ("sock_cgroup_data", "cgroup"),
     ("cgroup", "kn"),

@@ -1,17 +1,15 @@
-"""Which processes have sockets open, from /proc; for the few sockets somebody asks about.
+"""Which processes have a socket open; for the few sockets somebody asks about.
 
-Listings of many connections have this from the kernel instead: bpf/list.c.
+In a listing of connections the kernel notes this itself: bpf/list.c.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
-from sockredird.errors import InvalidConfig
+from sockredird.generation import Generation
+from sockredird.layout import OPENED, text
 
 
 @dataclass(frozen=True)
@@ -20,33 +18,20 @@ class Process:
     comm: str
 
 
-def _sockets(pid: int) -> Iterator[int]:
-    """Inode of each socket a process has open. OSError if it is gone."""
-    for entry in Path(f"/proc/{pid}/fd").iterdir():
-        with suppress(OSError):  # closed meanwhile
-            target = os.readlink(entry)  # noqa: PTH115 (a Path for each would take twice as long)
-            if target.startswith("socket:["):
-                yield int(target[8:-1])
+def _opened(generation: Generation) -> Iterator[tuple[int, int, bytes]]:
+    for chunk in generation.opened():
+        yield from OPENED.iter_unpack(chunk)
 
 
-def sockets_of(pid: int) -> set[int]:
-    """Inodes of all sockets a process has open. Raises InvalidConfig if there is no such one."""
-    try:
-        return set(_sockets(pid))
-    except (FileNotFoundError, ProcessLookupError):
-        raise InvalidConfig(f"there is no process {pid}") from None
+def sockets_of(generation: Generation, pid: int) -> set[int]:
+    """Inodes of the TCP sockets a process has open."""
+    return {inode for inode, owner, _comm in _opened(generation) if owner == pid}
 
 
-def find(inodes: set[int]) -> dict[int, Process]:
-    """The first process that has each of these sockets open; holds no others in memory."""
+def find(generation: Generation, inodes: set[int]) -> dict[int, Process]:
+    """The first process that has each of these sockets open."""
     found: dict[int, Process] = {}
-    for pid in sorted(int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit()):
-        if found.keys() >= inodes:
-            break
-        with suppress(OSError):  # it has ended
-            mine = {inode for inode in _sockets(pid) if inode in inodes}
-            if mine:
-                process = Process(pid, Path(f"/proc/{pid}/comm").read_text().strip())
-                for inode in mine:
-                    found.setdefault(inode, process)
+    for inode, pid, comm in _opened(generation):
+        if inode in inodes and inode not in found:
+            found[inode] = Process(pid, text(comm))
     return found

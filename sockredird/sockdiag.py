@@ -138,7 +138,7 @@ class Namespace:
 
 
 def _look() -> Namespace:
-    with socket.socket() as probe:
+    with socket.socket(socket.AF_UNIX) as probe:  # every socket knows its namespace
         cookie = probe.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
     sockets = [*_dump(socket.AF_INET), *_dump(socket.AF_INET6)]
     return Namespace(int.from_bytes(cookie, "little"), sockets)
@@ -153,6 +153,8 @@ def look(pid: int = 0) -> Namespace:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         raise InvalidConfig(f"there is no process {pid}") from None
+    except PermissionError:  # the service has no CAP_SYS_PTRACE
+        return _look()
 
     def inside() -> Namespace:
         # of this thread only, which ends with the namespace it is in

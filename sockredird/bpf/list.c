@@ -6,6 +6,9 @@
  * read like all kernel memory and believed only if it says the same pair.
  */
 
+#define IPPROTO_TCP 6
+#define IPPROTO_MPTCP 262
+
 /* The kernel's struct bpf_iter__task_file; every member is a pointer in an 8-byte slot, or fd. */
 struct bpf_iter__task_file {
 	__u64 meta;
@@ -15,16 +18,47 @@ struct bpf_iter__task_file {
 	__u64 file;
 };
 
-/* Notes on each accelerated socket who has it open; the daemon runs this before a listing. */
+inline_fn __u64 inode_of(__u64 sk)
+{
+	__u64 socket = 0, inode = 0;
+
+	if (!KERNEL_FIELD(socket, sk, OFF_sock_sk_socket) && socket)
+		KERNEL_FIELD(inode, socket, OFF_socket_alloc_vfs_inode + OFF_inode_i_ino);
+	return inode;
+}
+
+struct sock;
+
+/* Notes on an accelerated socket who has it open. */
+inline_fn void note_owner(struct sock *sk, __u64 task, __u32 listing)
+{
+	struct sock_state *st = sockets.sk_storage_get(sk, NULL, 0);
+	struct owner o = {};
+
+	if (!st)
+		return;
+	if (st->listing != listing) {
+		st->listing = listing;
+		st->owners = 0;
+		owner_of_task(&o, task);
+		st->owner = o;
+	}
+	st->owners++;
+}
+
+/*
+ * The daemon runs this before a listing; and without one, for a line on every TCP socket: reading
+ * /proc/PID/fd takes a capability the daemon does without.
+ */
 int bpf_iter__task_file(struct bpf_iter__task_file *ctx)
 {
 	struct file *file = (void *)ctx->file;
+	struct opened line = {};
 	__u64 task = ctx->task;
-	struct sock_state *st;
 	struct settings *s;
 	struct socket *sock;
 	struct sock *sk;
-	struct owner o = {};
+	__u16 protocol = 0;
 	int zero = 0;
 
 	if (!file || !task)
@@ -36,16 +70,16 @@ int bpf_iter__task_file(struct bpf_iter__task_file *ctx)
 	s = settings.lookup(&zero);
 	if (!sk || !s)
 		return 0;
-	st = sockets.sk_storage_get(sk, NULL, 0);
-	if (!st)
+	if (s->listing) {
+		note_owner(sk, task, s->listing);
 		return 0;
-	if (st->listing != s->listing) {
-		st->listing = s->listing;
-		st->owners = 0;
-		owner_of_task(&o, task);
-		st->owner = o;
 	}
-	st->owners++;
+	KERNEL_FIELD(protocol, (__u64)sk, OFF_sock_sk_protocol);
+	if (protocol != IPPROTO_TCP && protocol != IPPROTO_MPTCP)
+		return 0;
+	line.inode = inode_of((__u64)sk);
+	owner_of_task(&line.owner, task);
+	bpf_seq_write(*(struct seq_file **)ctx->meta, &line, sizeof(line));
 	return 0;
 }
 
@@ -118,7 +152,6 @@ inline_fn __u64 cgroup_of(__u64 sk)
 
 inline_fn void look(struct view *v, __u64 sk, __u64 st, __u32 isn_1, __u64 now, __u32 listing)
 {
-	__u64 socket = 0;
 	__u32 owners_of = 0;
 	__u8 small = 0;
 
@@ -137,8 +170,7 @@ inline_fn void look(struct view *v, __u64 sk, __u64 st, __u32 isn_1, __u64 now, 
 	KERNEL_FIELD(small, sk, OFF_sock_skc_state);
 	v->tcp_bytes = tcp_bytes(sk, isn_1, small);
 	KERNEL_FIELD(v->uid, sk, OFF_sock_sk_uid);
-	if (!KERNEL_FIELD(socket, sk, OFF_sock_sk_socket) && socket)
-		KERNEL_FIELD(v->inode, socket, OFF_socket_alloc_vfs_inode + OFF_inode_i_ino);
+	v->inode = inode_of(sk);
 	v->cgroup = cgroup_of(sk);
 }
 

@@ -226,6 +226,13 @@ struct view {
 
 #define SAMPLE_NS 500000000ULL
 
+/* A process with a TCP socket open, of whatever kind. */
+struct opened {
+	__u64 inode;
+	struct owner owner;
+	__u32 pad;
+};
+
 /* One connection in a listing. */
 struct connection {
 	__u64 age;		/* ns since the server end joined */

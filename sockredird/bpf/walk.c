@@ -107,7 +107,7 @@ inline_fn int both_stopped(struct sock_state *st, struct pair *pair, const struc
 }
 
 /* Whether the server end of a leaving pair was seen on the map. */
-inline_fn int server_met(const struct pair *pair)
+inline_fn int server_met(struct pair *pair)
 {
 	struct leaving *l = leaving.lookup(pair);
 
