@@ -104,18 +104,21 @@ class Client:
     async def all_connections(self, query: dict[str, Variant]) -> list[dict[str, Any]]:
         """However many there are: the daemon writes them to a pipe, one by one."""
         read_end, write_end = os.pipe()
-
-        def read() -> list[dict[str, Any]]:
-            with os.fdopen(read_end) as lines:
-                return [json.loads(line) for line in lines]
-
-        reading = asyncio.create_task(asyncio.to_thread(read))
+        reader = asyncio.StreamReader()
+        loop = asyncio.get_running_loop()
+        transport, _protocol = await loop.connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(read_end, "rb")
+        )
         try:
-            await self.call("WriteConnections", "ha{sv}", 0, query, fds=[write_end])
+            # read meanwhile: the pipe holds less than there may be
+            reading = asyncio.create_task(reader.read())
+            try:
+                await self.call("WriteConnections", "ha{sv}", 0, query, fds=[write_end])
+            finally:
+                os.close(write_end)
+            return [json.loads(line) for line in (await reading).splitlines()]
         finally:
-            os.close(write_end)
-            connections = await reading
-        return connections
+            transport.close()
 
     async def events(self, show: Callable[[dict[str, Any]], None]) -> None:
         """Subscribes and shows each event until cancelled or the daemon goes away."""

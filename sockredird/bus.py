@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import functools
 import logging
+import os
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, TypeVar, no_type_check
 
@@ -178,6 +179,18 @@ class Manager1(ServiceInterface):  # type: ignore[misc]
     async def ConnectionsWith(self, limit: "u", query: "a{sv}") -> "aa{sv}":  # noqa: F821
         return await self._connections(limit, query)
 
+    @method()
+    @_answered
+    @no_type_check
+    async def WriteConnections(self, pipe: "h", query: "a{sv}"):  # noqa: F821
+        """All of them, which no reply could hold: a line of JSON for each, in no order."""
+        try:
+            await self._need_root()
+            keys = {name: value.value for name, value in query.items()}
+            await self._backend.write_connections(pipe, keys)
+        finally:
+            os.close(pipe)
+
     async def _connections(self, limit: int, query: dict[str, Variant]) -> list[dict[str, Variant]]:
         await self._need_root()
         keys = {name: value.value for name, value in query.items()}
@@ -239,12 +252,21 @@ class Manager1(ServiceInterface):  # type: ignore[misc]
         return event
 
 
+class _Bus(MessageBus):  # type: ignore[misc]
+    def _finalize(self, err: Exception | None = None) -> None:
+        """dbus-next takes a socket that is full for a broken one, and would hang up.
+
+        Its writer waits for room anyway: it has kept what it could not send, and stays registered.
+        """
+        if not isinstance(err, BlockingIOError):
+            super()._finalize(err)
+
+
 async def connect() -> MessageBus:
     """A connection to the system bus. Raises BusUnavailable."""
     try:
-        return await asyncio.wait_for(
-            MessageBus(bus_type=BusType.SYSTEM, negotiate_unix_fd=True).connect(), CALL_TIMEOUT_S
-        )
+        bus = _Bus(bus_type=BusType.SYSTEM, negotiate_unix_fd=True)
+        return await asyncio.wait_for(bus.connect(), CALL_TIMEOUT_S)
     except Exception as error:  # dbus-next raises whatever its socket or its parser raised
         raise BusUnavailable(
             f"cannot reach the D-Bus system bus ({error}): is dbus.service running, "
@@ -263,6 +285,10 @@ async def publish(bus: MessageBus, backend: Backend) -> Manager1:
     """
 
     def note_caller(message: Message) -> None:
+        if message.member != "WriteConnections":
+            # dbus-next would keep them open: anybody who may call Stats could exhaust ours
+            for fd in message.unix_fds:
+                os.close(fd)
         if message.message_type == MessageType.METHOD_CALL:
             _caller.set(message.sender or "")
 
@@ -295,4 +321,6 @@ def send_event(bus: MessageBus, client: str, event: dict[str, Variant]) -> None:
         signature="a{sv}",
         body=[event],
     )
-    bus.send(message)
+    sent = bus.send(message)
+    # that the socket was full for a moment is kept in the future, which asks to be looked at
+    sent.add_done_callback(lambda future: future.cancelled() or future.exception())
