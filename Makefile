@@ -11,10 +11,10 @@ PYTHON := /usr/bin/python3
 APT_INSTALL := packaging/apt-install
 ROOT := $(if $(filter-out 0,$(shell id -u)),sudo)
 
-RUNTIME_DEPS := python3 python3-bpfcc python3-dbus-next python3-pydantic python3-sdnotify \
-	libbpf1 dbus
+RUNTIME_DEPS := python3 python3-bpfcc python3-dbus-next python3-prometheus-client \
+	python3-pydantic python3-rich python3-sdnotify libbpf1 dbus
 TEST_DEPS := python3-pytest python3-hypothesis bpftool dbus-bin dbus-daemon iproute2 iptables \
-	mount netcat-openbsd procps socat util-linux
+	mount netcat-openbsd procps redis-server socat util-linux
 CHECK_DEPS := python3-venv man-db systemd dbus-bin dbus-daemon util-linux
 # As in packaging/debian/control; dpkg-buildpackage fails if one is missing here.
 BUILD_DEPS := debhelper dh-python dpkg-dev pybuild-plugin-pyproject python3-all python3-setuptools

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,6 +20,7 @@ from daemon.conftest import (  # noqa: F401
 from daemon.process import PYTHON, REPOSITORY, environment
 
 Answer = Any
+TIMEOUT_S = 10.0
 
 
 class Trace:
@@ -34,32 +35,31 @@ class Trace:
             stderr=subprocess.PIPE,
             text=True,
         )
-        assert self._child.stdout is not None
-        self._lines = self._child.stdout
         self.events: list[dict[str, Any]] = []
-        # it is heard of by the first event after the subscription took effect
-        while not self.events:
+        self._more = threading.Condition()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        # that the subscription has taken effect is told by the first event after it
+        for _ in range(100):
             witness()
-            os.set_blocking(self._lines.fileno(), False)
-            self._read_available()
-        os.set_blocking(self._lines.fileno(), True)
+            if self._wait(lambda events: bool(events), 0.2):
+                return
+        raise AssertionError("the trace shows nothing")
 
-    def _read_available(self) -> None:
-        import select
+    def _read(self) -> None:
+        assert self._child.stdout is not None
+        for line in self._child.stdout:
+            with self._more:
+                self.events.append(json.loads(line))
+                self._more.notify_all()
 
-        poll = select.poll()
-        poll.register(self._lines, select.POLLIN)
-        while poll.poll(100):
-            line = self._lines.readline()
-            assert line, self._child.stderr.read() if self._child.stderr else ""
-            self.events.append(json.loads(line))
+    def _wait(self, done: Callable[[list[dict[str, Any]]], bool], timeout: float) -> bool:
+        with self._more:
+            return self._more.wait_for(lambda: done(self.events), timeout)
 
     def until(self, done: Callable[[list[dict[str, Any]]], bool]) -> list[dict[str, Any]]:
-        while not done(self.events):
-            line = self._lines.readline()
-            assert line, "the trace has ended"
-            self.events.append(json.loads(line))
-        return self.events
+        assert self._wait(done, TIMEOUT_S), self.events[-5:]
+        return list(self.events)
 
     def await_event(self, kind: str, client: str = "", reason: str = "") -> dict[str, Any]:  # noqa: F811
         def wanted(event: dict[str, Any]) -> bool:
@@ -76,6 +76,8 @@ class Trace:
         try:
             return self._child.wait(10)
         finally:
+            self._child.kill()
+            self._reader.join(10)
             for stream in (self._child.stdout, self._child.stderr):
                 if stream is not None:
                     stream.close()
