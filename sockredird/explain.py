@@ -36,6 +36,7 @@ WORDS = {
     "messages": "too many unread messages, however small",
     "late_pairing": "its first message came before both ends were paired",
     "peer_gone": "its peer was taken off the sockhash by somebody else",
+    "half_closed": "one end has shut down its side, and reads from TCP since",
     "disable": "acceleration is disabled, or was while this connection lived",
     "address": "an address is not a loopback address",
     "port": "the listening port is not in scope",
@@ -67,6 +68,11 @@ class Subject:
     def sockets(self) -> list[Socket]:
         return [s for s in (self.client_socket, self.server_socket) if s is not None]
 
+    def turned(self) -> Subject:
+        """The connection with its ends taken for each other."""
+        assert self.client is not None
+        return Subject(self.client, self.server, self.client_socket, self.server_socket)
+
     def flow(self, netns: int) -> bytes:
         assert self.client is not None
         packed = (self.client.packed, self.server.packed)
@@ -87,13 +93,21 @@ def explain(view: View, keys: dict[str, Any]) -> list[dict[str, Any]]:
         local, remote = Address.parse(keys["local"]), Address.parse(keys["remote"])
         subjects = _gone(view, namespace, local, remote)
     subjects = subjects[:MOST]
-    flows = {s.flow(namespace.cookie) for s in subjects if s.client is not None}
+    connections = [s for s in subjects if s.client is not None]
+    # which end is the client is sure only where the datapath knows the connection
+    both_ways = [s for one in connections for s in (one, one.turned())]
+    flows = {s.flow(namespace.cookie) for s in both_ways}
     members = listing.with_flows(view.generations, flows) if flows else {}
     inodes = {s.inode for subject in subjects for s in subject.sockets if s.inode}
     processes = owners.find(asked, inodes) if asked else {}
     names = Names()
     answers = []
-    for subject in subjects:
+    for one in subjects:
+        subject = one
+        if one.client is not None:
+            turned = one.turned()
+            if _known(view, turned.flow(namespace.cookie), members):
+                subject = turned
         member: dict[str, Any] = {}
         if subject.client is None:
             state, reason = _judge_listener(view, subject, names)
@@ -162,9 +176,13 @@ def _gone(view: View, namespace: Namespace, local: Address, remote: Address) -> 
     """A connection without sockets that the datapath had something to say of."""
     for subject in (Subject(remote, local), Subject(local, remote)):
         flow = subject.flow(namespace.cookie)
-        if any(generation.verdict(flow) for generation in view.generations):
+        if _known(view, flow, {}):
             return [subject]
     return []
+
+
+def _known(view: View, flow: bytes, members: dict[bytes, dict[str, Any]]) -> bool:
+    return flow in members or any(g.verdict(flow) for g in view.generations)
 
 
 # -- why -----------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+
 from daemon.conftest import (  # noqa: F401
     Host,
     client,

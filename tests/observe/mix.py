@@ -76,9 +76,7 @@ def serve() -> dict[str, int]:
         port: int = free.getsockname()[1]
     directory = tempfile.mkdtemp(prefix="srt-redis-")
     options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", directory]
-    _redis.append(
-        subprocess.Popen(["redis-server", *options], stdout=subprocess.DEVNULL)  # noqa: S607
-    )
+    _redis.append(subprocess.Popen(["redis-server", *options], stdout=subprocess.DEVNULL))
     while True:
         try:
             socket.create_connection(("127.0.0.1", port)).close()

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from prometheus_client.parser import text_string_to_metric_families
+
 from daemon.client import Client
 from daemon.conftest import Host
-from prometheus_client.parser import text_string_to_metric_families
 
 from . import mix
 from .conftest import Trace

@@ -1,0 +1,343 @@
+"""Each reason to decline or retire has one word: in stats, trace and explain."""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+import subprocess
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dbus_next import Variant
+
+from daemon import pins
+from daemon.client import Client
+from daemon.conftest import Host
+from sockredird.layout import COUNTERS
+from support import cgroups, namespaces
+from support.traffic import Connection, connect, dial, listen
+
+from .conftest import Trace
+
+SO_ZEROCOPY = 60
+IPPROTO_MPTCP = 262
+TCP_REPAIR = 19
+MIB = 1 << 20
+DECLINED = {name[9:] for name in COUNTERS if name.startswith("declined_")}
+RETIRED = {name[8:] for name in COUNTERS if name.startswith("retired_")}
+
+# kept open in the actor until the test has asked about them
+_open: list[Any] = []
+
+
+def keep(*sockets: Any) -> str:
+    _open.extend(sockets)
+    host, port = sockets[0].getsockname()[:2]
+    return f"{host}:{port} " + "{}:{}".format(*sockets[0].getpeername()[:2])
+
+
+def pair() -> Connection:
+    with listen() as listener:
+        return connect(listener)
+
+
+def usual() -> str:
+    both = pair()
+    return keep(both.client, both.server)
+
+
+def early_data() -> str:
+    with listen() as listener:
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 5)
+        client = dial(listener)
+        client.sendall(b"x")
+        return keep(client, listener.accept()[0])
+
+
+def zerocopy() -> str:
+    with listen() as listener:
+        client = socket.socket()
+        client.setsockopt(socket.SOL_SOCKET, SO_ZEROCOPY, 1)
+        client.connect(listener.getsockname())
+        return keep(client, listener.accept()[0])
+
+
+def peer_outside(other: str) -> str:
+    with listen() as listener:
+        client = dial(listener) if not other else dial_from(other, listener)
+        return keep(client, listener.accept()[0])
+
+
+def dial_from(cgroup: str, listener: socket.socket) -> socket.socket:
+    """A socket belongs to the cgroup its process was in when it was made."""
+    mine = Path("/proc/self/cgroup").read_text().split("0::")[1].split("\n")[0]
+    cgroups.join(Path(cgroup))
+    client = dial(listener)
+    cgroups.join(Path(cgroup).parents[0] / mine.strip("/"))
+    return client
+
+
+def ulp() -> str:
+    with listen() as listener:
+        client = dial(listener, protocol=IPPROTO_MPTCP)
+        return keep(client, listener.accept()[0])
+
+
+def kernel_socket() -> str:
+    with listen(protocol=IPPROTO_MPTCP) as listener:
+        client = dial(listener)
+        return keep(client, listener.accept()[0])
+
+
+def repair() -> str:
+    """The accepted socket inherits it; a listening one cannot be given it any more."""
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    listener.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, 1)
+    listener.listen()
+    client = socket.socket()
+    client.settimeout(5)
+    client.connect(listener.getsockname())
+    return keep(client, listener)
+
+
+def no_memory() -> str:
+    """The memory of a socket's options is used up: no storage for our state."""
+    namespaces.enter_network()
+    with listen() as listener:
+        namespaces.sysctl("net.core.optmem_max", "1")
+        client = dial(listener)
+        return keep(client, listener.accept()[0])
+
+
+def mismatch() -> str:
+    """NAT between the ends, on a connection whose tuple a listener has answered before."""
+    namespaces.enter_network()
+    with listen() as named, listen() as real:
+        first, second = named.getsockname()[1], real.getsockname()[1]
+        probe = dial(named)
+        source = probe.getsockname()[1]
+        _syn(source + 1, first)
+        redirect = ["-p", "tcp", "--dport", str(first), "-j", "REDIRECT", "--to-ports", str(second)]
+        subprocess.run(["iptables", "-t", "nat", "-A", "OUTPUT", *redirect], check=True)
+        client = dial(named, source_port=source + 1)
+        return keep(client, real.accept()[0])
+
+
+def _syn(source: int, destination: int) -> None:
+    """A SYN without a socket behind it: answered, and then reset."""
+    loopback = socket.inet_aton("127.0.0.1")
+    tcp = struct.pack("!HHIIBBHHH", source, destination, 1, 0, 5 << 4, 2, 65535, 0, 0)
+    total = sum(struct.unpack("!16H", loopback * 2 + struct.pack("!HH", 6, len(tcp)) + tcp))
+    total = (total & 0xFFFF) + (total >> 16)
+    checksum = ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF
+    tcp = tcp[:16] + struct.pack("!H", checksum) + tcp[18:]
+    with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP) as raw:
+        raw.sendto(tcp, ("127.0.0.1", 0))
+
+
+def map_full() -> str:
+    for _ in range(FEW):
+        usual()
+    return usual()
+
+
+def window() -> str:
+    return _flood(65536, 8 * MIB)
+
+
+def messages() -> str:
+    return _flood(1, 20_000)
+
+
+def _flood(size: int, limit: int) -> str:
+    """Sends until the direction has gone over to TCP, then lets the reader catch up."""
+    both = pair()
+    both.client.setblocking(False)
+    sent = 0
+    with suppress(BlockingIOError):
+        while sent < limit:
+            sent += both.client.send(b"x" * size)
+    while sent:
+        sent -= len(both.server.recv(1 << 20))
+    return keep(both.client, both.server)
+
+
+def half_closed() -> str:
+    both = pair()
+    both.client.shutdown(socket.SHUT_WR)
+    both.server.sendall(b"x")
+    return keep(both.client, both.server)
+
+
+FEW = 4
+DECLINES: dict[str, Callable[..., str]] = {
+    "early_data": early_data,
+    "zerocopy": zerocopy,
+    "ulp": ulp,
+    "kernel_socket": kernel_socket,
+    "repair": repair,
+    "no_memory": no_memory,
+    "mismatch": mismatch,
+}
+
+
+def check(
+    kind: str,
+    reason: str,
+    ends: str,
+    actor_pid: int,
+    ask: Callable[..., Any],
+    trace: Trace,
+) -> None:
+    # under NAT the two ends do not agree on the addresses
+    either = ends.split()
+    trace.until(
+        lambda events: any(
+            e["event"] == kind and e["reason"] == reason and {e["client"], e["server"]} & {*either}
+            for e in events
+        )
+    )
+    assert ask("stats")[f"{kind}_{reason}"] >= 1
+    # a namespace of the actor's own is entered through its pid
+    answers = ask("explain", "--pid", str(actor_pid))
+    found = [a for a in answers if a["kind"] == "connection" and a["reason"] == reason]
+    assert found, answers
+    assert all(a["detail"] for a in found)
+
+
+@pytest.mark.parametrize("reason", DECLINES)
+def test_declines(
+    host: Host, enabled: Client, ask: Callable[..., Any], tracing: Callable[..., Trace], reason: str
+) -> None:
+    actor = host.actor()
+    trace = tracing(lambda: actor.do(usual))
+    ends = actor.do(DECLINES[reason])
+    check("declined", reason, ends, actor.pid, ask, trace)
+
+
+@pytest.mark.parametrize("host", [{"limits": {"max_connections": FEW}}], indirect=True)
+def test_map_full(
+    host: Host, enabled: Client, ask: Callable[..., Any], tracing: Callable[..., Trace]
+) -> None:
+    trace = tracing(lambda: host.actor().do(usual))
+    actor = host.actor()
+    check("declined", "map_full", actor.do(map_full), actor.pid, ask, trace)
+
+
+def test_peer_outside(
+    host: Host,
+    enabled: Client,
+    other_cgroup: Path,
+    ask: Callable[..., Any],
+    tracing: Callable[..., Trace],
+) -> None:
+    actor = host.actor()
+    trace = tracing(lambda: actor.do(usual))
+    ends = actor.do(peer_outside, str(other_cgroup))
+    check("declined", "peer_outside", ends, actor.pid, ask, trace)
+
+
+@pytest.mark.parametrize("reason", ["window", "messages", "half_closed"])
+def test_retirements(
+    host: Host, enabled: Client, ask: Callable[..., Any], tracing: Callable[..., Trace], reason: str
+) -> None:
+    actor = host.actor()
+    trace = tracing(lambda: actor.do(usual))
+    ends = actor.do({"window": window, "messages": messages, "half_closed": half_closed}[reason])
+    check("retired", reason, ends, actor.pid, ask, trace)
+
+
+@pytest.mark.parametrize("reason", ["late_pairing", "peer_gone"])
+def test_taken_by_somebody_else(
+    host: Host, enabled: Client, ask: Callable[..., Any], tracing: Callable[..., Trace], reason: str
+) -> None:
+    """The handshake was evicted, or the peer was deleted: here by us, from the maps."""
+    actor = host.actor()
+    trace = tracing(lambda: actor.do(usual))
+    ends = actor.do(usual)
+    with pins.opened(host.root) as generation:
+        empty(generation, {"late_pairing": "handshakes", "peer_gone": "peers"}[reason])
+    actor.do(say_something)
+    check("retired", reason, ends, actor.pid, ask, trace)
+
+
+def say_something() -> None:
+    _open[-2].sendall(b"x")
+
+
+def empty(generation: Any, name: str) -> None:
+    """Deletes what the newest connection has in a map: its handshake, or its server end."""
+    path = generation.directory / name
+    dump = subprocess.run(
+        ["bpftool", "-j", "map", "dump", "pinned", str(path)], capture_output=True, check=False
+    ).stdout
+    keys = [" ".join(entry["key"]) for entry in json.loads(dump)]
+    for key in keys:
+        side = bytes(int(byte, 16) for byte in key.split())[8:9]
+        if side in (b"", b"\1"):
+            subprocess.run(
+                ["bpftool", "map", "delete", "pinned", str(path), "key", *key.split()], check=False
+            )
+
+
+def test_disable(
+    host: Host, enabled: Client, ask: Callable[..., Any], tracing: Callable[..., Trace]
+) -> None:
+    actor = host.actor()
+    trace = tracing(lambda: actor.do(usual))
+    local, remote = actor.do(usual).split()
+    enabled.call("Disable")
+    event = trace.await_event("retired", client=local)
+    assert event["reason"] == "disable"
+    assert ask("stats")["retired_disable"] >= 1
+    (answer,) = ask("explain", local, remote)
+    assert answer["reason"] == "disable"
+
+
+def test_all_reasons_are_here() -> None:
+    produced = {*DECLINES, "map_full", "peer_outside"}
+    # a subflow has its ULP before anybody looks for is_mptcp: that word is the second line
+    assert DECLINED - produced == {"mptcp"}
+    produced = {"window", "messages", "late_pairing", "peer_gone", "half_closed", "disable"}
+    assert produced == RETIRED
+
+
+def test_reasons_of_explain_alone(
+    host: Host, enabled: Client, other_cgroup: Path, ask: Callable[..., Any]
+) -> None:
+    """Of what the datapath never saw, or did accelerate."""
+    actor = host.actor()
+    local, remote = actor.do(usual).split()
+    (answer,) = ask("explain", local, remote)
+    assert (answer["state"], answer["reason"]) == ("accelerated", "")
+    assert (answer["client"], answer["server"], answer["client_sent_bytes"]) == (local, remote, 0)
+
+    elsewhere = host.actor(other_cgroup)
+    (answer,) = ask("explain", *elsewhere.do(usual).split())
+    assert (answer["state"], answer["reason"]) == ("tcp", "cgroup")
+
+    enabled.call("Disable")
+    local, remote = actor.do(usual).split()
+    port = actor.do(listening)
+    (answer,) = ask("explain", "--port", str(port))
+    assert (answer["kind"], answer["reason"]) == ("listener", "disable")
+    enabled.call("Enable")
+    (answer,) = ask("explain", remote, local)
+    assert (answer["state"], answer["reason"]) == ("tcp", "before_enable")
+    (answer,) = ask("explain", "--port", str(port))
+    assert (answer["state"], answer["reason"]) == ("in_scope", "")
+
+    enabled.call("EnableWith", "a{sv}", {"only_ports": Variant("au", [1])})
+    (answer,) = ask("explain", "--port", str(port))
+    assert (answer["state"], answer["reason"]) == ("out_of_scope", "port")
+
+
+def listening() -> int:
+    _open.append(listen())
+    port: int = _open[-1].getsockname()[1]
+    return port
