@@ -47,6 +47,10 @@ class Trace:
                 return
         raise AssertionError("the trace shows nothing")
 
+    @property
+    def pid(self) -> int:
+        return self._child.pid
+
     def _read(self) -> None:
         assert self._child.stdout is not None
         for line in self._child.stdout:
