@@ -66,6 +66,9 @@ class Config(BaseModel, extra="forbid", frozen=True):
     paths: Paths = Paths()
 
 
+_SECTIONS: dict[str, type[BaseModel]] = {"scope": Scope, "limits": Limits, "paths": Paths}
+
+
 def load(path: Path, *, required: bool = False) -> Config:
     """Reads a configuration; without the file (and unless `required`) all defaults.
 
@@ -78,23 +81,43 @@ def load(path: Path, *, required: bool = False) -> Config:
         if not required:
             return Config()
         raise InvalidConfig(f"{path}: no such file") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise InvalidConfig(f"{path}: cannot be read: {error}") from error
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # tomllib's own, and what it lets through
         raise InvalidConfig(f"{path}: not valid TOML: {error}") from error
     try:
-        config = Config(**data)
+        return _check(data)
     except ValidationError as error:
         raise InvalidConfig(f"{path}: {_explain(error)}") from error
+    except InvalidConfig as error:
+        raise InvalidConfig(f"{path}: {error}") from error
+
+
+def _check(data: dict[str, Any]) -> Config:
+    """Raises ValidationError or InvalidConfig."""
+    _known(Config, data, "")
+    for name, section in data.items():
+        if not isinstance(section, dict):
+            raise InvalidConfig(f"{name}: not a table")
+        _known(_SECTIONS[name], section, f"{name}.")
+    config = Config(**data)
     for name in Paths.__annotations__:
         if not Path(getattr(config.paths, name)).is_absolute():
-            raise InvalidConfig(f"{path}: paths.{name}: not an absolute path")
+            raise InvalidConfig(f"paths.{name}: not an absolute path")
     _check_supported(config.scope)
     return config
 
 
+def _known(model: type[BaseModel], data: dict[str, Any], prefix: str) -> None:
+    """pydantic refuses unknown keys, too, but some are arguments of its own."""
+    for key in data:
+        if key not in model.__annotations__:
+            raise InvalidConfig(f"{prefix}{key}: no such key")
+
+
 def override_scope(scope: Scope, keys: dict[str, Any]) -> Scope:
     """`scope` with some keys replaced, as EnableWith() takes them. Raises InvalidConfig."""
+    _known(Scope, keys, "scope.")
     try:
         result = Scope(**{**scope.as_dict(), **keys})
     except ValidationError as error:

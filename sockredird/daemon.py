@@ -22,6 +22,7 @@ from sockredird import config, inventory
 from sockredird.config import Config
 from sockredird.errors import BusUnavailable, SockredirError
 from sockredird.events import EventRelay
+from sockredird.generation import Generation
 from sockredird.manager import Manager
 from sockredird.watcher import Watcher
 
@@ -52,11 +53,13 @@ class Daemon:
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="worker")
         self._manager = Manager(settings, self._changed)
         self._notifier = sdnotify.SystemdNotifier()
+        if self._notifier.socket is not None:
+            self._notifier.socket.setblocking(False)  # a manager that is stuck must not stick us
         self._stopping = asyncio.Event()
         self._bus: MessageBus
         self._interface: dbus.Manager1 | None = None
         self._relay = EventRelay(self._stop_tracing)
-        self._watcher: Watcher | None = None
+        self._watchers: list[Watcher] = []
         self._shown: dict[str, Variant] = {}
         self._working_since: float | None = None
         self._retire_pause = RETIRE_PAUSE_S[0]
@@ -85,7 +88,7 @@ class Daemon:
             log.info("stopping; the datapath stays as it is: state=%s", self._manager.state)
         finally:
             self._notifier.notify("STOPPING=1")
-            self._unwatch()
+            self._watch([])
             self._worker.shutdown()
             inventory.unlock(lock, root)
 
@@ -135,7 +138,7 @@ class Daemon:
 
     # -- what the bus object calls -----------------------------------------------------------
 
-    async def enable(self, overrides: dict[str, Any]) -> None:
+    async def enable(self, overrides: dict[str, Any] | None) -> None:
         await self._work(lambda: self._manager.enable(overrides))
 
     async def disable(self) -> None:
@@ -149,8 +152,8 @@ class Daemon:
         return await self._work(self._manager.stats)
 
     async def subscribe(self, client: str) -> None:
-        await self._relay.add(client)
         await self._work(lambda: self._manager.trace(True))
+        await self._relay.add(client)
 
     async def unsubscribe(self, client: str) -> None:
         await self._relay.discard(client)
@@ -208,41 +211,40 @@ class Daemon:
             "Scope": Variant("a{sv}", scope),
             "Problem": Variant("s", manager.problem),
         }
-        self._watch()
+        self._watch([*([manager.live] if manager.live else []), *manager.draining])
         self._notify()
         changed = {
             name: value.value for name, value in self._shown.items() if before.get(name) != value
         }
         if self._interface is not None and changed:
             self._interface.emit_properties_changed(changed)
-        if manager.draining:
+        if manager.draining or manager.unfinished:
             self._retire_soon()
 
     def _stop_tracing(self) -> None:
         self._spawn(self._work(lambda: self._manager.trace(False)))
 
-    # -- the live generation -----------------------------------------------------------------
+    # -- generations -------------------------------------------------------------------------
 
-    def _watch(self) -> None:
-        live = self._manager.live
-        if self._watcher is not None and self._watcher.generation is live:
-            return
-        self._unwatch()
-        if live is None:
-            return
-        # OSError: the worker has closed it meanwhile, and its next change brings us here again
-        with suppress(OSError):
-            self._watcher = Watcher(
-                live,
-                retire=self._retire_soon,
-                event=self._relay.record,
-                changed=lambda: self._spawn(self._work(self._manager.check)),
-            )
-
-    def _unwatch(self) -> None:
-        if self._watcher is not None:
-            self._watcher.close()
-            self._watcher = None
+    def _watch(self, generations: list[Generation]) -> None:
+        """Watches these, and no others any more."""
+        for watcher in list(self._watchers):
+            if watcher.generation not in generations:
+                watcher.close()
+                self._watchers.remove(watcher)
+        watched = [watcher.generation for watcher in self._watchers]
+        for generation in generations:
+            if generation not in watched:
+                # OSError: the worker has closed it meanwhile, and calls for us again
+                with suppress(OSError):
+                    self._watchers.append(
+                        Watcher(
+                            generation,
+                            retire=self._retire_soon,
+                            event=self._relay.record,
+                            changed=lambda: self._spawn(self._work(self._manager.check)),
+                        )
+                    )
 
     def _retire_soon(self) -> None:
         self._retire_pause = RETIRE_PAUSE_S[0]

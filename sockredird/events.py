@@ -47,6 +47,9 @@ class EventRelay:
         if self._bus is not None and client not in self._clients:
             self._clients.add(client)
             await dbus.ask_bus(self._bus, "AddMatch", _match(client))
+            # it may have left before the match was there
+            if not await dbus.ask_bus(self._bus, "NameHasOwner", client):
+                await self.discard(client)
 
     async def discard(self, client: str) -> None:
         if client not in self._clients:

@@ -1,4 +1,4 @@
-"""Watches one live generation from the event loop: its ring buffers, and who removes its pins."""
+"""Watches one generation from the event loop: its ring buffers, and who removes its pins."""
 
 from __future__ import annotations
 
@@ -48,6 +48,7 @@ class Watcher:
         self._changed()
 
     def close(self) -> None:
+        self._rings.consume()
         for source in (self._rings, self._watch):
             self._loop.remove_reader(source.fileno())
             source.close()
