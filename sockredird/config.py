@@ -81,7 +81,7 @@ def load(path: Path, *, required: bool = False) -> Config:
         if not required:
             return Config()
         raise InvalidConfig(f"{path}: no such file") from error
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise InvalidConfig(f"{path}: cannot be read: {error}") from error
     except (ValueError, RecursionError) as error:  # tomllib's own, and what it lets through
         raise InvalidConfig(f"{path}: not valid TOML: {error}") from error

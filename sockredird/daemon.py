@@ -152,8 +152,9 @@ class Daemon:
         return await self._work(self._manager.stats)
 
     async def subscribe(self, client: str) -> None:
-        await self._work(lambda: self._manager.trace(True))
         await self._relay.add(client)
+        if self._relay.wanted:  # the client may be gone again
+            await self._work(lambda: self._manager.trace(True))
 
     async def unsubscribe(self, client: str) -> None:
         await self._relay.discard(client)
@@ -287,9 +288,11 @@ class Daemon:
 
 
 def _handle_exception(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """dbus-next raises an error again after it has sent it to the caller."""
+    """dbus-next raises errors again that it has sent to the caller, or told by disconnecting."""
     error = context.get("exception")
     if isinstance(error, DBusError):
         log.warning("answered with an error: %s", error)
+    elif isinstance(error, (OSError, EOFError)):
+        log.debug("on the bus connection: %s", error)
     else:
         loop.default_exception_handler(context)

@@ -43,6 +43,10 @@ class EventRelay:
             self._clients.clear()
             self._unwanted()
 
+    @property
+    def wanted(self) -> bool:
+        return bool(self._clients)
+
     async def add(self, client: str) -> None:
         if self._bus is not None and client not in self._clients:
             self._clients.add(client)
