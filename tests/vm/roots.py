@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import subprocess
 import tempfile
@@ -11,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vm import disk
 from vm.kernels import Root
 
 # The cloud flavour: small, and all of virtio
@@ -99,7 +99,7 @@ def build(root: Root, packages: Sequence[str], cache: Path) -> Image:
         for file in (tree / "boot").glob("*-*-cloud-amd64"):
             if file.name.startswith(("vmlinuz-", "initrd.img-")):
                 shutil.copyfile(file, done / file.name)
-        _make_filesystem(tree, done / "root.img")
+        disk.make(done / "root.img", tree, ROOM)
         done.rename(image.directory)
     for stale in cache.glob(f"{root.suite}-*"):
         if stale != image.directory:
@@ -143,12 +143,3 @@ def _bootstrap(root: Root, packages: Sequence[str], tree: Path) -> None:
         ],
         check=True,
     )
-
-
-def _make_filesystem(tree: Path, image: Path) -> None:
-    used = subprocess.run(
-        ["du", "-sxB1", str(tree)], check=True, capture_output=True, text=True
-    ).stdout.split()[0]
-    with image.open("wb") as file:
-        os.truncate(file.fileno(), int(used) * 11 // 10 + ROOM)
-    subprocess.run(["mke2fs", "-q", "-t", "ext4", "-d", str(tree), str(image)], check=True)
