@@ -1,4 +1,5 @@
 # make test     everything the tests need, and the tests; as root, or through sudo
+# make vm-test  the package on Debian kernels in virtual machines; KERNEL=6.1, 6.12, 7.3 or all
 # make check    static checks: Python, manual pages, unit, D-Bus policy
 # make deb      dist/sockredird_*.deb
 # make demo     builds and installs the package, shows it at work
@@ -14,17 +15,19 @@ RUNTIME_DEPS := python3 python3-bpfcc python3-dbus-next python3-pydantic python3
 	libbpf1 dbus
 TEST_DEPS := python3-pytest python3-hypothesis bpftool dbus-bin dbus-daemon iproute2 iptables \
 	mount netcat-openbsd procps socat util-linux
+VM_DEPS := e2fsprogs mmdebstrap util-linux
 CHECK_DEPS := python3-venv man-db systemd dbus-bin dbus-daemon util-linux
 # As in packaging/debian/control; dpkg-buildpackage fails if one is missing here.
 BUILD_DEPS := debhelper dh-python dpkg-dev pybuild-plugin-pyproject python3-all python3-setuptools
 
+KERNEL := all
 VENV := build/venv
 # Directories, and scripts without a suffix
 SOURCES := $(wildcard sockredird sockredirctl tests) \
 	$(shell grep -lsE '^\#!.*python3' packaging/* tools/*)
 MANPAGES := $(wildcard man/*.[58])
 
-.PHONY: all install-deps test check check-deps check-python check-man check-systemd check-dbus \
+.PHONY: all install-deps test vm-test check check-deps check-python check-man check-systemd check-dbus \
 	check-packaging deb lintian demo clean
 all: deb
 
@@ -36,6 +39,14 @@ test: install-deps
 	@test -z "$(ROOT)" || command -v sudo >/dev/null || \
 		{ echo "make test: needs root, to load BPF programs" >&2; exit 1; }
 	$(ROOT) env PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m pytest $(PYTEST_ARGS)
+
+# What the package depends on, and the tests, is in the guests' root: they have no network.
+# VM_PYTEST_ARGS="-k word" and the like reach pytest in the guests.
+vm-test: deb
+	@$(APT_INSTALL) $(VM_DEPS)
+	$(ROOT) env PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=tests $(PYTHON) -m vm --kernel $(KERNEL) \
+		--pytest="$(VM_PYTEST_ARGS)" --package dist/sockredird_*_all.deb \
+		$(RUNTIME_DEPS) $(TEST_DEPS)
 
 check: check-python check-man check-systemd check-dbus check-packaging
 

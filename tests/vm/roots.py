@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vm import disk
+from vm import disk, sources
 from vm.kernels import Root
 
 # The cloud flavour: small, and all of virtio
@@ -63,27 +63,9 @@ class Image:
         return kernels[-1], Path(str(kernels[-1]).replace("/vmlinuz-", "/initrd.img-"))
 
 
-def mirror() -> str:
-    """Where apt gets this machine's release from: the other suites are there, too."""
-    codename = ""
-    for line in Path("/etc/os-release").read_text().splitlines():
-        if line.startswith("VERSION_CODENAME="):
-            codename = line.partition("=")[2].strip('"')
-    lines = subprocess.run(
-        ["apt-get", "indextargets", "--format", "$(RELEASE) $(SITE)", "Created-By: Packages"],
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout.splitlines()
-    for line in lines:
-        release, _, site = line.partition(" ")
-        if release == codename:
-            return site
-    raise LookupError(f"apt has no source for {codename}: run apt-get update")
-
-
 def build(root: Root, packages: Sequence[str], cache: Path) -> Image:
     """The image for `root` with `packages`, from the cache if nothing about it changed."""
+    # Newer packages of a suite are no reason: `make clean` gets them.
     ingredients = [repr(root), *sorted(packages), Path(__file__).read_text()]
     key = hashlib.sha256("\n".join(ingredients).encode()).hexdigest()[:12]
     image = Image(cache / f"{root.suite}-{key}")
@@ -108,9 +90,6 @@ def build(root: Root, packages: Sequence[str], cache: Path) -> Image:
 
 
 def _bootstrap(root: Root, packages: Sequence[str], tree: Path) -> None:
-    site = mirror()
-    source = f"deb {site} {{}} main"
-    # Nothing starts here, and policy-rc.d says so to what is installed by a hook.
     install = 'chroot "$1" apt-get install -qy --no-install-recommends'
     hooks = [f"{install} -t {suite} {KERNEL_PACKAGE}" for suite in root.kernel_suites]
     hooks += [
@@ -135,11 +114,10 @@ def _bootstrap(root: Root, packages: Sequence[str], tree: Path) -> None:
             "--format=directory",
             f"--include={','.join([KERNEL_PACKAGE, *packages])}",
             '--aptopt=Apt::Install-Recommends "false"',
-            # no documentation, but no exclusion either: the package's own manual pages are tested
             *(f"--customize-hook={hook}" for hook in hooks),
             root.suite,
             str(tree),
-            *(source.format(suite) for suite in (root.suite, *root.kernel_suites)),
+            *(sources.line(suite) for suite in (root.suite, *root.kernel_suites)),
         ],
         check=True,
     )
