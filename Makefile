@@ -1,5 +1,6 @@
 # make test     everything the tests need, and the tests; as root, or through sudo
 # make torture  the lifecycle tests, for an hour
+# make vm-test  the package on Debian kernels in virtual machines; KERNEL=6.1, 6.12, 7.3 or all
 # make check    static checks: Python, manual pages, unit, D-Bus policy
 # make deb      dist/sockredird_*.deb
 # make demo     builds and installs the package, shows it at work
@@ -15,18 +16,20 @@ RUNTIME_DEPS := python3 python3-bpfcc python3-dbus-next python3-prometheus-clien
 	python3-pydantic python3-rich python3-sdnotify libbpf1 dbus
 TEST_DEPS := python3-pytest python3-hypothesis bpftool dbus-bin dbus-daemon iproute2 iptables \
 	mount netcat-openbsd procps redis-server socat util-linux
+VM_DEPS := e2fsprogs mmdebstrap util-linux
 CHECK_DEPS := python3-venv man-db systemd dbus-bin dbus-daemon util-linux
 # As in packaging/debian/control; dpkg-buildpackage fails if one is missing here.
 BUILD_DEPS := debhelper dh-python dpkg-dev pybuild-plugin-pyproject python3-all python3-setuptools
 
+KERNEL := all
 VENV := build/venv
 # Directories, and scripts without a suffix
 SOURCES := $(wildcard sockredird sockredirctl tests) \
 	$(shell grep -lsE '^\#!.*python3' packaging/* tools/*)
 MANPAGES := $(wildcard man/*.[58])
 
-.PHONY: all install-deps test torture check check-deps check-python check-man check-systemd check-dbus \
-	check-packaging deb lintian demo clean
+.PHONY: all install-deps test torture vm-test check check-deps check-python check-man \
+	check-systemd check-dbus check-packaging deb lintian demo clean
 all: deb
 
 install-deps:
@@ -41,6 +44,13 @@ test: install-deps
 # An hour or so: kills, upgrades and cycles by the hundreds, where `make test` has a few.
 torture: install-deps
 	$(ROOT) env PYTHONDONTWRITEBYTECODE=1 SOCKREDIR_TORTURE=1 $(PYTHON) -m pytest tests/lifecycle
+# What the package depends on, and the tests, is in the guests' root: they have no network.
+# VM_PYTEST_ARGS="-k word" and the like reach pytest in the guests.
+vm-test: deb
+	@$(APT_INSTALL) $(VM_DEPS)
+	$(ROOT) env PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=tests $(PYTHON) -m vm --kernel $(KERNEL) \
+		--pytest="$(VM_PYTEST_ARGS)" --package dist/sockredird_*_all.deb \
+		$(RUNTIME_DEPS) $(TEST_DEPS)
 
 check: check-python check-man check-systemd check-dbus check-packaging
 

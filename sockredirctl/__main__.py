@@ -169,6 +169,8 @@ def _seconds(text: str) -> float:
 
 
 async def _run(arguments: argparse.Namespace) -> None:
+    # what becomes of the bus is told by Client, and not by dbus-next's forgotten futures
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, _context: None)
     client = Client(arguments.timeout)
     await client.connect()
     try:

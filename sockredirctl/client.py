@@ -122,13 +122,17 @@ class Client:
 
     async def events(self, show: Callable[[dict[str, Any]], None]) -> None:
         """Subscribes and shows each event until cancelled or the daemon goes away."""
-        gone = asyncio.get_running_loop().create_future()
+        gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         def handle(message: Message) -> None:
             if message.message_type != MessageType.SIGNAL:
                 return
             if message.interface == INTERFACE and message.member == "Event":
-                show(plain(message.body[0]))
+                try:
+                    show(plain(message.body[0]))
+                except BrokenPipeError as error:  # dbus-next would swallow it
+                    if not gone.done():
+                        gone.set_exception(error)
             elif message.member == "NameOwnerChanged" and not message.body[2] and not gone.done():
                 gone.set_result(None)
 
@@ -144,7 +148,10 @@ class Client:
             )
         )
         await self.call("Subscribe")
-        await gone
+        lost = asyncio.ensure_future(self._bus.wait_for_disconnect())
+        await asyncio.wait({gone, lost}, return_when=asyncio.FIRST_COMPLETED)
+        if gone.done():
+            gone.result()
         raise ClientError("the daemon went away", Exit.NOT_RUNNING)
 
 

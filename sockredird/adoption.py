@@ -22,6 +22,7 @@ ATTACHED = "attached"
 MEMBERS = "members"
 MAPS = frozenset(map_shapes(1, resource.getpagesize()))
 PIN_NAMES = {*PROGRAMS, *MAPS, MEMBERS}
+DETACHED = 0  # cgroup id of a link whose cgroup was removed, or that was detached by force
 _ZERO = bytes(4)
 
 
@@ -117,8 +118,16 @@ def check_links(directory: Path, pins: dict[str, Fd], manifest: dict[str, Any]) 
         return
     with libbpf.open_pin(path) as fd:
         info = libbpf.link_info(fd)
-    # a link whose cgroup is gone, or that was detached by force, has cgroup 0
     found = (info.type, info.prog_id, info.detail.cgroup.cgroup_id)
     expected = (int(LinkType.CGROUP), libbpf.prog_info(pins["pair"]).id, manifest["cgroup_id"])
-    if found != expected:
+    if found != expected and found != (*expected[:2], DETACHED):
         raise _refuse(path, f"link (type, program, cgroup) = {found}", expected)
+
+
+def is_attached(directory: Path) -> bool:
+    """Whether the cgroup link is pinned, and its cgroup still there."""
+    try:
+        with libbpf.open_pin(directory / ATTACHED) as fd:
+            return bool(libbpf.link_info(fd).detail.cgroup.cgroup_id != DETACHED)
+    except FileNotFoundError:
+        return False

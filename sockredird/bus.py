@@ -36,7 +36,7 @@ _Handler = TypeVar("_Handler", bound=Callable[..., Awaitable[Any]])
 class Backend(Protocol):
     """What the object does when called; daemon.py implements it."""
 
-    async def enable(self, overrides: dict[str, Any]) -> None: ...
+    async def enable(self, overrides: dict[str, Any] | None) -> None: ...
     async def disable(self) -> None: ...
     async def reload(self) -> None: ...
     async def stats(self) -> dict[str, int]: ...
@@ -138,7 +138,7 @@ class Manager1(ServiceInterface):  # type: ignore[misc]
     @no_type_check
     async def Enable(self):
         await self._need_root()
-        await self._backend.enable({})
+        await self._backend.enable(None)
 
     @method()
     @_answered

@@ -6,11 +6,13 @@ run as `python3 -m sockredird.compiler`, and is the only one that imports bcc.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import logging
 import os
 import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +35,7 @@ SOURCES = (
     "walk.c",
 )
 TIMEOUT_S = 60.0
+_PR_SET_PDEATHSIG = 1
 
 
 def source() -> str:
@@ -56,7 +59,10 @@ def compile_and_pin(directory: Path, max_connections: int) -> None:
     )
     try:
         child = subprocess.run(
-            [sys.executable, "-m", "sockredird.compiler", str(directory), str(max_connections)],
+            [
+                *(sys.executable, "-m", "sockredird.compiler"),
+                *(str(directory), str(max_connections), str(os.getpid())),
+            ],
             env=environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -121,7 +127,15 @@ def _load(directory: Path, max_connections: int) -> None:
             raise LoadFailed(f"cannot pin {directory / name}")
 
 
+def _die_with(parent: int) -> None:
+    """Ends with the daemon: nobody wants what is pinned after that (prctl(2))."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit("the daemon is gone")
+
+
 def main() -> int:
+    _die_with(int(sys.argv[3]))
     try:
         _load(Path(sys.argv[1]), int(sys.argv[2]))
     except SockredirError as error:

@@ -76,6 +76,14 @@ class Config(BaseModel, extra="forbid", frozen=True):
     metrics: Metrics = Metrics()
 
 
+_SECTIONS: dict[str, type[BaseModel]] = {
+    "scope": Scope,
+    "limits": Limits,
+    "paths": Paths,
+    "metrics": Metrics,
+}
+
+
 def load(path: Path, *, required: bool = False) -> Config:
     """Reads a configuration; without the file (and unless `required`) all defaults.
 
@@ -90,20 +98,32 @@ def load(path: Path, *, required: bool = False) -> Config:
         raise InvalidConfig(f"{path}: no such file") from error
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidConfig(f"{path}: cannot be read: {error}") from error
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # tomllib's own, and what it lets through
         raise InvalidConfig(f"{path}: not valid TOML: {error}") from error
     try:
-        config = Config(**data)
+        return _check(data)
     except ValidationError as error:
         raise InvalidConfig(f"{path}: {_explain(error)}") from error
+    except InvalidConfig as error:
+        raise InvalidConfig(f"{path}: {error}") from error
+
+
+def _check(data: dict[str, Any]) -> Config:
+    """Raises ValidationError or InvalidConfig."""
+    _known(Config, data, "")
+    for name, section in data.items():
+        if not isinstance(section, dict):
+            raise InvalidConfig(f"{name}: not a table")
+        _known(_SECTIONS[name], section, f"{name}.")
+    config = Config(**data)
     for name in Paths.__annotations__:
         if not Path(getattr(config.paths, name)).is_absolute():
-            raise InvalidConfig(f"{path}: paths.{name}: not an absolute path")
+            raise InvalidConfig(f"paths.{name}: not an absolute path")
     _check_supported(config.scope)
     try:
         listen_address(config.metrics.listen)
     except ValueError as error:
-        raise InvalidConfig(f"{path}: metrics.listen: {error}") from error
+        raise InvalidConfig(f"metrics.listen: {error}") from error
     return config
 
 
@@ -127,8 +147,16 @@ def listen_address(listen: str) -> Path | tuple[str, int] | None:
     return host, int(port)
 
 
+def _known(model: type[BaseModel], data: dict[str, Any], prefix: str) -> None:
+    """pydantic refuses unknown keys, too, but some are arguments of its own."""
+    for key in data:
+        if key not in model.__annotations__:
+            raise InvalidConfig(f"{prefix}{key}: no such key")
+
+
 def override_scope(scope: Scope, keys: dict[str, Any]) -> Scope:
     """`scope` with some keys replaced, as EnableWith() takes them. Raises InvalidConfig."""
+    _known(Scope, keys, "scope.")
     try:
         result = Scope(**{**scope.as_dict(), **keys})
     except ValidationError as error:

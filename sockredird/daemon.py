@@ -23,8 +23,9 @@ from sockredird.config import Config
 from sockredird.endpoint import Endpoint
 from sockredird.errors import BusUnavailable, SockredirError
 from sockredird.events import EventRelay
+from sockredird.generation import Generation
 from sockredird.manager import Manager
-from sockredird.watcher import Watchers
+from sockredird.watcher import Watcher
 
 log = logging.getLogger(__name__)
 
@@ -51,18 +52,16 @@ class Daemon:
         self._load: Callable[[], Config] = lambda: config.load(path, required=required)
         self._loop = asyncio.get_running_loop()
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="worker")
-        self._manager = Manager(settings, self._changed, lambda gone: self._watchers.let_go(gone))
+        self._manager = Manager(settings, self._changed)
         self._notifier = sdnotify.SystemdNotifier()
+        if self._notifier.socket is not None:
+            self._notifier.socket.setblocking(False)  # a manager that is stuck must not stick us
         self._stopping = asyncio.Event()
         self._bus: MessageBus
         self._interface: dbus.Manager1 | None = None
         self._relay = EventRelay(self._stop_tracing)
         self._endpoint = Endpoint(self._metrics)
-        self._watchers = Watchers(
-            retire=self._retire_soon,
-            event=self._relay.record,
-            changed=lambda: self._spawn(self._work(self._manager.check)),
-        )
+        self._watchers: list[Watcher] = []
         self._shown: dict[str, Variant] = {}
         self._working_since: float | None = None
         self._retire_pause = RETIRE_PAUSE_S[0]
@@ -91,7 +90,7 @@ class Daemon:
             log.info("stopping; the datapath stays as it is: state=%s", self._manager.state)
         finally:
             self._notifier.notify("STOPPING=1")
-            self._watchers.watch([])
+            self._watch([])
             self._endpoint.close()
             self._worker.shutdown()
             inventory.unlock(lock, root)
@@ -143,7 +142,7 @@ class Daemon:
 
     # -- what the bus object calls -----------------------------------------------------------
 
-    async def enable(self, overrides: dict[str, Any]) -> None:
+    async def enable(self, overrides: dict[str, Any] | None) -> None:
         await self._work(lambda: self._manager.enable(overrides))
 
     async def disable(self) -> None:
@@ -175,7 +174,8 @@ class Daemon:
 
     async def subscribe(self, client: str) -> None:
         await self._relay.add(client)
-        await self._work(lambda: self._manager.trace(True))
+        if self._relay.wanted:  # the client may be gone again
+            await self._work(lambda: self._manager.trace(True))
 
     async def unsubscribe(self, client: str) -> None:
         await self._relay.discard(client)
@@ -233,20 +233,40 @@ class Daemon:
             "Scope": Variant("a{sv}", scope),
             "Problem": Variant("s", manager.problem),
         }
-        self._watchers.watch(manager.generations)
+        self._watch([*([manager.live] if manager.live else []), *manager.draining])
         self._notify()
         changed = {
             name: value.value for name, value in self._shown.items() if before.get(name) != value
         }
         if self._interface is not None and changed:
             self._interface.emit_properties_changed(changed)
-        if manager.draining:
+        if manager.draining or manager.unfinished:
             self._retire_soon()
 
     def _stop_tracing(self) -> None:
         self._spawn(self._work(lambda: self._manager.trace(False)))
 
-    # -- retirement -------------------------------------------------------------------------
+    # -- generations -------------------------------------------------------------------------
+
+    def _watch(self, generations: list[Generation]) -> None:
+        """Watches these, and no others any more."""
+        for watcher in list(self._watchers):
+            if watcher.generation not in generations:
+                watcher.close()
+                self._watchers.remove(watcher)
+        watched = [watcher.generation for watcher in self._watchers]
+        for generation in generations:
+            if generation not in watched:
+                # OSError: the worker has closed it meanwhile, and calls for us again
+                with suppress(OSError):
+                    self._watchers.append(
+                        Watcher(
+                            generation,
+                            retire=self._retire_soon,
+                            event=self._relay.record,
+                            changed=lambda: self._spawn(self._work(self._manager.check)),
+                        )
+                    )
 
     def _retire_soon(self) -> None:
         self._retire_pause = RETIRE_PAUSE_S[0]
@@ -289,9 +309,11 @@ class Daemon:
 
 
 def _handle_exception(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """dbus-next raises an error again after it has sent it to the caller."""
+    """dbus-next raises errors again that it has sent to the caller, or told by disconnecting."""
     error = context.get("exception")
     if isinstance(error, DBusError):
         log.warning("answered with an error: %s", error)
+    elif isinstance(error, (OSError, EOFError)):
+        log.debug("on the bus connection: %s", error)
     else:
         loop.default_exception_handler(context)

@@ -84,10 +84,17 @@ class EventRelay:
             self._forget_all()
             self._unwanted()
 
+    @property
+    def wanted(self) -> bool:
+        return bool(self._clients)
+
     async def add(self, client: str) -> None:
         if self._bus is not None and client not in self._clients:
             self._clients[client] = _Subscriber(client)
             await dbus.ask_bus(self._bus, "AddMatch", _match(client))
+            # it may have left before the match was there
+            if not await dbus.ask_bus(self._bus, "NameHasOwner", client):
+                await self.discard(client)
 
     async def discard(self, client: str) -> None:
         subscriber = self._clients.pop(client, None)

@@ -148,6 +148,9 @@ class Generation:
         try:
             adoption.check_names(self.directory, PIN_NAMES | {ATTACHED})
             adoption.check_links(self.directory, self._pins, self.manifest)
+            if not self.attached:
+                cgroup = self.manifest["cgroup"]
+                return f"{self.directory / ATTACHED}: detached, or {cgroup} was removed"
         except LoadFailed as error:
             return str(error)
         except OSError as error:
@@ -156,7 +159,8 @@ class Generation:
 
     @property
     def attached(self) -> bool:
-        return (self.directory / ATTACHED).exists()
+        """Whether the kernel runs its sock_ops program."""
+        return adoption.is_attached(self.directory)
 
     @property
     def stopped(self) -> bool:

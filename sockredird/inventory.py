@@ -87,13 +87,23 @@ def scan(root: Path) -> tuple[list[Path], list[Generation]]:
         elif match and path.is_dir() and is_ours(path):
             staging.append(path)
         else:
-            raise LoadFailed(
-                f"{path} is not sockredird's. Nothing was changed; remove it, or point "
-                "[paths] bpffs elsewhere"
-            )
+            raise _strange(path)
     return staging, [Generation.adopt(path) for _, path in sorted(numbered, reverse=True)]
 
 
 def next_number(root: Path) -> int:
-    paths = root.iterdir() if root.exists() else []
-    return 1 + max((int(path.name.partition("-")[2]) for path in paths), default=0)
+    """For a new generation. Raises LoadFailed if something strange is there."""
+    numbers = [0]
+    for path in root.iterdir() if root.exists() else []:
+        match = _NAME.fullmatch(path.name)
+        if not match:
+            raise _strange(path)
+        numbers.append(int(match[2]))
+    return 1 + max(numbers)
+
+
+def _strange(path: Path) -> LoadFailed:
+    return LoadFailed(
+        f"{path} is not sockredird's. Nothing was changed; remove it, or point [paths] bpffs "
+        "elsewhere"
+    )

@@ -13,7 +13,7 @@ from typing import Any
 
 from sockredird import cgroup, compiler, config, explain, inventory, store
 from sockredird.config import Config, Scope
-from sockredird.errors import InvalidConfig, SockredirError
+from sockredird.errors import InvalidConfig, LoadFailed, SockredirError
 from sockredird.explain import View
 from sockredird.generation import Generation, Walked, discard
 from sockredird.layout import COUNTERS
@@ -40,12 +40,8 @@ class Manager:
         self,
         settings: Config,
         changed: Callable[[], None],
-        let_go: Callable[[Generation], None] = lambda generation: None,
     ) -> None:
-        """`changed` is called after every change of what is shown, in the worker thread.
-
-        So is `let_go` before a generation is removed: whoever still holds its maps must not.
-        """
+        """`changed` is called after every change of what is shown, in the worker thread."""
         self.config = settings
         self.scope = settings.scope
         self.state = DISABLED
@@ -53,8 +49,8 @@ class Manager:
         self.problem = ""
         self.live: Generation | None = None
         self.draining: list[Generation] = []
+        self.unfinished = False  # pairs are on their way off the sockhash
         self._changed = changed
-        self._let_go = let_go
         self._tracing = False
         self._root = Path(settings.paths.bpffs)
         self._intent = Path(settings.paths.state) / "enabled.json"
@@ -71,12 +67,12 @@ class Manager:
         changed nothing. A failure to enable is kept as state `failed`.
         """
         staging, generations = inventory.scan(self._root)
-        intent = store.read(self._intent)
-        if not generations and not intent.get("enabled"):
+        overrides = self._remembered()
+        if not generations and overrides is None:
             cgroup.resolve(self.scope.cgroup)  # better told now than at the first Enable
-        carried = store.read(self._counts)
-        self._carried = {name: int(carried.get(name, 0)) for name in COUNTERS}
-        self._carried_from = int(carried.get("generation", 0))
+        carried = {k: v for k, v in store.read(self._counts).items() if isinstance(v, int)}
+        self._carried = {name: carried.get(name, 0) for name in COUNTERS}
+        self._carried_from = carried.get("generation", 0)
         for directory in staging:
             log.info("removing the leftovers of an interrupted change: %s", directory)
             discard(directory)
@@ -88,9 +84,9 @@ class Manager:
                 self.draining.append(generation)
         if self.live is not None:
             self._upgrade(self.live)
-        elif intent.get("enabled"):
+        elif overrides is not None:
             try:
-                self.enable(intent.get("scope"))
+                self.enable(overrides)
             except SockredirError as error:
                 log.error("cannot restore acceleration: %s", error)
                 self.problem = str(error)
@@ -106,11 +102,10 @@ class Manager:
         log.info(
             "adopted %s, made by version %s", generation.directory, generation.manifest["version"]
         )
-        if not store.read(self._intent).get("enabled"):
+        if self._remembered() is None:
             # a crash between attaching and remembering, or between forgetting and detaching
             self._remember(self.scope.as_dict())
         self._enter(ENABLED)
-        self.since = generation.manifest["created"]
 
     def _upgrade(self, old: Generation) -> None:
         """Puts this version's datapath in the place of one made from other BPF code."""
@@ -129,20 +124,28 @@ class Manager:
     def enable(self, overrides: dict[str, Any] | None = None) -> None:
         """Idempotent; repairs a damaged datapath. Another scope takes over without a gap.
 
-        Raises InvalidConfig, UnsupportedKernel or LoadFailed; what was there before goes on.
+        Without `overrides` those of before stay, until disable(). Raises InvalidConfig,
+        UnsupportedKernel or LoadFailed; what was there before goes on.
         """
-        scope = config.override_scope(self.config.scope, overrides or {})
+        before = self._remembered()
+        if overrides is None:
+            overrides = self._usable(before or {})
+        scope = config.override_scope(self.config.scope, overrides)
         plan = self._plan(scope)
+        self._remember(overrides)
         if self.live is None or self.live.problem() or not self.live.matches(plan):
-            self._replace(plan)
-        self._remember(overrides or {})
+            try:
+                self._replace(plan)
+            except BaseException:
+                self._remember(before)
+                raise
         self.scope = scope
         self.problem = ""
         self._enter(ENABLED)
 
     def disable(self) -> None:
         """Idempotent. Leaves state `draining` if unread data outlasts the drain timeout."""
-        store.remove(self._intent)
+        self._remember(None)
         if self.live is not None:
             self._retire_all(self.live)
         elif self.draining:
@@ -156,10 +159,9 @@ class Manager:
         if settings.paths != self.config.paths:
             raise InvalidConfig("[paths] cannot change by reload: restart sockredird for that")
         old, self.config = self.config, settings
-        intent = store.read(self._intent)
         try:
-            if intent.get("enabled"):
-                self.enable(intent.get("scope"))
+            if self._remembered() is not None:
+                self.enable()
             else:
                 cgroup.resolve(settings.scope.cgroup)
                 self.scope = settings.scope
@@ -194,9 +196,9 @@ class Manager:
 
     def _retire_all(self, generation: Generation) -> None:
         self.live = None
+        generation.stop()
         self.draining.append(generation)
         self._changed()
-        generation.stop()
         self.drain(float(self.config.limits.drain_timeout_s))
 
     def drain(self, timeout: float = RETIRE_SLICE_S) -> None:
@@ -204,9 +206,9 @@ class Manager:
         for generation in list(self.draining):
             if generation.retire(timeout, _empty):
                 self._carry(generation)
-                self._let_go(generation)
-                generation.remove()
                 self.draining.remove(generation)
+                self._changed()  # its ring buffers are let go of
+                generation.remove()
                 log.info("removed %s", generation.directory)
         if self.state == DRAINING and not self.draining:
             self._enter(DISABLED)
@@ -215,7 +217,8 @@ class Manager:
         """Takes pairs that left acceleration off the sockhash; whether all are off."""
         self.drain()
         done = self.live is None or self.live.retire(RETIRE_SLICE_S, _nothing_leaving)
-        return done and not self.draining
+        self.unfinished = not done or bool(self.draining)
+        return not self.unfinished
 
     def check(self) -> None:
         """Looks whether somebody else changed what is pinned or attached."""
@@ -269,17 +272,43 @@ class Manager:
 
     # -- helpers -----------------------------------------------------------------------------
 
-    def _remember(self, overrides: dict[str, Any]) -> None:
-        intent = {"enabled": True, "scope": overrides}
-        if store.read(self._intent) != intent:
-            store.write(self._intent, intent)
+    def _remembered(self) -> dict[str, Any] | None:
+        """The scope's overrides if it is to be enabled, or None."""
+        intent = store.read(self._intent)
+        scope = intent.get("scope")
+        # a damaged scope must not become the whole host
+        return scope if intent.get("enabled") and isinstance(scope, dict) else None
+
+    def _usable(self, overrides: dict[str, Any]) -> dict[str, Any]:
+        """Remembered overrides; none if the file they are from was damaged."""
+        try:
+            config.override_scope(self.config.scope, overrides)
+        except InvalidConfig as error:
+            log.warning("%s is ignored: %s", self._intent, error)
+            return {}
+        return overrides
+
+    def _remember(self, overrides: dict[str, Any] | None) -> None:
+        """Raises LoadFailed; nothing is changed then."""
+        if self._remembered() == overrides:
+            return
+        try:
+            if overrides is None:
+                store.remove(self._intent)
+            else:
+                store.write(self._intent, {"enabled": True, "scope": overrides})
+        except OSError as error:
+            raise LoadFailed(f"cannot note it down for the next boot: {error}") from error
 
     def _carry(self, generation: Generation) -> None:
         """Keeps the counters of a generation about to go; lost at boot, as /run is."""
         for name, value in self._counters(generation).items():
             self._carried[name] += value
         self._carried_from = generation.manifest["created"]
-        store.write(self._counts, {**self._carried, "generation": self._carried_from})
+        try:
+            store.write(self._counts, {**self._carried, "generation": self._carried_from})
+        except OSError as error:
+            log.warning("the totals will not survive a restart: %s", error)
 
     def _counters(self, generation: Generation) -> dict[str, int]:
         """Counters not carried yet: a crash may fall between carrying and removing."""
@@ -291,4 +320,6 @@ class Manager:
         if state != self.state:
             self.state = state
             self.since = time.time_ns() // 1000
+        if state == ENABLED and self.live is not None:
+            self.since = self.live.manifest["created"]
         self._changed()

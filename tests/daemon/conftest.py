@@ -1,0 +1,156 @@
+"""Fixtures: a private bus, a daemon on it over a private cgroup and bpffs, clients and traffic."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sockredird.cgroup import mount_point
+
+from . import pins
+from .actor import Actor
+from .bus import private_bus
+from .client import Client
+from .process import PYTHON, REPOSITORY, DaemonProcess, Tables, environment, toml
+
+_numbers = itertools.count(1)
+CTL_TIMEOUT_S = 40.0
+LOG_SHOWN = 6000
+
+
+@pytest.fixture(scope="session")
+def system_bus() -> Iterator[str]:
+    """Address of a bus with the policy that is shipped."""
+    with private_bus() as address:
+        yield address
+
+
+@dataclass
+class Host:
+    """What a daemon needs of a host, all of it the test's own; makes daemons, clients, traffic."""
+
+    cgroup: Path
+    bus: str
+    root: Path  # [paths] bpffs
+    directory: Path
+    stack: ExitStack
+    overrides: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def state(self) -> Path:
+        return self.directory / "state"
+
+    @property
+    def runtime(self) -> Path:
+        return self.directory / "runtime"
+
+    @property
+    def scope(self) -> str:
+        return f"/{self.cgroup.relative_to(mount_point())}"
+
+    def tables(self) -> Tables:
+        tables: dict[str, dict[str, Any]] = {
+            "scope": {"cgroup": self.scope},
+            "limits": {"drain_timeout_s": 10.0},
+            "paths": {
+                "bpffs": str(self.root),
+                "state": str(self.state),
+                "runtime": str(self.runtime),
+            },
+        }
+        for name, table in self.overrides.items():
+            tables.setdefault(name, {}).update(table)
+        return tables
+
+    def configure(self, text: str | None = None) -> Path:
+        path = self.directory / "sockredird.toml"
+        path.write_text(toml(self.tables()) if text is None else text)
+        return path
+
+    def launch(self, config: Path | None = None, bus: str = "", **more: str) -> DaemonProcess:
+        """Starts a daemon and does not wait for it."""
+        log = self.directory / f"stderr-{next(_numbers)}"
+        daemon = DaemonProcess(config or self.configure(), bus or self.bus, log, **more)
+        self.stack.callback(daemon.close)
+        return daemon
+
+    def start(self, **more: str) -> DaemonProcess:
+        """Starts a daemon; returns when it is ready."""
+        daemon = self.launch(None, "", **more)
+        daemon.await_message("READY=1")
+        return daemon
+
+    def client(self, address: str = "") -> Client:
+        return self.stack.enter_context(Client(address or self.bus))
+
+    def actor(self, cgroup: Path | None = None) -> Actor:
+        """A child inside the cgroup in scope, or in another."""
+        return self.stack.enter_context(Actor(cgroup or self.cgroup))
+
+    def ctl(self, *arguments: str, bus: str = "") -> subprocess.CompletedProcess[str]:
+        with self.ctl_process(*arguments, bus=bus) as process:
+            stdout, stderr = process.communicate(timeout=CTL_TIMEOUT_S)
+        return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+    @contextmanager
+    def ctl_process(self, *arguments: str, bus: str = "") -> Iterator[subprocess.Popen[str]]:
+        with subprocess.Popen(
+            [PYTHON, "-W", "error::DeprecationWarning", "-m", "sockredirctl", *arguments],
+            env=environment(bus or self.bus),
+            cwd=REPOSITORY,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            try:
+                yield process
+            finally:
+                process.kill()  # nothing, if it has ended
+
+
+@pytest.fixture
+def host(
+    cgroup: Path,
+    bpffs: Path,
+    system_bus: str,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+) -> Iterator[Host]:
+    """An indirect parameter holds configuration tables that override those of Host.tables()."""
+    overrides: Mapping[str, dict[str, Any]] = getattr(request, "param", {})
+    root = bpffs / f"host-{next(_numbers)}"
+    with ExitStack() as stack:
+        host = Host(cgroup, system_bus, root, tmp_path, stack, dict(overrides))
+        yield host
+        # shown by pytest if the test failed
+        for log in sorted(tmp_path.glob("stderr-*")):
+            print(f"--- {log.name}\n{log.read_text()[-LOG_SHOWN:]}")
+    # the children and the daemons have ended here, so nothing holds the connections any more
+    pins.tear_down(root)
+    if root.exists():
+        root.rmdir()
+
+
+@pytest.fixture
+def daemon(host: Host) -> DaemonProcess:
+    return host.start()
+
+
+@pytest.fixture
+def client(host: Host, daemon: DaemonProcess) -> Client:
+    """Connected as root."""
+    return host.client()
+
+
+@pytest.fixture
+def enabled(client: Client) -> Client:
+    client.call("Enable")
+    return client

@@ -1,0 +1,1 @@
+"""Boots Debian kernels in QEMU and runs tests there: `make vm-test`."""

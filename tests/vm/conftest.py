@@ -1,0 +1,2 @@
+# guest/ runs inside of a virtual machine only
+collect_ignore = ["guest"]

@@ -1,0 +1,14 @@
+"""What the next boot has to restore."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from shell import sh
+from status import state
+
+
+def test_enabled_before_the_reboot(running: None) -> None:
+    sh("sockredirctl enable")
+    assert state() == "enabled"
+    Path("/var/lib/first-boot-id").write_text(Path("/proc/sys/kernel/random/boot_id").read_text())

@@ -1,0 +1,65 @@
+"""How far the package is set up when a test begins, whatever the tests before it left."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from shell import Failed, sh
+
+CHECKOUT = Path("/share/checkout")
+# Nothing answers sooner in an emulated machine while apt works
+STALL_TIMEOUT_S = 120
+INSTALLED = "dpkg-query -W -f '${db:Status-Status}' sockredird | grep -qx installed"
+
+
+def is_true(command: str) -> bool:
+    try:
+        sh(command)
+    except Failed:
+        return False
+    return True
+
+
+@pytest.fixture
+def purged() -> None:
+    if is_true("dpkg-query -W sockredird"):
+        sh("apt-get purge -qy sockredird")
+
+
+@pytest.fixture
+def installed() -> None:
+    if not is_true(INSTALLED):
+        sh("apt-get install -qy ./sockredird_*.deb")
+
+
+@pytest.fixture
+def running(installed: None) -> None:
+    sh("systemctl start sockredird")
+
+
+@pytest.fixture
+def disabled(running: None) -> None:
+    sh("sockredirctl disable")
+
+
+@pytest.fixture
+def enabled(running: None) -> Iterator[None]:
+    sh("sockredirctl enable")
+    yield
+    if is_true(INSTALLED):
+        sh("systemctl start sockredird; sockredirctl disable")
+
+
+@pytest.fixture
+def fleet(installed: None) -> Callable[[int], AbstractContextManager[Any]]:
+    """Byte-checked traffic, from the tests of the datapath (they import the installed package)."""
+    if str(CHECKOUT / "tests") not in sys.path:
+        sys.path.insert(0, str(CHECKOUT / "tests"))
+    from support.fleet import fleet
+
+    return fleet

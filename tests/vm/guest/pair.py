@@ -1,0 +1,34 @@
+"""A connection within this host."""
+
+from __future__ import annotations
+
+import socket
+from types import TracebackType
+
+MESSAGES = 50
+
+
+class Pair:
+    def __init__(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            self.client = socket.create_connection(listener.getsockname())
+            self.server = listener.accept()[0]
+
+    def send(self) -> None:
+        """MESSAGES messages from the client to the server."""
+        for number in range(MESSAGES):
+            message = b"%d" % number
+            self.client.sendall(message)
+            assert self.server.recv(100) == message
+
+    def __enter__(self) -> Pair:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.client.close()
+        self.server.close()

@@ -1,0 +1,39 @@
+"""What the tests read from the daemon, through the client that is installed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from shell import sh
+
+BUSCTL = "busctl {} org.sockredir /org/sockredir org.sockredir.Manager1 {}"
+
+
+def state() -> str:
+    return sh(BUSCTL.format("get-property", "State")).split('"')[1]
+
+
+def counters() -> dict[str, int]:
+    values: dict[str, int] = json.loads(sh("sockredirctl stats --json"))
+    return values
+
+
+@dataclass
+class Change:
+    """Of the counters, once the with block has ended."""
+
+    connections: int = 0
+    messages: int = 0
+
+
+@contextmanager
+def counted() -> Iterator[Change]:
+    change = Change()
+    before = counters()
+    yield change
+    after = counters()
+    change.connections = after["accelerated_connections"] - before["accelerated_connections"]
+    change.messages = after["redirected_messages"] - before["redirected_messages"]

@@ -1,0 +1,58 @@
+"""systemctl start, restart, stop: the datapath does not depend on the daemon."""
+
+from __future__ import annotations
+
+from pair import MESSAGES, Pair
+from shell import sh
+from status import counted, state
+
+
+def test_start(installed: None) -> None:
+    sh("systemctl start sockredird")
+    assert "active (running)" in sh("systemctl status --no-pager sockredird")
+
+
+def test_enable_and_disable(disabled: None) -> None:
+    sh("sockredirctl enable")
+    assert state() == "enabled"
+    assert "State: enabled" in sh("sockredirctl status")
+    with Pair() as pair:
+        with counted() as change:
+            pair.send()
+        assert change.messages == MESSAGES
+        sh("sockredirctl disable")
+        assert state() == "disabled"
+        pair.send()
+
+
+def test_restart_leaves_the_datapath(enabled: None) -> None:
+    with Pair() as pair, counted() as change:
+        sh("systemctl restart sockredird")
+        pair.send()
+    assert state() == "enabled"
+    assert change.messages == MESSAGES
+
+
+def test_stop_leaves_the_datapath(enabled: None) -> None:
+    with Pair() as pair, counted() as change:
+        sh("systemctl stop sockredird")
+        sh("ls /sys/fs/bpf/sockredird/generation-*/attached")
+        pair.send()
+        with Pair() as other:
+            other.send()
+        sh("systemctl start sockredird")
+    assert (change.connections, change.messages) == (1, 2 * MESSAGES)
+
+
+def test_killed_it_comes_back(enabled: None) -> None:
+    restarts = "systemctl show -P NRestarts sockredird"
+    before = sh(restarts).strip()
+    sh("systemctl kill -s KILL sockredird")
+    sh(f"while [ $({restarts}) = {before} ]; do sleep 1; done")
+    sh("while [ $(systemctl is-active sockredird) = activating ]; do sleep 1; done")
+    assert state() == "enabled"
+
+
+def test_systemd_analyze_verify(installed: None) -> None:
+    unit = sh("systemctl show -P FragmentPath sockredird").strip()
+    assert sh(f"systemd-analyze verify --man=no {unit}") == ""

@@ -1,0 +1,27 @@
+"""Which Debian kernels are booted, and the root each of them comes with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Root:
+    suite: str
+    # Suites that only bring a kernel, installed beside the suite's own
+    kernel_suites: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Kernel:
+    version: str  # as in KERNEL=..., and as the image's file name starts
+    root: Root
+
+
+BOOKWORM = Root("bookworm")
+TRIXIE = Root("trixie", ("trixie-backports",))
+
+KERNELS = {
+    kernel.version: kernel
+    for kernel in (Kernel("6.1", BOOKWORM), Kernel("6.12", TRIXIE), Kernel("7.3", TRIXIE))
+}

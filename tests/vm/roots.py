@@ -1,0 +1,123 @@
+"""Builds a Debian root as an ext4 image with its kernels beside it, once for what goes into it."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vm import disk, sources
+from vm.kernels import Root
+
+# The cloud flavour: small, and all of virtio
+KERNEL_PACKAGE = "linux-image-cloud-amd64"
+SYSTEM = ("dbus", "e2fsprogs", "initramfs-tools", "kmod", "systemd-sysv", "udev", "zstd")
+# Programs that are accelerated, and what the typed commands need
+PROGRAMS = ("curl", "nginx-light", "postgresql", "redis-server", "redis-tools", "sudo")
+# Free space of the root's file system; the file is sparse
+ROOM = 2 << 30
+# Started by the tests that want them; the login prompt would write over the log on the console.
+NOT_AT_BOOT = ("nginx", "postgresql", "redis-server")
+MASKED = (
+    "apt-daily.timer",
+    "apt-daily-upgrade.timer",
+    "e2scrub_all.timer",
+    "fstrim.timer",
+    "man-db.timer",
+    "serial-getty@ttyS0.service",
+)
+# What it starts comes with the share, so that a change of the tests builds no new root. Not part of
+# a boot that waits for it: the tests start services themselves.
+UNIT = """\
+[Unit]
+RequiresMountsFor=/share
+[Service]
+Type=exec
+ExecStart=/share/boot
+StandardOutput=journal+console
+StandardError=journal+console
+[Install]
+WantedBy=multi-user.target
+"""
+
+
+@dataclass(frozen=True)
+class Image:
+    """A directory holding root.img, and vmlinuz and initrd.img of each kernel."""
+
+    directory: Path
+
+    @property
+    def root(self) -> Path:
+        return self.directory / "root.img"
+
+    def boot_files(self, version: str) -> tuple[Path, Path]:
+        """Kernel and initrd whose version starts so."""
+        kernels = sorted(self.directory.glob(f"vmlinuz-{version}.*"))
+        if not kernels:
+            raise FileNotFoundError(f"{self.directory} has no kernel {version}")
+        return kernels[-1], Path(str(kernels[-1]).replace("/vmlinuz-", "/initrd.img-"))
+
+
+def build(root: Root, packages: Sequence[str], cache: Path) -> Image:
+    """The image for `root` with `packages`, from the cache if nothing about it changed."""
+    # Newer packages of a suite are no reason: `make clean` gets them.
+    ingredients = [repr(root), *sorted(packages), Path(__file__).read_text()]
+    key = hashlib.sha256("\n".join(ingredients).encode()).hexdigest()[:12]
+    image = Image(cache / f"{root.suite}-{key}")
+    if image.directory.exists():
+        return image
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache, prefix="building-") as name:
+        building = Path(name)
+        tree = building / "tree"
+        _bootstrap(root, [*SYSTEM, *PROGRAMS, *packages], tree)
+        done = building / "image"
+        done.mkdir()
+        for file in (tree / "boot").glob("*-*-cloud-amd64"):
+            if file.name.startswith(("vmlinuz-", "initrd.img-")):
+                shutil.copyfile(file, done / file.name)
+        disk.make(done / "root.img", tree, ROOM)
+        done.rename(image.directory)
+    for stale in cache.glob(f"{root.suite}-*"):
+        if stale != image.directory:
+            shutil.rmtree(stale)
+    return image
+
+
+def _bootstrap(root: Root, packages: Sequence[str], tree: Path) -> None:
+    install = 'chroot "$1" apt-get install -qy --no-install-recommends'
+    hooks = [f"{install} -t {suite} {KERNEL_PACKAGE}" for suite in root.kernel_suites]
+    hooks += [
+        # an empty root password: the console is a file, there is nobody to type one
+        'chroot "$1" passwd -d root',
+        'chroot "$1" useradd -m visitor',
+        'echo "/dev/vda / ext4 defaults 0 1" > "$1/etc/fstab"',
+        'echo "/dev/vdb /share ext4 defaults 0 0" >> "$1/etc/fstab"',
+        'mkdir "$1/share"',
+        f"""echo '{UNIT}' > "$1/etc/systemd/system/vm-test.service\"""",
+        'systemctl --root="$1" enable vm-test.service',
+        'echo guest > "$1/etc/hostname"',
+        'echo "127.0.0.1 localhost guest" > "$1/etc/hosts"',
+        f'systemctl --root="$1" mask {" ".join(MASKED)}',
+        f'systemctl --root="$1" disable {" ".join(NOT_AT_BOOT)}',
+    ]
+    subprocess.run(
+        [
+            "mmdebstrap",
+            "--mode=root",
+            "--variant=minbase",
+            "--format=directory",
+            f"--include={','.join([KERNEL_PACKAGE, *packages])}",
+            '--aptopt=Apt::Install-Recommends "false"',
+            *(f"--customize-hook={hook}" for hook in hooks),
+            root.suite,
+            str(tree),
+            *(sources.line(suite) for suite in (root.suite, *root.kernel_suites)),
+        ],
+        check=True,
+    )
