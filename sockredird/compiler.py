@@ -60,7 +60,7 @@ def compile_and_pin(directory: Path, max_connections: int) -> None:
     try:
         child = subprocess.run(
             [
-                *(sys.executable, "-m", "sockredird.compiler"),
+                *(sys.executable, "-P", "-m", "sockredird.compiler"),
                 *(str(directory), str(max_connections), str(os.getpid())),
             ],
             env=environment,

@@ -108,6 +108,11 @@ inline_fn enum counter unsuitable(__u64 sk)
 {
 	__u64 ulp = 0, flags = 0;
 
+#ifdef OFF_tcp_sock_is_mptcp
+	/* before the ULP, which an MPTCP subflow has as well */
+	if (kernel_bits(sk, OFF_tcp_sock_is_mptcp, MASK_tcp_sock_is_mptcp))
+		return DECLINED_MPTCP;
+#endif
 	if (KERNEL_FIELD(ulp, sk, OFF_inet_connection_sock_icsk_ulp_ops) || ulp)
 		return DECLINED_ULP;
 	if (KERNEL_FIELD(flags, sk, OFF_sock_skc_flags) || (flags >> BIT_SOCK_ZEROCOPY) & 1)
@@ -116,10 +121,6 @@ inline_fn enum counter unsuitable(__u64 sk)
 		return DECLINED_KERNEL_SOCKET;
 	if (kernel_bits(sk, OFF_tcp_sock_repair, MASK_tcp_sock_repair))
 		return DECLINED_REPAIR;
-#ifdef OFF_tcp_sock_is_mptcp
-	if (kernel_bits(sk, OFF_tcp_sock_is_mptcp, MASK_tcp_sock_is_mptcp))
-		return DECLINED_MPTCP;
-#endif
 #ifdef OFF_tcp_sock_syn_smc
 	if (kernel_bits(sk, OFF_tcp_sock_syn_smc, MASK_tcp_sock_syn_smc))
 		return DECLINED_ULP;

@@ -47,13 +47,13 @@ inline_fn __u32 known_references(__u64 sk)
 	return refs;
 }
 
-/* No redirect from `sender` towards `sk` is in flight. */
+/* No redirect from `sender`, 0 if that is not known, towards `sk` is in flight. */
 inline_fn int none_in_flight(__u64 sk, __u64 sender)
 {
 	__u64 sender_psock = psock_of(sender);
 	__u32 refs = 0;
 
-	if (!sender_psock || psock_references(sender_psock) == 1)
+	if (sender && (!sender_psock || psock_references(sender_psock) == 1))
 		return 1;
 	/* a reader, asleep in recv(), has a reference to the sender's psock as well */
 	return !KERNEL_FIELD(refs, sk, OFF_sock_skc_refcnt) && refs <= known_references(sk);

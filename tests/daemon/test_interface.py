@@ -21,6 +21,9 @@ METHODS = {
     "Disable": ("", ""),
     "Stats": ("", "a{sv}"),
     "Connections": ("u", "aa{sv}"),
+    "ConnectionsWith": ("ua{sv}", "aa{sv}"),
+    "WriteConnections": ("ha{sv}", ""),
+    "Explain": ("a{sv}", "aa{sv}"),
     "Check": ("", "aa{sv}"),
     "Learned": ("", "aa{sv}"),
     "Forget": ("s", ""),
@@ -28,7 +31,7 @@ METHODS = {
     "Subscribe": ("", ""),
     "Unsubscribe": ("", ""),
 }
-NOT_YET = {"Connections", "Check", "Learned", "Forget"}
+NOT_YET = {"Check", "Learned", "Forget"}
 PROPERTY_TYPES = {"Version": "s", "State": "s", "Since": "t", "Scope": "a{sv}", "Problem": "s"}
 SCOPE_TYPES = {
     "cgroup": "s",

@@ -95,8 +95,8 @@ def test_zerocopy(
 @pytest.mark.parametrize(
     ("client_protocol", "server_protocol", "reason"),
     [
-        (IPPROTO_MPTCP, IPPROTO_MPTCP, "declined_ulp"),
-        (IPPROTO_MPTCP, 0, "declined_ulp"),
+        (IPPROTO_MPTCP, IPPROTO_MPTCP, "declined_mptcp"),
+        (IPPROTO_MPTCP, 0, "declined_mptcp"),
         (0, IPPROTO_MPTCP, "declined_kernel_socket"),
     ],
     ids=["both", "client", "server"],

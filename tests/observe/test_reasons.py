@@ -81,7 +81,7 @@ def dial_from(cgroup: str, listener: socket.socket) -> socket.socket:
     return client
 
 
-def ulp() -> str:
+def mptcp() -> str:
     with listen() as listener:
         client = dial(listener, protocol=IPPROTO_MPTCP)
         return keep(client, listener.accept()[0])
@@ -179,7 +179,7 @@ FEW = 4
 DECLINES: dict[str, Callable[..., str]] = {
     "early_data": early_data,
     "zerocopy": zerocopy,
-    "ulp": ulp,
+    "mptcp": mptcp,
     "kernel_socket": kernel_socket,
     "repair": repair,
     "no_memory": no_memory,
@@ -302,8 +302,8 @@ def test_disable(
 
 def test_all_reasons_are_here() -> None:
     produced = {*DECLINES, "map_full", "peer_outside"}
-    # a subflow has its ULP before anybody looks for is_mptcp: that word is the second line
-    assert DECLINED - produced == {"mptcp"}
+    # MPTCP has a word of its own, and any other ULP takes a kernel module (tls, smc)
+    assert DECLINED - produced == {"ulp"}
     produced = {"window", "messages", "late_pairing", "peer_gone", "half_closed", "disable"}
     assert produced == RETIRED
 
