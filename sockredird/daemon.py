@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import signal
-import time
 from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import sdnotify
 from dbus_next import DBusError, Variant
 from dbus_next.aio import MessageBus
 
@@ -25,11 +21,12 @@ from sockredird.errors import BusUnavailable, SockredirError
 from sockredird.events import EventRelay
 from sockredird.generation import Generation
 from sockredird.manager import Manager
+from sockredird.service import Service
 from sockredird.watcher import Watcher
+from sockredird.worker import Worker
 
 log = logging.getLogger(__name__)
 
-WORK_LIMIT_S = 120.0  # more than the slowest compile or the longest drain slice takes
 RETIRE_PAUSE_S = (0.02, 1.0)  # first and longest pause between looks at stalled readers
 RECONNECT_PAUSE_S = 1.0
 SCOPE_SIGNATURES = {
@@ -40,8 +37,6 @@ SCOPE_SIGNATURES = {
     "exclude_cgroups": "as",
 }
 
-_Result = TypeVar("_Result")
-
 
 class Daemon:
     """Implements bus.Backend. Lives on the event loop; the manager lives in the worker thread."""
@@ -51,11 +46,9 @@ class Daemon:
         self._settings = settings
         self._load: Callable[[], Config] = lambda: config.load(path, required=required)
         self._loop = asyncio.get_running_loop()
-        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="worker")
+        self._worker = Worker()
         self._manager = Manager(settings, self._changed)
-        self._notifier = sdnotify.SystemdNotifier()
-        if self._notifier.socket is not None:
-            self._notifier.socket.setblocking(False)  # a manager that is stuck must not stick us
+        self._service = Service()
         self._stopping = asyncio.Event()
         self._bus: MessageBus
         self._interface: dbus.Manager1 | None = None
@@ -63,7 +56,6 @@ class Daemon:
         self._endpoint = Endpoint(self._metrics)
         self._watchers: list[Watcher] = []
         self._shown: dict[str, Variant] = {}
-        self._working_since: float | None = None
         self._retire_pause = RETIRE_PAUSE_S[0]
         self._retire_timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -83,16 +75,16 @@ class Daemon:
                 self._loop.add_signal_handler(number, self._stopping.set)
             self._loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(self._hang_up()))
             self._notify("READY=1")
-            self._start_watchdog()
+            self._service.start_watchdog(self._worker.stuck)
             log.info("ready: state=%s", self._manager.state)
             while not await self._disconnected():
                 await self._reconnect()
             log.info("stopping; the datapath stays as it is: state=%s", self._manager.state)
         finally:
-            self._notifier.notify("STOPPING=1")
+            self._service.notify("STOPPING=1")
             self._watch([])
             self._endpoint.close()
-            self._worker.shutdown()
+            self._worker.close()
             inventory.unlock(lock, root)
 
     # -- the bus -----------------------------------------------------------------------------
@@ -103,7 +95,7 @@ class Daemon:
             if not await dbus.name_is_free(bus):
                 raise BusUnavailable(f"the bus name {dbus.NAME} is taken: another sockredird runs")
             if first:
-                await self._work(self._manager.start)
+                await self._worker.run(self._manager.start)
                 self._show()
                 await self._endpoint.use(self._settings.metrics.listen)
             self._relay.use(bus)
@@ -143,30 +135,32 @@ class Daemon:
     # -- what the bus object calls -----------------------------------------------------------
 
     async def enable(self, overrides: dict[str, Any] | None) -> None:
-        await self._work(lambda: self._manager.enable(overrides))
+        await self._worker.run(lambda: self._manager.enable(overrides))
 
     async def disable(self) -> None:
-        await self._work(self._manager.disable)
+        await self._worker.run(self._manager.disable)
 
     async def reload(self) -> None:
-        await self._work(lambda: self._manager.reload(self._load()))
+        await self._worker.run(lambda: self._manager.reload(self._load()))
         await self._endpoint.use(self._manager.config.metrics.listen)
 
     async def stats(self) -> dict[str, int]:
-        await self._work(self._manager.check)
-        return await self._work(self._manager.stats)
+        await self._worker.run(self._manager.check)
+        return await self._worker.run(self._manager.stats)
 
     async def connections(self, limit: int, query: dict[str, Any]) -> list[dict[str, Any]]:
         wanted = listing.Query.of(query)
-        return await self._work(lambda: listing.busiest(self._manager.generations, limit, wanted))
+        return await self._worker.run(
+            lambda: listing.busiest(self._manager.generations, limit, wanted)
+        )
 
     async def write_connections(self, fd: int, query: dict[str, Any]) -> None:
         wanted = listing.Query.of(query)
         with suppress(BrokenPipeError):  # the reader has seen enough
-            await self._work(lambda: listing.write(self._manager.generations, wanted, fd))
+            await self._worker.run(lambda: listing.write(self._manager.generations, wanted, fd))
 
     async def explain(self, keys: dict[str, Any]) -> list[dict[str, Any]]:
-        return await self._work(lambda: explain.explain(self._manager.view(), keys))
+        return await self._worker.run(lambda: explain.explain(self._manager.view(), keys))
 
     async def _metrics(self) -> tuple[dict[str, Any], dict[str, int]]:
         shown = {name: value.value for name, value in self._shown.items()}
@@ -175,7 +169,7 @@ class Daemon:
     async def subscribe(self, client: str) -> None:
         await self._relay.add(client)
         if self._relay.wanted:  # the client may be gone again
-            await self._work(lambda: self._manager.trace(True))
+            await self._worker.run(lambda: self._manager.trace(True))
 
     async def unsubscribe(self, client: str) -> None:
         await self._relay.discard(client)
@@ -191,18 +185,6 @@ class Daemon:
             log.error("the old configuration stays in force: %s", error)
 
     # -- worker ------------------------------------------------------------------------------
-
-    async def _work(self, job: Callable[[], _Result]) -> _Result:
-        """Runs a job in the worker thread, after those before it."""
-
-        def timed() -> _Result:
-            self._working_since = time.monotonic()
-            try:
-                return job()
-            finally:
-                self._working_since = None
-
-        return await self._loop.run_in_executor(self._worker, timed)
 
     def _spawn(self, job: Coroutine[Any, Any, Any]) -> None:
         """Runs a coroutine beside the rest; its failure is logged."""
@@ -244,7 +226,7 @@ class Daemon:
             self._retire_soon()
 
     def _stop_tracing(self) -> None:
-        self._spawn(self._work(lambda: self._manager.trace(False)))
+        self._spawn(self._worker.run(lambda: self._manager.trace(False)))
 
     # -- generations -------------------------------------------------------------------------
 
@@ -264,7 +246,7 @@ class Daemon:
                             generation,
                             retire=self._retire_soon,
                             event=self._relay.record,
-                            changed=lambda: self._spawn(self._work(self._manager.check)),
+                            changed=lambda: self._spawn(self._worker.run(self._manager.check)),
                         )
                     )
 
@@ -276,7 +258,7 @@ class Daemon:
     async def _retire(self) -> None:
         """Looks again later while a reader has not drained; nothing is pending otherwise."""
         try:
-            done = await self._work(self._manager.finish_retirements)
+            done = await self._worker.run(self._manager.finish_retirements)
         finally:
             self._retire_timer = None
         if not done:
@@ -291,21 +273,7 @@ class Daemon:
         status = f"STATUS=Acceleration {self._manager.state}"
         if self._manager.problem:
             status += f" ({self._manager.problem})"
-        self._notifier.notify("\n".join([*lines, status]))
-
-    def _start_watchdog(self) -> None:
-        interval = int(os.environ.get("WATCHDOG_USEC", "0")) / 1e6 / 2
-        if interval:
-            self._ping_watchdog(interval)
-
-    def _ping_watchdog(self, interval: float) -> None:
-        """The loop runs, or this would not; the worker may be busy, but not for ever."""
-        since = self._working_since
-        if since is None or time.monotonic() - since < WORK_LIMIT_S:
-            self._notifier.notify("WATCHDOG=1")
-        else:
-            log.error("the worker has not come back for %.0f s", time.monotonic() - since)
-        self._loop.call_later(interval, self._ping_watchdog, interval)
+        self._service.notify(*lines, status)
 
 
 def _handle_exception(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -11,13 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sockredird import cgroup, compiler, config, explain, inventory, store
+from sockredird import cgroup, compiler, config, explain, inventory
 from sockredird.config import Config, Scope
-from sockredird.errors import InvalidConfig, LoadFailed, SockredirError
+from sockredird.errors import InvalidConfig, SockredirError
 from sockredird.explain import View
 from sockredird.generation import Generation, Walked, discard
-from sockredird.layout import COUNTERS
+from sockredird.intent import Intent
 from sockredird.plan import Plan
+from sockredird.totals import Totals
 
 log = logging.getLogger(__name__)
 
@@ -53,10 +54,8 @@ class Manager:
         self._changed = changed
         self._tracing = False
         self._root = Path(settings.paths.bpffs)
-        self._intent = Path(settings.paths.state) / "enabled.json"
-        self._counts = Path(settings.paths.runtime) / "counters.json"
-        self._carried = dict.fromkeys(COUNTERS, 0)
-        self._carried_from = 0
+        self._intent = Intent(Path(settings.paths.state) / "enabled.json")
+        self._totals = Totals(Path(settings.paths.runtime) / "counters.json")
 
     # -- start -------------------------------------------------------------------------------
 
@@ -67,12 +66,10 @@ class Manager:
         changed nothing. A failure to enable is kept as state `failed`.
         """
         staging, generations = inventory.scan(self._root)
-        overrides = self._remembered()
+        overrides = self._intent.remembered()
         if not generations and overrides is None:
             cgroup.resolve(self.scope.cgroup)  # better told now than at the first Enable
-        carried = {k: v for k, v in store.read(self._counts).items() if isinstance(v, int)}
-        self._carried = {name: carried.get(name, 0) for name in COUNTERS}
-        self._carried_from = carried.get("generation", 0)
+        self._totals.load()
         for directory in staging:
             log.info("removing the leftovers of an interrupted change: %s", directory)
             discard(directory)
@@ -102,9 +99,9 @@ class Manager:
         log.info(
             "adopted %s, made by version %s", generation.directory, generation.manifest["version"]
         )
-        if self._remembered() is None:
+        if self._intent.remembered() is None:
             # a crash between attaching and remembering, or between forgetting and detaching
-            self._remember(self.scope.as_dict())
+            self._intent.remember(self.scope.as_dict())
         self._enter(ENABLED)
 
     def _upgrade(self, old: Generation) -> None:
@@ -127,17 +124,17 @@ class Manager:
         Without `overrides` those of before stay, until disable(). Raises InvalidConfig,
         UnsupportedKernel or LoadFailed; what was there before goes on.
         """
-        before = self._remembered()
+        before = self._intent.remembered()
         if overrides is None:
-            overrides = self._usable(before or {})
+            overrides = self._intent.usable(self.config.scope)
         scope = config.override_scope(self.config.scope, overrides)
         plan = self._plan(scope)
-        self._remember(overrides)
+        self._intent.remember(overrides)
         if self.live is None or self.live.problem() or not self.live.matches(plan):
             try:
                 self._replace(plan)
             except BaseException:
-                self._remember(before)
+                self._intent.remember(before)
                 raise
         self.scope = scope
         self.problem = ""
@@ -145,7 +142,7 @@ class Manager:
 
     def disable(self) -> None:
         """Idempotent. Leaves state `draining` if unread data outlasts the drain timeout."""
-        self._remember(None)
+        self._intent.remember(None)
         if self.live is not None:
             self._retire_all(self.live)
         elif self.draining:
@@ -160,7 +157,7 @@ class Manager:
             raise InvalidConfig("[paths] cannot change by reload: restart sockredird for that")
         old, self.config = self.config, settings
         try:
-            if self._remembered() is not None:
+            if self._intent.remembered() is not None:
                 self.enable()
             else:
                 cgroup.resolve(settings.scope.cgroup)
@@ -205,7 +202,7 @@ class Manager:
         """Takes the stopped generations further; removes those whose sockhash is empty."""
         for generation in list(self.draining):
             if generation.retire(timeout, _empty):
-                self._carry(generation)
+                self._totals.carry(generation)
                 self.draining.remove(generation)
                 self._changed()  # its ring buffers are let go of
                 generation.remove()
@@ -245,22 +242,9 @@ class Manager:
 
     def stats(self) -> dict[str, int]:
         """The counters of INTERFACE: totals since boot, and what is on the sockhash now."""
-        totals = dict(self._carried)
-        entries = connections = 0
-        for generation in self.generations:
-            for name, value in self._counters(generation).items():
-                totals[name] += value
-            walked = generation.walk()
-            entries += walked.entries
-            connections += walked.connections
-        for kind in ("declined", "retired"):
-            totals[f"{kind}_connections"] = sum(
-                value for name, value in totals.items() if name.startswith(f"{kind}_")
-            )
-        totals["active_connections"] = connections
-        totals["map_entries"] = entries
-        totals["map_capacity"] = self.live.capacity() if self.live else 0
-        return totals
+        stats = self._totals.stats(self.generations)
+        stats["map_capacity"] = self.live.capacity() if self.live else 0
+        return stats
 
     def view(self) -> View:
         return View(
@@ -269,52 +253,6 @@ class Manager:
             cgroup=self.scope.cgroup,
             generations=self.generations,
         )
-
-    # -- helpers -----------------------------------------------------------------------------
-
-    def _remembered(self) -> dict[str, Any] | None:
-        """The scope's overrides if it is to be enabled, or None."""
-        intent = store.read(self._intent)
-        scope = intent.get("scope")
-        # a damaged scope must not become the whole host
-        return scope if intent.get("enabled") and isinstance(scope, dict) else None
-
-    def _usable(self, overrides: dict[str, Any]) -> dict[str, Any]:
-        """Remembered overrides; none if the file they are from was damaged."""
-        try:
-            config.override_scope(self.config.scope, overrides)
-        except InvalidConfig as error:
-            log.warning("%s is ignored: %s", self._intent, error)
-            return {}
-        return overrides
-
-    def _remember(self, overrides: dict[str, Any] | None) -> None:
-        """Raises LoadFailed; nothing is changed then."""
-        if self._remembered() == overrides:
-            return
-        try:
-            if overrides is None:
-                store.remove(self._intent)
-            else:
-                store.write(self._intent, {"enabled": True, "scope": overrides})
-        except OSError as error:
-            raise LoadFailed(f"cannot note it down for the next boot: {error}") from error
-
-    def _carry(self, generation: Generation) -> None:
-        """Keeps the counters of a generation about to go; lost at boot, as /run is."""
-        for name, value in self._counters(generation).items():
-            self._carried[name] += value
-        self._carried_from = generation.manifest["created"]
-        try:
-            store.write(self._counts, {**self._carried, "generation": self._carried_from})
-        except OSError as error:
-            log.warning("the totals will not survive a restart: %s", error)
-
-    def _counters(self, generation: Generation) -> dict[str, int]:
-        """Counters not carried yet: a crash may fall between carrying and removing."""
-        if generation.manifest["created"] == self._carried_from:
-            return {}
-        return generation.counters()
 
     def _enter(self, state: str) -> None:
         if state != self.state:

@@ -1,0 +1,40 @@
+"""What systemd is told: sd_notify(3) messages, and the watchdog's pings."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable
+
+import sdnotify
+
+log = logging.getLogger(__name__)
+
+
+class Service:
+    """Does nothing outside systemd, which sets NOTIFY_SOCKET."""
+
+    def __init__(self) -> None:
+        self._notifier = sdnotify.SystemdNotifier()
+        if self._notifier.socket is not None:
+            self._notifier.socket.setblocking(False)  # a manager that is stuck must not stick us
+
+    def notify(self, *lines: str) -> None:
+        self._notifier.notify("\n".join(lines))
+
+    def start_watchdog(self, stuck: Callable[[], float | None]) -> None:
+        """Pings twice per WatchdogSec= unless `stuck` says for how many seconds work is."""
+        interval = int(os.environ.get("WATCHDOG_USEC", "0")) / 1e6 / 2
+        if interval:
+            self._ping_watchdog(interval, stuck)
+
+    def _ping_watchdog(self, interval: float, stuck: Callable[[], float | None]) -> None:
+        """The loop runs, or this would not; the worker may be busy, but not for ever."""
+        seconds = stuck()
+        if seconds is None:
+            self.notify("WATCHDOG=1")
+        else:
+            log.error("the worker has not come back for %.0f s", seconds)
+        loop = asyncio.get_running_loop()
+        loop.call_later(interval, self._ping_watchdog, interval, stuck)

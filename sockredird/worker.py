@@ -1,0 +1,42 @@
+"""The one thread in which everything that blocks runs, one job at a time, in order."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+LIMIT_S = 120.0  # more than the slowest compile or the longest drain slice takes
+
+_Result = TypeVar("_Result")
+
+
+class Worker:
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="worker")
+        self._since: float | None = None
+
+    async def run(self, job: Callable[[], _Result]) -> _Result:
+        """Runs a job after those before it."""
+
+        def timed() -> _Result:
+            self._since = time.monotonic()
+            try:
+                return job()
+            finally:
+                self._since = None
+
+        return await asyncio.get_running_loop().run_in_executor(self._thread, timed)
+
+    def stuck(self) -> float | None:
+        """Seconds since it began the job it should have finished long ago; None if it works."""
+        since = self._since
+        if since is None or time.monotonic() - since < LIMIT_S:
+            return None
+        return time.monotonic() - since
+
+    def close(self) -> None:
+        """Waits for the job under way."""
+        self._thread.shutdown()
