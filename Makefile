@@ -102,7 +102,7 @@ deb:
 	@$(APT_INSTALL) $(BUILD_DEPS)
 	rm -rf build/deb dist
 	mkdir -p build/deb/sockredird dist
-	cp -R LICENSE pyproject.toml sockredird sockredirctl systemd dbus docs man packaging \
+	cp -R LICENSE pyproject.toml sockredird sockredirctl systemd dbus polkit docs man packaging \
 		build/deb/sockredird
 	find build/deb -name __pycache__ -prune -exec rm -r {} +
 	mv build/deb/sockredird/packaging/debian build/deb/sockredird/debian

@@ -10,12 +10,15 @@ from typing import Any
 
 from dbus_next import BusType, Message, MessageType, Variant
 from dbus_next.aio import MessageBus
+from dbus_next.constants import MessageFlag
 
+from sockredirctl import agent
 from sockredirctl.errors import ClientError, Exit
 
 NAME = "org.sockredir"
 PATH = "/org/sockredir"
 INTERFACE = "org.sockredir.Manager1"
+AUTHENTICATION_S = 300.0  # what somebody may take to type a password
 _PROPERTIES = "org.freedesktop.DBus.Properties"
 
 _NOT_RUNNING = (
@@ -26,7 +29,8 @@ _NOT_RUNNING = (
     "org.freedesktop.DBus.Error.Spawn.",
     "org.freedesktop.systemd1.",
 )
-_DENIED = ("org.freedesktop.DBus.Error.AccessDenied", "org.sockredir.Error.AccessDenied")
+_ASK = "org.sockredir.Error.AccessDenied"
+_DENIED = ("org.freedesktop.DBus.Error.AccessDenied", _ASK)
 _TIMED_OUT = ("org.freedesktop.DBus.Error.Timeout", "org.freedesktop.DBus.Error.TimedOut")
 
 
@@ -72,30 +76,47 @@ class Client:
         interface: str = INTERFACE,
         fds: Sequence[int] = (),
     ) -> Any:
-        """First value of the reply, or None. Raises ClientError."""
-        message = Message(
-            destination=NAME,
-            path=PATH,
-            interface=interface,
-            member=member,
-            signature=signature,
-            body=list(body),
-            unix_fds=list(fds),
-        )
+        """First value of the reply, or None. Raises ClientError.
+
+        Where the daemon denies it, once more with somebody asked for a password, if polkit can.
+        """
+
+        def message(flags: MessageFlag) -> Message:
+            return Message(
+                destination=NAME,
+                path=PATH,
+                interface=interface,
+                member=member,
+                signature=signature,
+                body=list(body),
+                unix_fds=list(fds),
+                flags=flags,
+            )
+
+        reply = await self._ask(message(MessageFlag.NONE), self._timeout)
+        if reply.error_name == _ASK and os.geteuid() != 0:
+            with agent.running():
+                reply = await self._ask(
+                    message(MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION),
+                    self._timeout + AUTHENTICATION_S,
+                )
+        if reply.message_type == MessageType.ERROR:
+            raise _explain(reply.error_name, str(reply.body[0]) if reply.body else "")
+        return plain(reply.body[0]) if reply.body else None
+
+    async def _ask(self, message: Message, timeout: float) -> Message:
         try:
-            reply = await asyncio.wait_for(self._bus.call(message), self._timeout)
+            reply = await asyncio.wait_for(self._bus.call(message), timeout)
         except TimeoutError as error:
             raise ClientError(
-                f"no answer to {member} within {self._timeout:g} s; it may still be carried out",
+                f"no answer to {message.member} within {timeout:g} s; it may still be carried out",
                 Exit.TIMED_OUT,
             ) from error
         except Exception as error:
             raise ClientError(f"the system bus went away: {error}", Exit.NOT_RUNNING) from error
         if reply is None:
             raise ClientError("the system bus went away", Exit.NOT_RUNNING)
-        if reply.message_type == MessageType.ERROR:
-            raise _explain(reply.error_name, str(reply.body[0]) if reply.body else "")
-        return plain(reply.body[0]) if reply.body else None
+        return reply
 
     async def properties(self) -> dict[str, Any]:
         result: dict[str, Any] = await self.call("GetAll", "s", INTERFACE, interface=_PROPERTIES)

@@ -12,23 +12,24 @@ from typing import Any, Protocol, TypeVar, no_type_check
 
 from dbus_next import BusType, DBusError, Message, MessageType, Variant
 from dbus_next.aio import MessageBus
-from dbus_next.constants import NameFlag, PropertyAccess, RequestNameReply
+from dbus_next.constants import ErrorType, MessageFlag, NameFlag, PropertyAccess, RequestNameReply
 from dbus_next.service import ServiceInterface, dbus_property, method, signal
 
 from sockredird import __version__
-from sockredird.errors import AccessDenied, BusUnavailable, Internal, SockredirError
+from sockredird.authority import Authority, Caller
+from sockredird.buscall import CALL_TIMEOUT_S, ask_bus
+from sockredird.errors import BusUnavailable, Internal, SockredirError
 
 log = logging.getLogger(__name__)
 
 NAME = "org.sockredir"
 PATH = "/org/sockredir"
 INTERFACE = "org.sockredir.Manager1"
-CALL_TIMEOUT_S = 5.0
 CONNECTIONS_LIMIT = 1000
 
 # dbus-next does not tell a handler who called; a message handler, which runs before it in the
-# same context, does.
-_caller: contextvars.ContextVar[str] = contextvars.ContextVar("caller", default="")
+# same context, does. The handler's task keeps a copy of the context, however long it waits.
+_caller: contextvars.ContextVar[Caller] = contextvars.ContextVar("caller")
 
 _Handler = TypeVar("_Handler", bound=Callable[..., Awaitable[Any]])
 
@@ -73,92 +74,44 @@ def _answered(handler: _Handler) -> _Handler:
     return wrapper  # type: ignore[return-value]
 
 
-async def call(bus: MessageBus, message: Message) -> list[Any]:
-    """Body of the reply; a call after a disconnect would otherwise hang for ever.
-
-    Raises DBusError for an error reply, TimeoutError without a reply.
-    """
-    reply = await asyncio.wait_for(bus.call(message), CALL_TIMEOUT_S)
-    if reply is None or reply.message_type == MessageType.ERROR:
-        name = reply.error_name if reply else "org.freedesktop.DBus.Error.NoReply"
-        raise DBusError(name, reply.body[0] if reply and reply.body else "no reply")
-    body: list[Any] = reply.body
-    return body
-
-
-async def ping(bus: MessageBus, client: str) -> None:
-    """Returns when the client has answered, which it does in the order of what it was sent."""
-    message = Message(
-        destination=client,
-        path=PATH,
-        interface="org.freedesktop.DBus.Peer",
-        member="Ping",
-    )
-    await bus.call(message)  # however long it takes; an error is an answer, too
-
-
-async def ask_bus(bus: MessageBus, member: str, argument: str) -> Any:
-    """First value of the reply to a call of the bus itself that takes one string."""
-    message = Message(
-        destination="org.freedesktop.DBus",
-        path="/org/freedesktop/DBus",
-        interface="org.freedesktop.DBus",
-        member=member,
-        signature="s",
-        body=[argument],
-    )
-    body = await call(bus, message)
-    return body[0] if body else None
-
-
-async def caller_uid(bus: MessageBus, client: str) -> int:
-    """Raises AccessDenied if the bus does not know."""
-    try:
-        return int(await ask_bus(bus, "GetConnectionUnixUser", client))
-    except (DBusError, TimeoutError) as error:
-        raise AccessDenied(f"the bus does not tell who calls: {error}") from error
-
-
 class Manager1(ServiceInterface):  # type: ignore[misc]
     """org.sockredir.Manager1. The annotations are D-Bus signatures."""
 
     def __init__(self, backend: Backend, bus: MessageBus) -> None:
         super().__init__(INTERFACE)
         self._backend = backend
-        self._bus = bus
+        self._authority = Authority(bus)
 
-    async def _need_root(self) -> None:
-        """Raises AccessDenied unless the caller is root; any failure to find out denies."""
-        uid = await caller_uid(self._bus, _caller.get())
-        if uid != 0:
-            raise AccessDenied("only root may do this: try sudo")
+    async def _authorise(self) -> None:
+        """Raises AccessDenied unless the caller may manage."""
+        await self._authority.require(_caller.get())
 
     @method()
     @_answered
     @no_type_check
     async def Enable(self):
-        await self._need_root()
+        await self._authorise()
         await self._backend.enable(None)
 
     @method()
     @_answered
     @no_type_check
     async def EnableWith(self, scope: "a{sv}"):
-        await self._need_root()
+        await self._authorise()
         await self._backend.enable({name: value.value for name, value in scope.items()})
 
     @method()
     @_answered
     @no_type_check
     async def Disable(self):
-        await self._need_root()
+        await self._authorise()
         await self._backend.disable()
 
     @method()
     @_answered
     @no_type_check
     async def Reload(self):
-        await self._need_root()
+        await self._authorise()
         await self._backend.reload()
 
     @method()
@@ -185,14 +138,17 @@ class Manager1(ServiceInterface):  # type: ignore[misc]
     async def WriteConnections(self, pipe: "h", query: "a{sv}"):  # noqa: F821
         """All of them, which no reply could hold: a line of JSON for each, in no order."""
         try:
-            await self._need_root()
+            await self._authorise()
+            if pipe is None:
+                raise DBusError(ErrorType.INVALID_ARGS, "no file descriptor came with the call")
             keys = {name: value.value for name, value in query.items()}
             await self._backend.write_connections(pipe, keys)
         finally:
-            os.close(pipe)
+            if pipe is not None:
+                os.close(pipe)
 
     async def _connections(self, limit: int, query: dict[str, Variant]) -> list[dict[str, Variant]]:
-        await self._need_root()
+        await self._authorise()
         keys = {name: value.value for name, value in query.items()}
         # 0 asks for as many as there are; a reply is built and sent whole, so it has a limit
         limit = min(limit or CONNECTIONS_LIMIT, CONNECTIONS_LIMIT)
@@ -202,7 +158,7 @@ class Manager1(ServiceInterface):  # type: ignore[misc]
     @_answered
     @no_type_check
     async def Explain(self, keys: "a{sv}") -> "aa{sv}":
-        await self._need_root()
+        await self._authorise()
         values = {name: value.value for name, value in keys.items()}
         return [variants(item) for item in await self._backend.explain(values)]
 
@@ -210,14 +166,14 @@ class Manager1(ServiceInterface):  # type: ignore[misc]
     @_answered
     @no_type_check
     async def Subscribe(self):
-        await self._need_root()
-        await self._backend.subscribe(_caller.get())
+        await self._authorise()
+        await self._backend.subscribe(_caller.get().name)
 
     @method()
     @_answered
     @no_type_check
     async def Unsubscribe(self):
-        await self._backend.unsubscribe(_caller.get())
+        await self._backend.unsubscribe(_caller.get().name)
 
     @dbus_property(access=PropertyAccess.READ)
     @no_type_check
@@ -261,6 +217,17 @@ class _Bus(MessageBus):  # type: ignore[misc]
         if not isinstance(err, BlockingIOError):
             super()._finalize(err)
 
+    def send(self, message: Message) -> asyncio.Future[None]:
+        """Raises ConnectionError once disconnected.
+
+        dbus-next would take over the descriptor that was its own, which a new connection to the bus
+        may have by then.
+        """
+        if not self.connected:
+            raise ConnectionError("the bus is gone, and whoever waits for this with it")
+        sent: asyncio.Future[None] = super().send(message)
+        return sent
+
 
 async def connect() -> MessageBus:
     """A connection to the system bus. Raises BusUnavailable."""
@@ -285,12 +252,12 @@ async def publish(bus: MessageBus, backend: Backend) -> Manager1:
     """
 
     def note_caller(message: Message) -> None:
-        if message.member != "WriteConnections":
-            # dbus-next would keep them open: anybody who may call Stats could exhaust ours
-            for fd in message.unix_fds:
-                os.close(fd)
+        # dbus-next would keep the others open: anybody who may call could exhaust ours
+        for fd in message.unix_fds[1 if _brings_pipe(message) else 0 :]:
+            os.close(fd)
         if message.message_type == MessageType.METHOD_CALL:
-            _caller.set(message.sender or "")
+            interactive = bool(message.flags & MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION)
+            _caller.set(Caller(message.sender or "", interactive))
 
     bus.add_message_handler(note_caller)
     interface = Manager1(backend, bus)
@@ -308,6 +275,16 @@ async def publish(bus: MessageBus, backend: Backend) -> Manager1:
     if reply != RequestNameReply.PRIMARY_OWNER:
         raise BusUnavailable(f"the bus name {NAME} is taken: another sockredird is running")
     return interface
+
+
+def _brings_pipe(message: Message) -> bool:
+    """Whether WriteConnections() will run and own the first descriptor that came with this."""
+    return (
+        message.message_type == MessageType.METHOD_CALL
+        and (message.path, message.interface) == (PATH, INTERFACE)
+        and (message.member, message.signature) == ("WriteConnections", "ha{sv}")
+        and message.body[0] == 0
+    )
 
 
 def send_event(bus: MessageBus, client: str, event: dict[str, Variant]) -> None:

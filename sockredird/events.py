@@ -15,10 +15,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from dbus_next import Message, MessageType, Variant
+from dbus_next import Message, Variant
 from dbus_next.aio import MessageBus
 
 from sockredird import bus as dbus
+from sockredird import buscall
 from sockredird.layout import EVENT, SIDES, Event
 
 log = logging.getLogger(__name__)
@@ -75,7 +76,7 @@ class EventRelay:
     def use(self, bus: MessageBus) -> None:
         """Sends on this connection from here on."""
         self._bus = bus
-        bus.add_message_handler(self._owner_changed)
+        bus.add_message_handler(self._note_departure)
 
     def lose(self) -> None:
         """The bus is gone, and every subscriber with it."""
@@ -91,9 +92,9 @@ class EventRelay:
     async def add(self, client: str) -> None:
         if self._bus is not None and client not in self._clients:
             self._clients[client] = _Subscriber(client)
-            await dbus.ask_bus(self._bus, "AddMatch", _match(client))
+            await buscall.ask_bus(self._bus, "AddMatch", buscall.departure_rule(client))
             # it may have left before the match was there
-            if not await dbus.ask_bus(self._bus, "NameHasOwner", client):
+            if not await buscall.ask_bus(self._bus, "NameHasOwner", client):
                 await self.discard(client)
 
     async def discard(self, client: str) -> None:
@@ -106,7 +107,7 @@ class EventRelay:
             self._forget_all()
             self._unwanted()
         if self._bus is not None:
-            await dbus.ask_bus(self._bus, "RemoveMatch", _match(client))
+            await buscall.ask_bus(self._bus, "RemoveMatch", buscall.departure_rule(client))
 
     def record(self, raw: bytes) -> None:
         """One struct event from the ring buffer."""
@@ -138,7 +139,7 @@ class EventRelay:
         """A reply to what was sent behind the events proves that those were read."""
         sent_before = subscriber.unread
         try:
-            await dbus.ping(bus, subscriber.name)
+            await buscall.ping(bus, subscriber.name, dbus.PATH)
         except Exception as error:  # the bus went away; whoever watches it tells
             log.debug("no answer from %s: %s", subscriber.name, error)
         subscriber.ping = None
@@ -189,13 +190,8 @@ class EventRelay:
             self._flush.cancel()
             self._flush = None
 
-    def _owner_changed(self, message: Message) -> None:
+    def _note_departure(self, message: Message) -> None:
         """A subscriber that left the bus is forgotten."""
-        if message.message_type == MessageType.SIGNAL and message.member == "NameOwnerChanged":
-            name, _old, new = message.body
-            if name in self._clients and not new:
-                self._leaving = asyncio.ensure_future(self.discard(name))
-
-
-def _match(client: str) -> str:
-    return f"type='signal',sender='org.freedesktop.DBus',member='NameOwnerChanged',arg0='{client}'"
+        name = buscall.departed(message)
+        if name in self._clients:
+            self._leaving = asyncio.ensure_future(self.discard(name))

@@ -9,6 +9,7 @@ from typing import Any
 
 from dbus_next import DBusError, Message, MessageType, Variant
 from dbus_next.aio import MessageBus
+from dbus_next.constants import MessageFlag
 
 NAME = "org.sockredir"
 PATH = "/org/sockredir"
@@ -42,10 +43,12 @@ class Client:
     async def _connect(self, address: str) -> MessageBus:
         return await asyncio.wait_for(MessageBus(address).connect(), TIMEOUT_S)
 
-    def _keep(self, message: Message) -> None:
+    def _keep(self, message: Message) -> bool:
+        """Whether dbus-next has nothing to do with it any more."""
         if message.message_type == MessageType.SIGNAL and message.member != "NameAcquired":
             self.signals.append(message)
             self._arrived.set()
+        return False
 
     @property
     def name(self) -> str:
@@ -90,9 +93,12 @@ class Client:
 
     def begin(self, member: str) -> None:
         """Sends a call and does not wait for its answer."""
+        self.send(message(member))
 
+    def send(self, *messages: Message) -> None:
         async def send() -> None:
-            await self._bus.send(message(member))
+            for message in messages:
+                await self._bus.send(message)
 
         self._loop.run_until_complete(send())
 
@@ -165,6 +171,7 @@ def message(
     destination: str = NAME,
     path: str = PATH,
     interface: str = INTERFACE,
+    flags: MessageFlag = MessageFlag.NONE,
 ) -> Message:
     return Message(
         destination=destination,
@@ -173,4 +180,5 @@ def message(
         member=member,
         signature=signature,
         body=list(body),
+        flags=flags,
     )

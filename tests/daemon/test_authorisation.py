@@ -1,4 +1,4 @@
-"""Who may do what: by the shipped bus policy, and by the daemon where the policy lets all pass."""
+"""Who may do what where there is no polkit: by the bus policy, and by the daemon."""
 
 from __future__ import annotations
 
@@ -50,21 +50,31 @@ def answers(address: str, calls: dict[str, Callable[[], Message]], times: int = 
     return {r.error_name if r.message_type == MessageType.ERROR else "" for r in replies}
 
 
-def test_the_policy_refuses_changes(host: Host, enabled: Client) -> None:
-    before = enabled.call("GetAll", "s", INTERFACE, interface=PROPERTIES)
-    assert as_nobody(answers, host.bus, FOR_ROOT) == {REFUSED_BY_BUS}
-    assert as_nobody(answers, host.bus, FOR_ALL) == {""}
-    assert enabled.call("GetAll", "s", INTERFACE, interface=PROPERTIES) == before
-
-
-def test_the_daemon_refuses_changes(permissive: Host) -> None:
-    permissive.start()
-    with Client(permissive.bus) as client:
+@pytest.mark.parametrize("policy", ["shipped", "permissive"])
+def test_changes_are_refused(host: Host, policy: str, request: pytest.FixtureRequest) -> None:
+    if policy == "permissive":
+        request.getfixturevalue("permissive")
+    host.start()
+    with Client(host.bus) as client:
         client.call("Enable")
         before = client.call("GetAll", "s", INTERFACE, interface=PROPERTIES)
-        assert as_nobody(answers, permissive.bus, FOR_ROOT) == {REFUSED_BY_US}
-        assert as_nobody(answers, permissive.bus, FOR_ALL) == {""}
+        assert as_nobody(answers, host.bus, FOR_ROOT) == {REFUSED_BY_US}
+        assert as_nobody(answers, host.bus, FOR_ALL) == {""}
         assert client.call("GetAll", "s", INTERFACE, interface=PROPERTIES) == before
+
+
+def test_the_policy_lets_nothing_else_through(host: Host, client: Client) -> None:
+    """Not what dbus-next would answer by itself."""
+    others = {
+        "Set": lambda: message(
+            *("Set", "ssv", INTERFACE, "State", Variant("s", "enabled")), interface=PROPERTIES
+        ),
+        "GetManagedObjects": lambda: message(
+            "GetManagedObjects", interface="org.freedesktop.DBus.ObjectManager"
+        ),
+        "no interface": lambda: message("Enable", interface="org.sockredir.Manager2"),
+    }
+    assert as_nobody(answers, host.bus, others) == {REFUSED_BY_BUS}
 
 
 def refused_name(address: str) -> str:

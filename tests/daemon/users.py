@@ -13,9 +13,10 @@ from typing import Any
 from support.processes import run
 
 NOBODY = 65534
+DAEMON = 1  # the other one that every Debian has; the bus wants users with a name
 
 
-def _become(uid: int) -> None:
+def become(uid: int) -> None:
     os.setgroups([])
     os.setresgid(uid, uid, uid)
     os.setresuid(uid, uid, uid)
@@ -25,7 +26,7 @@ def as_nobody(function: Callable[..., Any], *arguments: Any) -> Any:
     """Result of a function in a child without privileges; fails the test if it raised."""
 
     def body() -> Any:
-        _become(NOBODY)
+        become(NOBODY)
         return function(*arguments)
 
     return run(body)
