@@ -82,7 +82,7 @@ check-man: | check-deps
 # The program need not be installed for its unit to be right.
 check-systemd: | check-deps
 	mkdir -p build/systemd
-	sed 's:^ExecStart=/usr/bin/sockredird:ExecStart=/bin/true:' systemd/sockredird.service \
+	sed -E 's:^(Exec[A-Za-z]*)=/usr/bin/sockredir.*:\1=/bin/true:' systemd/sockredird.service \
 		> build/systemd/sockredird.service
 	SYSTEMD_LOG_LEVEL=warning systemd-analyze verify --man=no --recursive-errors=no \
 		build/systemd/sockredird.service

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
 from pair import MESSAGES, Pair
-from shell import sh
+from shell import Failed, sh
 from status import counted, state
 
 
@@ -56,3 +57,22 @@ def test_killed_it_comes_back(enabled: None) -> None:
 def test_systemd_analyze_verify(installed: None) -> None:
     unit = sh("systemctl show -P FragmentPath sockredird").strip()
     assert sh(f"systemd-analyze verify --man=no {unit}") == ""
+
+
+def test_reload_tells_what_is_wrong(enabled: None) -> None:
+    """systemctl reload waits for the daemon, which keeps the old configuration."""
+    config = "/etc/sockredird/sockredird.toml"
+    sh(f"cp {config} /root/kept.toml")
+    try:
+        sh(f"printf '[limits]\\nno_such_setting = 1\\n' >> {config}")
+        with pytest.raises(Failed):
+            sh("systemctl reload sockredird")
+        assert "no_such_setting" in sh("journalctl -u sockredird --no-pager | tail -n 20")
+        assert state() == "enabled"
+        with Pair() as pair, counted() as change:
+            pair.send()
+        assert change.messages == MESSAGES
+    finally:
+        sh(f"cp /root/kept.toml {config}")
+    sh("systemctl reload sockredird")
+    assert state() == "enabled"
