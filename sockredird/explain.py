@@ -31,6 +31,8 @@ WORDS = {
     "kernel_socket": "a socket belongs to the kernel itself",
     "mismatch": "its sequence numbers are those of another connection, or NAT is between the ends",
     "map_full": "max_connections are accelerated",
+    "other_sockmap": "another BPF program has the socket on a sockmap of its own "
+    "(bpftool prog show: sk_msg, sk_skb)",
     "no_memory": "there was no memory for the state of a socket",
     "window": "unread data reached window_bytes, or the reader's SO_RCVBUF",
     "messages": "too many unread messages, however small",

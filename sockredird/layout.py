@@ -46,12 +46,14 @@ COUNTERS = (
     "declined_kernel_socket",
     "declined_mismatch",
     "declined_map_full",
+    "declined_other_sockmap",
     "declined_no_memory",
     "retired_window",
     "retired_messages",
     "retired_late_pairing",
     "retired_half_closed",
     "retired_peer_gone",
+    "retired_other_sockmap",
     "retired_disable",
 )
 

@@ -31,6 +31,7 @@ _REQUIRED = (
     ("sk_psock", "sk"),
     ("sk_psock", "ingress_msg"),
     ("sk_psock", "refcnt"),
+    ("sk_psock", "saved_data_ready"),
     ("socket_wq", "wait.head"),
     ("wait_queue_entry", "private"),
     ("wait_queue_entry", "entry"),

@@ -13,6 +13,10 @@
 #define AF_INET 2
 #define AF_INET6 10
 #define TCPHDR_SYN 0x02
+#define E2BIG 7		/* errno.h, which the shim has not */
+#define ENOMEM 12
+#define EBUSY 16
+#define EEXIST 17
 #define ANSWER_VALID_NS 60000000000ULL	/* SYN-ACK retransmissions included */
 
 inline_fn __u16 local_port(struct bpf_sock_ops *skops)
@@ -128,6 +132,22 @@ inline_fn enum counter unsuitable(__u64 sk)
 	return 0;
 }
 
+/* Why sock_hash_update() failed: sock_map_link() and sock_hash_update_common(). */
+inline_fn enum counter refused(int err)
+{
+	switch (err) {
+	case -E2BIG:
+		return DECLINED_MAP_FULL;
+	case -EEXIST:
+		return DECLINED_MISMATCH;
+	case -EBUSY:		/* its psock has an sk_msg program, and takes only one */
+		return DECLINED_OTHER_SOCKMAP;
+	case -ENOMEM:
+		return DECLINED_NO_MEMORY;
+	}
+	return DECLINED_ULP;	/* EINVAL: sk_psock_init() takes no socket with a ULP */
+}
+
 /* Puts one end on the sockhash; 0, or why it could not. */
 inline_fn enum counter join(struct bpf_sock_ops *skops, struct bpf_sock *sk, enum side side,
 			    const struct flow *flow, const struct pair *pair, struct handshake *hs)
@@ -155,7 +175,7 @@ inline_fn enum counter join(struct bpf_sock_ops *skops, struct bpf_sock *sk, enu
 	err = peers.sock_hash_update(skops, &self, BPF_NOEXIST);
 	if (err) {
 		sockets.sk_storage_delete(sk);
-		return DECLINED_MAP_FULL;
+		return refused(err);
 	}
 	bpf_sock_ops_cb_flags_set(skops,
 				  skops->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);

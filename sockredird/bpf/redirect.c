@@ -93,6 +93,17 @@ inline_fn __u32 window(__u64 peer_sk, const struct settings *s)
 }
 
 /*
+ * Whether an sk_skb program, of a sockmap of somebody else, takes what comes in from TCP
+ * (sk_psock_start_verdict()); redirected messages would pass it by.
+ */
+inline_fn int has_sk_skb(__u64 psock)
+{
+	__u64 saved = 0;
+
+	return KERNEL_FIELD(saved, psock, OFF_sk_psock_saved_data_ready) || saved;
+}
+
+/*
  * Looks at the peer's queue and grants the next budget; 0, or why there is none (I3). Messages are
  * bounded as well as bytes: a 1-byte message costs about 1 KiB of kernel memory. If the byte
  * position of 16 x MESSAGES_PER_SAMPLE messages ago is not read yet, that many are unread.
@@ -105,6 +116,8 @@ inline_fn enum counter refill(struct sock_state *st, const struct settings *s)
 
 	if (!psock)
 		return RETIRED_PEER_GONE;
+	if (has_sk_skb(psock))
+		return RETIRED_OTHER_SOCKMAP;
 	unread = unread_bytes(st, psock);
 	limit = window(st->peer_sk, s);
 	if (unread >= limit)

@@ -69,14 +69,16 @@ enum counter {
 	DECLINED_ZEROCOPY,		/* SO_ZEROCOPY */
 	DECLINED_REPAIR,		/* TCP_REPAIR: sequence numbers are the program's, not a handshake's */
 	DECLINED_KERNEL_SOCKET,
-	DECLINED_MISMATCH,		/* sequence numbers met, addresses did not */
-	DECLINED_MAP_FULL,		/* no room on the sockhash, or the pair's key is taken */
+	DECLINED_MISMATCH,		/* sequence numbers met, addresses did not; or their key is taken */
+	DECLINED_MAP_FULL,		/* no room on the sockhash */
+	DECLINED_OTHER_SOCKMAP,		/* another program has the socket on a sockmap of its own */
 	DECLINED_NO_MEMORY,		/* no sk_storage */
 	RETIRED_WINDOW,			/* unread bytes reached the window */
 	RETIRED_MESSAGES,		/* too many unread messages, however small */
 	RETIRED_LATE_PAIRING,		/* the first message came before the pair was complete */
 	RETIRED_HALF_CLOSED,		/* the peer will send no more: shutdown(2) */
 	RETIRED_PEER_GONE,		/* the peer was taken off the sockhash by somebody else */
+	RETIRED_OTHER_SOCKMAP,		/* an sk_skb program of somebody else reads at the peer */
 	RETIRED_DISABLE,
 	COUNTERS
 };
