@@ -17,6 +17,7 @@ from sockredird.errors import (
     BusUnavailable,
     InvalidConfig,
     SockredirError,
+    UnsupportedKernel,
 )
 from sockredird.inventory import check_bpffs
 
@@ -24,6 +25,7 @@ from sockredird.inventory import check_bpffs
 EXIT_STATUS: dict[type[SockredirError], int] = {
     AccessDenied: os.EX_NOPERM,
     InvalidConfig: os.EX_CONFIG,
+    UnsupportedKernel: os.EX_CONFIG,
     BusUnavailable: os.EX_UNAVAILABLE,
     AlreadyRunning: os.EX_UNAVAILABLE,
 }

@@ -23,21 +23,33 @@ def mount_point() -> Path:
     return point
 
 
-def resolve(cgroup: str) -> Path:
-    """The directory of a cgroup named as in /proc/PID/cgroup ('/' is the root).
+def directory(cgroup: str) -> Path:
+    """Of a cgroup named as in /proc/PID/cgroup ('/' is the root), whether it exists or not."""
+    return mount_point() / cgroup.lstrip("/")
 
-    Raises InvalidConfig if there is no such cgroup.
-    """
-    base = mount_point()
-    path = base / cgroup.lstrip("/")
+
+def resolve(cgroup: str) -> Path:
+    """As directory(). Raises InvalidConfig if there is no such cgroup."""
+    path = directory(cgroup)
     if ".." in path.parts or not (path / "cgroup.procs").exists():
-        raise InvalidConfig(f"cgroup {cgroup} does not exist below {base}: check [scope] cgroup")
+        raise InvalidConfig(
+            f"cgroup {cgroup} does not exist below {mount_point()}: check [scope] cgroup, "
+            "or start the service it belongs to"
+        )
     return path
 
 
 def cgroup_id(path: Path) -> int:
     """The kernel's id of a cgroup, as bpf_link_info reports it: the inode number (kernfs)."""
     return path.stat().st_ino
+
+
+def is_cgroup(path: Path, number: int) -> bool:
+    """Whether the cgroup of this id is there, and not removed or made anew."""
+    try:
+        return cgroup_id(path) == number
+    except FileNotFoundError:
+        return False
 
 
 class Names:

@@ -15,6 +15,7 @@ from dbus_next.aio import MessageBus
 
 from sockredird import __version__, config, explain, inventory, listing
 from sockredird import bus as dbus
+from sockredird.appearance import Appearance
 from sockredird.config import Config
 from sockredird.endpoint import Endpoint
 from sockredird.errors import BusUnavailable, SockredirError
@@ -55,6 +56,7 @@ class Daemon:
         self._relay = EventRelay(self._stop_tracing)
         self._endpoint = Endpoint(self._metrics)
         self._watchers: list[Watcher] = []
+        self._appearance: Appearance | None = None
         self._shown: dict[str, Variant] = {}
         self._retire_pause = RETIRE_PAUSE_S[0]
         self._retire_timer: asyncio.TimerHandle | None = None
@@ -83,6 +85,7 @@ class Daemon:
         finally:
             self._service.notify("STOPPING=1")
             self._watch([])
+            self._await(None)
             self._endpoint.close()
             self._worker.close()
             inventory.unlock(lock, root)
@@ -216,6 +219,7 @@ class Daemon:
             "Problem": Variant("s", manager.problem),
         }
         self._watch([*([manager.live] if manager.live else []), *manager.draining])
+        self._await(manager.awaited)
         self._notify()
         changed = {
             name: value.value for name, value in self._shown.items() if before.get(name) != value
@@ -249,6 +253,23 @@ class Daemon:
                             changed=lambda: self._spawn(self._worker.run(self._manager.check)),
                         )
                     )
+
+    def _await(self, path: Path | None) -> None:
+        """Lets the manager know when the path exists; None: of nothing any more."""
+        if self._appearance is not None:
+            if self._appearance.path == path:
+                return
+            self._appearance.close()
+            self._appearance = None
+        if path is not None:
+            try:
+                self._appearance = Appearance(path, lambda: self._spawn(self._recover()))
+            except OSError as error:
+                log.warning("cannot wait for %s: %s", path, error)
+
+    async def _recover(self) -> None:
+        self._await(None)
+        await self._worker.run(self._manager.recover)
 
     def _retire_soon(self) -> None:
         self._retire_pause = RETIRE_PAUSE_S[0]

@@ -26,6 +26,7 @@ from typing import Any
 
 from sockredird import adoption, compiler, libbpf
 from sockredird.adoption import ATTACHED, MAPS, MEMBERS, PIN_NAMES
+from sockredird.cgroup import is_cgroup
 from sockredird.errors import Internal, LoadFailed
 from sockredird.layout import (
     COUNTER_SLOTS,
@@ -148,9 +149,11 @@ class Generation:
         try:
             adoption.check_names(self.directory, PIN_NAMES | {ATTACHED})
             adoption.check_links(self.directory, self._pins, self.manifest)
+            # the kernel lets go of a removed cgroup's links only some time later
+            if not is_cgroup(Path(self.manifest["cgroup"]), self.manifest["cgroup_id"]):
+                return f"cgroup {self.manifest['cgroup']} was removed"
             if not self.attached:
-                cgroup = self.manifest["cgroup"]
-                return f"{self.directory / ATTACHED}: detached, or {cgroup} was removed"
+                return f"{self.directory / ATTACHED}: detached from {self.manifest['cgroup']}"
         except LoadFailed as error:
             return str(error)
         except OSError as error:

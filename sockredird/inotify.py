@@ -1,30 +1,40 @@
-"""Being told when a file or directory goes away: inotify(7), which bpffs and cgroupfs support."""
+"""Being told when files come and go: inotify(7), which bpffs and cgroupfs support."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+import struct
 from contextlib import suppress
 from pathlib import Path
 
 IN_MOVED_FROM = 0x00000040
+IN_MOVED_TO = 0x00000080
+IN_CREATE = 0x00000100
 IN_DELETE = 0x00000200
 IN_DELETE_SELF = 0x00000400
 IN_MOVE_SELF = 0x00000800
-_GOING = IN_MOVED_FROM | IN_DELETE | IN_DELETE_SELF | IN_MOVE_SELF
+GOING = IN_MOVED_FROM | IN_DELETE | IN_DELETE_SELF | IN_MOVE_SELF
+COMING = IN_CREATE | IN_MOVED_TO
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-class Watch:
-    """Readable when one of the paths, or something directly in it, was removed or renamed."""
+_EVENT = struct.Struct("iIII")  # struct inotify_event; the name follows
 
-    def __init__(self, paths: list[Path]) -> None:
+
+class Watch:
+    """Readable when one of the paths, or something directly in it, came or went.
+
+    That a cgroup itself is removed is told by the directory above only.
+    """
+
+    def __init__(self, paths: list[Path], events: int = GOING) -> None:
         """Raises OSError, also if one of the paths is gone already."""
         self._fd = _checked(_libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC), "inotify_init1")
         try:
             for path in paths:
-                added = _libc.inotify_add_watch(self._fd, os.fsencode(path), _GOING)
+                added = _libc.inotify_add_watch(self._fd, os.fsencode(path), events)
                 _checked(added, f"watch {path}")
         except OSError:
             self.close()
@@ -33,10 +43,17 @@ class Watch:
     def fileno(self) -> int:
         return self._fd
 
-    def drain(self) -> None:
+    def names(self) -> set[str]:
+        """Of what came or went in the paths; empty for a path itself."""
+        found = set()
         with suppress(BlockingIOError):
-            while os.read(self._fd, 65536):
-                pass
+            while data := os.read(self._fd, 65536):
+                while data:
+                    *_, length = _EVENT.unpack_from(data)
+                    end = _EVENT.size + length
+                    found.add(os.fsdecode(data[_EVENT.size : end].rstrip(b"\0")))
+                    data = data[end:]
+        return found
 
     def close(self) -> None:
         os.close(self._fd)

@@ -8,14 +8,16 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from sockredird import cgroup, compiler, config, explain, inventory
+from sockredird import compiler, config, explain, inventory
 from sockredird.config import Config, Scope
 from sockredird.errors import InvalidConfig, SockredirError
 from sockredird.explain import View
 from sockredird.generation import Generation, Walked, discard
+from sockredird.health import Health
 from sockredird.intent import Intent
 from sockredird.plan import Plan
 from sockredird.totals import Totals
@@ -50,6 +52,7 @@ class Manager:
         self.problem = ""
         self.live: Generation | None = None
         self.draining: list[Generation] = []
+        self._health = Health()
         self.unfinished = False  # pairs are on their way off the sockhash
         self._changed = changed
         self._tracing = False
@@ -67,8 +70,6 @@ class Manager:
         """
         staging, generations = inventory.scan(self._root)
         overrides = self._intent.remembered()
-        if not generations and overrides is None:
-            cgroup.resolve(self.scope.cgroup)  # better told now than at the first Enable
         self._totals.load()
         for directory in staging:
             log.info("removing the leftovers of an interrupted change: %s", directory)
@@ -82,19 +83,27 @@ class Manager:
         if self.live is not None:
             self._upgrade(self.live)
         elif overrides is not None:
-            try:
-                self.enable(overrides)
-            except SockredirError as error:
-                log.error("cannot restore acceleration: %s", error)
-                self.problem = str(error)
-                self._enter(FAILED)
+            self._restore(overrides)
         elif self.draining:
             self._enter(DRAINING)
         self.finish_retirements()
+        self.check()
+
+    def _restore(self, overrides: dict[str, Any]) -> None:
+        try:
+            self.enable(overrides)
+        except SockredirError as error:
+            log.error("cannot restore acceleration: %s", error)
+            with suppress(InvalidConfig):  # what is told already
+                self.scope = config.override_scope(self.config.scope, overrides)
+            self.problem = str(error)
+            if self.live is None:
+                self._enter(FAILED)
 
     def _adopt_live(self, generation: Generation) -> None:
         self.live = generation
         self.scope = Scope(**generation.manifest["scope"])
+        self._health.adopted(generation)
         generation.trace(False)
         log.info(
             "adopted %s, made by version %s", generation.directory, generation.manifest["version"]
@@ -111,10 +120,10 @@ class Manager:
         try:
             self._replace(self._plan(self.scope))
         except SockredirError as error:
-            log.error("keeping the datapath of version %s: %s", old.manifest["version"], error)
-            self.problem = f"the datapath is still that of version {old.manifest['version']}: "
-            self.problem += str(error)
-            self._changed()
+            self._health.outdated = (
+                f"the datapath is still that of version {old.manifest['version']}: {error}; "
+                "sockredirctl enable tries again"
+            )
 
     # -- changes -----------------------------------------------------------------------------
 
@@ -138,6 +147,8 @@ class Manager:
                 raise
         self.scope = scope
         self.problem = ""
+        if self.live is not None:
+            self._health.enabled(self.live)
         self._enter(ENABLED)
 
     def disable(self) -> None:
@@ -160,7 +171,7 @@ class Manager:
             if self._intent.remembered() is not None:
                 self.enable()
             else:
-                cgroup.resolve(settings.scope.cgroup)
+                self._health.find_cgroup(settings.scope)
                 self.scope = settings.scope
         except SockredirError:
             self.config = old
@@ -170,7 +181,7 @@ class Manager:
     def _plan(self, scope: Scope) -> Plan:
         return Plan(
             scope=scope.as_dict(),
-            cgroup=cgroup.resolve(scope.cgroup),
+            cgroup=self._health.find_cgroup(scope),
             ports=scope.ports(),
             max_connections=self.config.limits.max_connections,
             window_bytes=self.config.limits.window_bytes,
@@ -188,6 +199,7 @@ class Manager:
         if self.live is not None:
             self._retire_all(self.live)
         self.live = generation
+        self._health.enabled(generation)
         self.trace(self._tracing)
         log.info("enabled: generation=%d cgroup=%s", number, plan.cgroup)
 
@@ -218,13 +230,30 @@ class Manager:
         return not self.unfinished
 
     def check(self) -> None:
-        """Looks whether somebody else changed what is pinned or attached."""
-        problem = self.live.problem() if self.live is not None else self.problem
-        if problem and not self.problem:
-            log.error("%s; sockredirctl enable repairs it", problem)
-        if problem != self.problem and self.live is not None:
+        """Looks whether somebody else changed what is pinned, attached, or in the way."""
+        problem = self.problem
+        if self.live is not None:
+            problem = self._health.of_live(self.live)
+        elif self.state != FAILED:
+            problem = self._health.of_disabled(self.scope)
+        if problem and problem != self.problem:
+            log.log(logging.ERROR if self.live else logging.WARNING, "%s", problem)
+        if problem != self.problem:
             self.problem = problem
             self._changed()
+
+    @property
+    def awaited(self) -> Path | None:
+        """The cgroup whose appearance would change something; then recover()."""
+        return self._health.awaited(self.scope) if self.problem else None
+
+    def recover(self) -> None:
+        """The cgroup in scope is there (again): what is remembered is done now."""
+        overrides = self._intent.remembered()
+        if overrides is not None and (self.live is None or self.live.problem()):
+            log.info("cgroup %s has appeared", self.scope.cgroup)
+            self._restore(overrides)
+        self.check()
 
     def trace(self, on: bool) -> None:
         self._tracing = on

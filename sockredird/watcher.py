@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+from sockredird.adoption import ATTACHED, PIN_NAMES
 from sockredird.generation import Generation
 from sockredird.inotify import Watch
 from sockredird.ringbuf import RingBuffers
@@ -31,12 +32,13 @@ class Watcher:
         """
         self.generation = generation
         self._changed = changed
+        self._cgroup = Path(generation.manifest["cgroup"])
         self._loop = asyncio.get_running_loop()
         self._rings = RingBuffers()
         try:
             self._rings.add(generation.requests, lambda _record: retire())
             self._rings.add(generation.events, event)
-            self._watch = Watch([generation.directory, Path(generation.manifest["cgroup"])])
+            self._watch = Watch([generation.directory, self._cgroup.parent])
         except OSError:
             self._rings.close()
             raise
@@ -44,8 +46,9 @@ class Watcher:
         self._loop.add_reader(self._watch.fileno(), self._removed)
 
     def _removed(self) -> None:
-        self._watch.drain()
-        self._changed()
+        # other cgroups beside ours come and go
+        if self._watch.names() & {"", self._cgroup.name, *PIN_NAMES, ATTACHED}:
+            self._changed()
 
     def close(self) -> None:
         self._rings.consume()

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
+
+from support import cgroups
 
 from . import load
 from .client import INTERFACE, PROPERTIES, Client, message
@@ -14,6 +19,17 @@ from .process import DaemonProcess
 IDLE_S = 5.0
 WAKEUPS_ALLOWED = 2
 MEMORY_LIMIT_KIB = 60 * 1024
+
+
+@pytest.fixture
+def cgroup(capable: None) -> Iterator[Path]:
+    """One with no others beside it, whose removal, by other runs of the tests, wakes the daemon."""
+    outer = cgroups.create()
+    inner = outer / "inner"
+    inner.mkdir()
+    yield inner
+    cgroups.remove(inner)
+    cgroups.remove(outer)
 
 
 def context_switches(pid: int) -> int:

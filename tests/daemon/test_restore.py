@@ -50,7 +50,7 @@ def test_disable_forgets(host: Host, daemon: DaemonProcess, enabled: Client) -> 
 
 
 def test_cannot_be_restored(host: Host, daemon: DaemonProcess, client: Client) -> None:
-    """The cgroup is gone: the daemon stays up and says so, and Enable works once it is back."""
+    """The cgroup is gone: the daemon stays up and says so, and enables it once it is back."""
     gone = cgroups.create()
     scope = {"cgroup": Variant("s", f"/{gone.name}")}
     try:
@@ -66,12 +66,15 @@ def test_cannot_be_restored(host: Host, daemon: DaemonProcess, client: Client) -
         client.call("EnableWith", "a{sv}", scope)
     assert caught.value.type == "org.sockredir.Error.InvalidConfig"
     assert client.get("State") == "failed"
+    assert gone.name in client.get("Problem")
+    assert client.get("Scope")["cgroup"] == f"/{gone.name}"
     assert again.running
 
+    client.follow_state()
     gone.mkdir()
     try:
-        client.call("EnableWith", "a{sv}", scope)
-        assert client.get("State") == "enabled"
+        client.await_state("enabled")
+        assert client.get("Problem") == ""
         client.call("Disable")
     finally:
         gone.rmdir()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from daemon.actor import Actor
 from daemon.conftest import Host
 from daemon.process import REPOSITORY, DaemonProcess
 from lifecycle import trickle
+from lifecycle.builds import other_build, run_from
 
 CONVERSATIONS = 4
 MANY = "SOCKREDIR_TORTURE" in os.environ
@@ -59,11 +59,7 @@ def test_kills(host: Host, traffic: Actor) -> None:
 
 def test_upgrades(host: Host, traffic: Actor, tmp_path: Path) -> None:
     """Two builds take over from each other: no error, and the totals go on."""
-    other = tmp_path / "other"
-    for package in ("sockredird", "sockredirctl"):
-        shutil.copytree(REPOSITORY / package, other / package)
-    with (other / "sockredird" / "bpf" / "walk.c").open("a") as source:
-        source.write("/* another build */\n")
+    other = other_build(tmp_path, "/* another build */")
     host.start().stop()
     daemon = host.start()
     assert host.ctl("enable").returncode == 0
@@ -74,9 +70,7 @@ def test_upgrades(host: Host, traffic: Actor, tmp_path: Path) -> None:
         traffic.do(trickle.renew)
         daemon.stop()
         traffic.do(trickle.renew)
-        build = REPOSITORY if number % 2 else other
-        # SAFEPATH: not the packages of the working directory
-        daemon = host.start(PYTHONPATH=str(build), PYTHONSAFEPATH="1")
+        daemon = host.start(**run_from(REPOSITORY if number % 2 else other))
         assert client.get("State") == "enabled"
         assert len(pins.directories(host.root)) == 1, "the generation before is still there"
         now = pins.ids(host.root)

@@ -18,7 +18,7 @@ from daemon import pins
 from daemon.client import Client
 from daemon.conftest import Host
 from sockredird.layout import COUNTERS
-from support import cgroups, namespaces
+from support import cgroups, kernel_echo, namespaces, textbook
 from support.traffic import Connection, connect, dial, listen
 
 from .conftest import Trace
@@ -253,6 +253,38 @@ def test_retirements(
     check("retired", reason, ends, actor.pid, ask, trace)
 
 
+def test_declined_for_another_sockmap(
+    host: Host, client: Client, bpffs: Path, ask: Callable[..., Any], tracing: Callable[..., Trace]
+) -> None:
+    """Theirs first: they have the sockets. Shown as a problem, until Enable is called again."""
+    actor = host.actor()
+    with textbook.attached(bpffs / "textbook", host.cgroup):
+        client.call("Enable")
+        trace = tracing(lambda: actor.do(usual))
+        check("declined", "other_sockmap", actor.do(usual), actor.pid, ask, trace)
+        assert "sockmap" in client.get("Problem")
+        client.call("Enable")
+        assert client.get("Problem") == ""
+
+
+def test_retired_for_another_sockmap(
+    host: Host, enabled: Client, bpffs: Path, ask: Callable[..., Any], tracing: Callable[..., Trace]
+) -> None:
+    actor = host.actor()
+    trace = tracing(lambda: actor.do(usual))
+    with kernel_echo.attached(bpffs / "kernel-echo"):
+        ends = actor.do(echoed_by_the_kernel, bpffs / "kernel-echo")
+        check("retired", "other_sockmap", ends, actor.pid, ask, trace)
+
+
+def echoed_by_the_kernel(directory: Path) -> str:
+    both = pair()
+    kernel_echo.take(directory, both.server)
+    both.client.sendall(b"x")
+    assert both.client.recv(1) == b"x"
+    return keep(both.client, both.server)
+
+
 @pytest.mark.parametrize("reason", ["late_pairing", "peer_gone"])
 def test_taken_by_somebody_else(
     host: Host, enabled: Client, ask: Callable[..., Any], tracing: Callable[..., Trace], reason: str
@@ -301,11 +333,11 @@ def test_disable(
 
 
 def test_all_reasons_are_here() -> None:
-    produced = {*DECLINES, "map_full", "peer_outside"}
+    produced = {*DECLINES, "map_full", "peer_outside", "other_sockmap"}
     # MPTCP has a word of its own, and any other ULP takes a kernel module (tls, smc)
     assert DECLINED - produced == {"ulp"}
     produced = {"window", "messages", "late_pairing", "peer_gone", "half_closed", "disable"}
-    assert produced == RETIRED
+    assert produced | {"other_sockmap"} == RETIRED
 
 
 def test_reasons_of_explain_alone(
