@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +37,25 @@ class Background:
 
     def wait_in_kernel(self, timeout: float = 10.0) -> None:
         """Returns once the thread sleeps for data or for room; nothing tells, so this looks."""
-        # tcp_recvmsg(), tcp_bpf_recvmsg() and sk_stream_wait_memory() do it in wait_woken()
-        place = Path(f"/proc/self/task/{self._thread.native_id}/wchan")
         deadline = time.monotonic() + timeout
-        while place.read_text() != "wait_woken":
+        while not self._sleeps():
             if time.monotonic() > deadline:
                 raise TimeoutError(f"a thread does not block within {timeout} s")
             time.sleep(0.001)
+
+    def wait_in_kernel_or_end(self) -> None:
+        """As wait_in_kernel(); a thread that was woken is not taken for one that still sleeps."""
+        while self._thread.is_alive():
+            with suppress(FileNotFoundError, ProcessLookupError):
+                if self._sleeps():
+                    return
+            time.sleep(0.001)
+
+    def _sleeps(self) -> bool:
+        # tcp_recvmsg(), tcp_bpf_recvmsg() and sk_stream_wait_memory() do it in wait_woken();
+        # a runnable thread has no wchan (get_wchan(), kernel/sched/core.c)
+        place = Path(f"/proc/self/task/{self._thread.native_id}/wchan")
+        return place.read_text() == "wait_woken"
 
 
 @contextmanager
