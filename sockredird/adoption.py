@@ -11,24 +11,22 @@ import resource
 from pathlib import Path
 from typing import Any
 
-from sockredird import libbpf
-from sockredird.errors import LoadFailed
+from sockredird import libbpf, links
 from sockredird.layout import MANIFEST_SIZE, PROGRAMS, map_shapes
 from sockredird.libbpf import Fd
+from sockredird.links import refuse
 from sockredird.plan import LAYOUT_VERSION
 from sockredird.uapi import LinkType, MapType
 
-ATTACHED = "attached"
 MEMBERS = "members"
 MAPS = frozenset(map_shapes(1, resource.getpagesize()))
 PIN_NAMES = {*PROGRAMS, *MAPS, MEMBERS}
-DETACHED = 0  # cgroup id of a link whose cgroup was removed, or that was detached by force
 _ZERO = bytes(4)
 
 
 def is_ours(directory: Path) -> bool:
     """Whether a staging directory holds nothing but names that generations pin."""
-    return {p.name for p in directory.iterdir()} <= PIN_NAMES | {ATTACHED}
+    return all(p.name in PIN_NAMES or links.is_link(p.name) for p in directory.iterdir())
 
 
 def open_checked(directory: Path) -> tuple[dict[str, Fd], dict[str, Any]]:
@@ -36,53 +34,50 @@ def open_checked(directory: Path) -> tuple[dict[str, Fd], dict[str, Any]]:
 
     Raises LoadFailed naming the first object that differs and how, or OSError.
     """
-    check_names(directory, PIN_NAMES)
+    check_names(directory)
     pins = {name: libbpf.open_pin(directory / name) for name in PIN_NAMES}
     for name, fd in pins.items():
         kind = "prog" if name in PROGRAMS else "link" if name == MEMBERS else "map"
         if libbpf.object_kind(fd) != kind:
-            raise _refuse(directory / name, libbpf.object_kind(fd), kind)
+            raise refuse(directory / name, libbpf.object_kind(fd), kind)
     manifest = _check_maps(directory, pins)
     _check_programs(directory, pins, manifest)
-    check_links(directory, pins, manifest)
+    check_links(directory, pins)
     return pins, manifest
 
 
-def check_names(directory: Path, wanted: set[str]) -> None:
-    """Raises LoadFailed unless the directory holds all pins `wanted` and no strange one."""
+def check_names(directory: Path) -> None:
+    """Raises LoadFailed unless the directory holds all of PIN_NAMES and nothing strange."""
     names = {p.name for p in directory.iterdir()}
-    for name in sorted(names - PIN_NAMES - {ATTACHED}):
-        raise _refuse(directory / name, "a pin", "no such name")
-    for name in sorted(wanted - names):
-        raise _refuse(directory / name, "no pin", "one")
-
-
-def _refuse(path: Path, found: object, expected: object) -> LoadFailed:
-    return LoadFailed(f"{path}: found {found}, expected {expected}")
+    for name in sorted(names - PIN_NAMES):
+        if not links.is_link(name):
+            raise refuse(directory / name, "a pin", "no such name")
+    for name in sorted(PIN_NAMES - names):
+        raise refuse(directory / name, "no pin", "one")
 
 
 def _check_maps(directory: Path, pins: dict[str, Fd]) -> dict[str, Any]:
     path = directory / "manifest"
     info = libbpf.map_info(pins["manifest"])
     if (info.type, info.value_size) != (MapType.ARRAY, MANIFEST_SIZE):
-        raise _refuse(path, f"a map of {info.value_size} bytes", f"an array of {MANIFEST_SIZE}")
+        raise refuse(path, f"a map of {info.value_size} bytes", f"an array of {MANIFEST_SIZE}")
     try:
         text = libbpf.lookup(pins["manifest"], _ZERO, MANIFEST_SIZE).rstrip(b"\0")
         manifest: dict[str, Any] = json.loads(text)
         layout = manifest["layout"]
         shapes = map_shapes(int(manifest["max_connections"]), resource.getpagesize())
         manifest["tags"].items()
-        int(manifest["cgroup_id"])
+        [int(number) for number in manifest["cgroups"].values()]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _refuse(path, f"unreadable notes ({error!r})", "sockredird's") from error
+        raise refuse(path, f"unreadable notes ({error!r})", "sockredird's") from error
     if layout != LAYOUT_VERSION:
-        raise _refuse(path, f"layout {layout}", f"layout {LAYOUT_VERSION}")
+        raise refuse(path, f"layout {layout}", f"layout {LAYOUT_VERSION}")
     for name, shape in shapes.items():
         info = libbpf.map_info(pins[name])
         found = (info.type, info.key_size, info.value_size, info.max_entries)
         expected = (shape.type, shape.key_size, shape.value_size, shape.max_entries)
         if found != expected or info.name.decode() != name:
-            raise _refuse(
+            raise refuse(
                 directory / name,
                 f"map {info.name.decode()!r} (type, key, value, entries) = {found}",
                 f"{name!r} {tuple(map(int, expected))}",
@@ -96,38 +91,21 @@ def _check_programs(directory: Path, pins: dict[str, Fd], manifest: dict[str, An
         found = (libbpf.prog_info(pins[name]).type, libbpf.prog_tag(pins[name]))
         expected = (int(prog_type), manifest["tags"].get(name))
         if found != expected:
-            raise _refuse(directory / name, f"program (type, tag) = {found}", expected)
+            raise refuse(directory / name, f"program (type, tag) = {found}", expected)
         if not libbpf.prog_map_ids(pins[name]) <= maps:
-            raise _refuse(directory / name, "a program on other maps", "those pinned beside it")
+            raise refuse(directory / name, "a program on other maps", "those pinned beside it")
     redirect = libbpf.prog_info(pins["redirect"]).id
     attached = libbpf.attached_sk_msg(pins["peers"])
     if attached != redirect:
-        raise _refuse(directory / "peers", f"sk_msg program {attached}", f"program {redirect}")
+        raise refuse(directory / "peers", f"sk_msg program {attached}", f"program {redirect}")
 
 
-def check_links(directory: Path, pins: dict[str, Fd], manifest: dict[str, Any]) -> None:
-    """Raises LoadFailed unless the iterator, and the cgroup link if pinned, are as made."""
+def check_links(directory: Path, pins: dict[str, Fd]) -> None:
+    """Raises LoadFailed unless the iterator, and the cgroup links there are, are as made."""
     info = libbpf.link_info(pins[MEMBERS])
     found = (info.type, info.prog_id, info.detail.iter.map_id)
     walk, peers = libbpf.prog_info(pins["walk"]).id, libbpf.map_info(pins["peers"]).id
     expected = (int(LinkType.ITER), walk, peers)
     if found != expected:
-        raise _refuse(directory / MEMBERS, f"link (type, program, map) = {found}", expected)
-    path = directory / ATTACHED
-    if not path.exists():
-        return
-    with libbpf.open_pin(path) as fd:
-        info = libbpf.link_info(fd)
-    found = (info.type, info.prog_id, info.detail.cgroup.cgroup_id)
-    expected = (int(LinkType.CGROUP), libbpf.prog_info(pins["pair"]).id, manifest["cgroup_id"])
-    if found != expected and found != (*expected[:2], DETACHED):
-        raise _refuse(path, f"link (type, program, cgroup) = {found}", expected)
-
-
-def is_attached(directory: Path) -> bool:
-    """Whether the cgroup link is pinned, and its cgroup still there."""
-    try:
-        with libbpf.open_pin(directory / ATTACHED) as fd:
-            return bool(libbpf.link_info(fd).detail.cgroup.cgroup_id != DETACHED)
-    except FileNotFoundError:
-        return False
+        raise refuse(directory / MEMBERS, f"link (type, program, map) = {found}", expected)
+    links.check(directory, pins)

@@ -3,7 +3,7 @@
     <bpffs>/generation-<n>/{pair,redirect,walk}    programs
                            {peers,sockets,...}     maps
                            members                 iterator link
-                           attached                cgroup link: live while it exists
+                           attached-<prog>-<id>    cgroup links: live while they exist (links.py)
 
 The pins are the state. A directory is built as `staging-<n>` and renamed; the programs let
 everything pass until `stopped` in the settings is cleared, the last step of creation and, set, the
@@ -18,14 +18,13 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sockredird import adoption, compiler, libbpf
-from sockredird.adoption import ATTACHED, MAPS, MEMBERS, PIN_NAMES
+from sockredird import adoption, compiler, libbpf, links
+from sockredird.adoption import MAPS, MEMBERS
 from sockredird.cgroup import is_cgroup
 from sockredird.errors import Internal, LoadFailed
 from sockredird.layout import (
@@ -97,7 +96,7 @@ class Generation:
             staging.rename(directory)
             made = directory
             generation = cls.adopt(directory)
-            generation._attach(plan.cgroup)
+            generation.attach(plan.cgroups)
             generation._start()  # from here on sockets are put on the sockhash
         except BaseException as error:
             if made is not None:
@@ -122,18 +121,6 @@ class Generation:
                 f"remove {directory}, or point [paths] bpffs elsewhere"
             ) from error
 
-    def _attach(self, cgroup: Path) -> None:
-        with Fd(os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY)) as cgroup_fd:
-            try:
-                link = libbpf.create_cgroup_link(self._pins["pair"], cgroup_fd)
-            except PermissionError as error:
-                raise LoadFailed(
-                    f"the kernel refuses a sock_ops program on {cgroup}: another program is "
-                    "attached there, or above, exclusively; see bpftool cgroup tree"
-                ) from error
-            with link:  # which would end with this descriptor, but for the pin
-                libbpf.pin(link, self.directory / ATTACHED)
-
     def _start(self) -> None:
         self._settings.stopped = 0
         self._write_settings()
@@ -147,13 +134,14 @@ class Generation:
     def problem(self) -> str:
         """What somebody else changed, in words; empty if nothing."""
         try:
-            adoption.check_names(self.directory, PIN_NAMES | {ATTACHED})
-            adoption.check_links(self.directory, self._pins, self.manifest)
-            # the kernel lets go of a removed cgroup's links only some time later
-            if not is_cgroup(Path(self.manifest["cgroup"]), self.manifest["cgroup_id"]):
-                return f"cgroup {self.manifest['cgroup']} was removed"
-            if not self.attached:
-                return f"{self.directory / ATTACHED}: detached from {self.manifest['cgroup']}"
+            adoption.check_names(self.directory)
+            adoption.check_links(self.directory, self._pins)
+            for cgroup, number in self.cgroups.items():
+                # the kernel lets go of a removed cgroup's links only some time later
+                if not is_cgroup(cgroup, number):
+                    return f"cgroup {cgroup} was removed"
+                if not links.complete(self.directory, number):
+                    return f"{self.directory}: detached from {cgroup}"
         except LoadFailed as error:
             return str(error)
         except OSError as error:
@@ -161,9 +149,14 @@ class Generation:
         return ""
 
     @property
+    def cgroups(self) -> dict[Path, int]:
+        """The cgroups, with their ids, whose sockets run the programs if nobody detached them."""
+        return {Path(path): number for path, number in self.manifest["cgroups"].items()}
+
+    @property
     def attached(self) -> bool:
-        """Whether the kernel runs its sock_ops program."""
-        return adoption.is_attached(self.directory)
+        """Whether the kernel runs the programs for any cgroup."""
+        return bool(links.live(self.directory))
 
     @property
     def stopped(self) -> bool:
@@ -229,6 +222,18 @@ class Generation:
 
     # -- changes -----------------------------------------------------------------------------
 
+    def attach(self, cgroups: Sequence[Path]) -> None:
+        """To these cgroups, none of them within another, and to no others any more.
+
+        Raises LoadFailed, or OSError if one is gone; links made before that stay.
+        """
+        numbers = {
+            str(cgroup): links.attach(self.directory, self._pins, cgroup) for cgroup in cgroups
+        }
+        self.manifest["cgroups"] = numbers
+        _note(self._pins["manifest"], self.manifest)
+        links.keep_only(self.directory, numbers.values())
+
     def trace(self, on: bool) -> None:
         self._settings.trace = int(on)
         self._write_settings()
@@ -239,8 +244,7 @@ class Generation:
             self._settings.stopped = 1
             self._settings.stopped_in = self._settings.epoch
             self._write_settings()
-        with suppress(FileNotFoundError):
-            (self.directory / ATTACHED).unlink()
+        links.keep_only(self.directory, [])
 
     def walk(self) -> Walked:
         """Visits every socket on the sockhash and takes the retirements one step further."""
@@ -325,11 +329,16 @@ def _furnish(staging: Path, plan: Plan) -> None:
     manifest = {
         **plan.manifest(),
         "created": time.time_ns() // 1000,
+        "cgroups": {},
         "tags": {name: libbpf.prog_tag(pins[name]) for name in PROGRAMS},
     }
+    _note(pins["manifest"], manifest)
+    for fd in pins.values():
+        fd.close()
+
+
+def _note(fd: Fd, manifest: dict[str, Any]) -> None:
     text = json.dumps(manifest).encode()
     if len(text) >= MANIFEST_SIZE:
         raise LoadFailed(f"the scope is too long to be kept: {len(text)} of {MANIFEST_SIZE} bytes")
-    libbpf.update(pins["manifest"], _ZERO, text.ljust(MANIFEST_SIZE, b"\0"))
-    for fd in pins.values():
-        fd.close()
+    libbpf.update(fd, _ZERO, text.ljust(MANIFEST_SIZE, b"\0"))

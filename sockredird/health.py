@@ -25,7 +25,7 @@ class Health:
         self._cgroup = 0  # id of the cgroup in scope when last looked for; 0: there was none
 
     def adopted(self, live: Generation) -> None:
-        self._cgroup = live.manifest["cgroup_id"]
+        self._cgroup = next(iter(live.cgroups.values()), 0)
 
     def enabled(self, live: Generation) -> None:
         """Whatever was wrong is repaired, or has been taken note of."""

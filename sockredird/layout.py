@@ -9,7 +9,7 @@ import struct
 from dataclasses import astuple, dataclass
 from ipaddress import IPv6Address
 
-from sockredird.uapi import MapType, ProgType
+from sockredird.uapi import AttachType, MapType, ProgType
 
 # pin name -> (function in the C source, type)
 PROGRAMS: dict[str, tuple[str, ProgType]] = {
@@ -18,6 +18,8 @@ PROGRAMS: dict[str, tuple[str, ProgType]] = {
     "walk": ("bpf_iter__sockmap", ProgType.TRACING),
     "owners": ("bpf_iter__task_file", ProgType.TRACING),
 }
+# Programs that the sockets of each cgroup in scope run.
+ATTACHMENTS = {"pair": AttachType.CGROUP_SOCK_OPS}
 ANSWERED_SYNS = 8192  # answered by a listener in scope; the client end is not established yet
 LEAVING_PAIRS = 16384  # that leave acceleration one by one, at the same time
 TRACED_CONNECTIONS = 8192  # whose programs are known by name, or one of whose ends has closed
@@ -29,7 +31,7 @@ CAPACITIES = {
     "VERDICTS": VERDICTS,
 }
 PORTS_SIZE = 65536 // 8
-MANIFEST_SIZE = 4096
+MANIFEST_SIZE = 16384
 
 # Counters, in the order of enum counter.
 COUNTERS = (

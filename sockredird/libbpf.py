@@ -233,10 +233,10 @@ def _exists(fd: int) -> bool:
     return True
 
 
-def create_cgroup_link(prog: Fd, cgroup: Fd) -> Fd:
-    """Attaches a sock_ops program beside whatever others the cgroup has (multi-attach)."""
-    link = lib.bpf_link_create(prog.number, cgroup.number, AttachType.CGROUP_SOCK_OPS, None)
-    return Fd(check(link, "attach sock_ops program to cgroup"))
+def create_cgroup_link(prog: Fd, cgroup: Fd, attach_type: AttachType) -> Fd:
+    """Attaches a program beside whatever others the cgroup has (multi-attach)."""
+    link = lib.bpf_link_create(prog.number, cgroup.number, attach_type, None)
+    return Fd(check(link, f"attach {attach_type.name} program to cgroup"))
 
 
 def create_iterator_link(prog: Fd, over: Fd | None = None) -> Fd:

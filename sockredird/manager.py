@@ -181,7 +181,7 @@ class Manager:
     def _plan(self, scope: Scope) -> Plan:
         return Plan(
             scope=scope.as_dict(),
-            cgroup=self._health.find_cgroup(scope),
+            cgroups=(self._health.find_cgroup(scope),),
             ports=scope.ports(),
             max_connections=self.config.limits.max_connections,
             window_bytes=self.config.limits.window_bytes,
@@ -201,7 +201,7 @@ class Manager:
         self.live = generation
         self._health.enabled(generation)
         self.trace(self._tracing)
-        log.info("enabled: generation=%d cgroup=%s", number, plan.cgroup)
+        log.info("enabled: generation=%d cgroups=%s", number, " ".join(map(str, plan.cgroups)))
 
     def _retire_all(self, generation: Generation) -> None:
         self.live = None

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from sockredird import __version__, compiler
-from sockredird.cgroup import cgroup_id
 
-LAYOUT_VERSION = 2
+LAYOUT_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -17,7 +16,7 @@ class Plan:
     """`scope` as configured; the rest is what it comes down to on this host."""
 
     scope: dict[str, Any]
-    cgroup: Path
+    cgroups: tuple[Path, ...]
     ports: frozenset[int]
     max_connections: int
     window_bytes: int
@@ -29,8 +28,6 @@ class Plan:
             "version": __version__,
             "source": compiler.source_digest(),
             "scope": self.scope,
-            "cgroup": str(self.cgroup),
-            "cgroup_id": cgroup_id(self.cgroup),
             "max_connections": self.max_connections,
             "window_bytes": self.window_bytes,
         }

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from pathlib import Path
 
-from sockredird.adoption import ATTACHED, PIN_NAMES
+from sockredird import links
+from sockredird.adoption import PIN_NAMES
 from sockredird.generation import Generation
 from sockredird.inotify import Watch
 from sockredird.ringbuf import RingBuffers
@@ -32,13 +32,14 @@ class Watcher:
         """
         self.generation = generation
         self._changed = changed
-        self._cgroup = Path(generation.manifest["cgroup"])
+        self._cgroups = {cgroup.name for cgroup in generation.cgroups}
         self._loop = asyncio.get_running_loop()
         self._rings = RingBuffers()
         try:
             self._rings.add(generation.requests, lambda _record: retire())
             self._rings.add(generation.events, event)
-            self._watch = Watch([generation.directory, self._cgroup.parent])
+            directories = {cgroup.parent for cgroup in generation.cgroups}
+            self._watch = Watch([generation.directory, *sorted(directories)])
         except OSError:
             self._rings.close()
             raise
@@ -47,7 +48,8 @@ class Watcher:
 
     def _removed(self) -> None:
         # other cgroups beside ours come and go
-        if self._watch.names() & {"", self._cgroup.name, *PIN_NAMES, ATTACHED}:
+        names = self._watch.names()
+        if names & {"", *self._cgroups, *PIN_NAMES} or any(map(links.is_link, names)):
             self._changed()
 
     def close(self) -> None:

@@ -85,7 +85,7 @@ def plan(
 ) -> Plan:
     return Plan(
         scope={},
-        cgroup=cgroup,
+        cgroups=(cgroup,),
         ports=frozenset(range(65536)) - excluded_ports,
         max_connections=max_connections,
         window_bytes=window_bytes,

@@ -253,7 +253,7 @@ struct counters {
 
 /* The daemon's own notes (JSON): what these pins are, found again after a restart. */
 struct manifest {
-	char json[4096];
+	char json[16384];
 };
 
 BPF_SOCKHASH(peers, struct end, 2 * MAX_CONNECTIONS);

@@ -11,6 +11,7 @@ import pytest
 from dbus_next import DBusError, MessageType, Variant
 
 from support.background import Background
+from support.pins import detach
 from support.traffic import listen
 
 from . import load, pins
@@ -182,9 +183,9 @@ def test_intent_that_cannot_be_kept(host: Host, daemon: DaemonProcess) -> None:
     assert pins.directories(host.root) == []
 
 
-def test_a_dead_link_is_replaced(host: Host, enabled: Client) -> None:
-    """Somebody unlinked the pin that keeps the sock_ops program attached."""
-    (host.root / "generation-1" / "attached").unlink()
+def test_dead_links_are_replaced(host: Host, enabled: Client) -> None:
+    """Somebody unlinked the pins that keep the programs attached."""
+    detach(host.root / "generation-1")
     enabled.call("Enable")
     host.actor().do(load.echo_once, 10, 64)
     assert enabled.call("Stats")["redirected_messages"] == 20

@@ -13,6 +13,7 @@ import sockredird.__main__
 from sockredird import libbpf
 from sockredird.libbpf import Fd
 from sockredird.uapi import MapType
+from support.pins import path as pin_path
 
 from . import load, pins
 from .bus import private_bus
@@ -155,9 +156,10 @@ def test_another_map_under_our_name(
     daemon.stop()
     generation = host.root / "generation-1"
     names = pins.directories(generation)
-    with stranger(generation / pin) as identity:
-        check_refused(host.launch(), 1, str(generation / pin))
-        assert pinned_map(generation / pin) == identity
+    path = pin_path(generation, pin)
+    with stranger(path) as identity:
+        check_refused(host.launch(), 1, str(path))
+        assert pinned_map(path) == identity
         assert pins.directories(generation) == names
     # once it is gone, all is as before
     host.start()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 from dbus_next import DBusError, Variant
 
 from support import cgroups
+from support.pins import detach
 
 from . import load, pins, stall
 from .client import Client
@@ -143,10 +143,6 @@ def test_broken_counters(host: Host) -> None:
     assert "Traceback" not in daemon.stderr
 
 
-def unpin_attached(generation: Path) -> None:
-    (generation / "attached").unlink()
-
-
 @pytest.mark.parametrize("intent", ["kept", "forgotten"])
 def test_interrupted_disable(
     host: Host, daemon: DaemonProcess, enabled: Client, intent: str
@@ -156,7 +152,7 @@ def test_interrupted_disable(
     traffic.do(load.start, 4)
     traffic.do(load.advance, 20)
     daemon.kill()
-    unpin_attached(host.root / "generation-1")
+    detach(host.root / "generation-1")
     if intent == "forgotten":
         (host.state / "enabled.json").unlink()
     host.start()
@@ -177,7 +173,7 @@ def test_interrupted_disable_with_a_stalled_reader(
     program = host.actor()
     program.do(stall.send_unread, 300_000)
     daemon.kill()
-    unpin_attached(host.root / "generation-1")
+    detach(host.root / "generation-1")
     (host.state / "enabled.json").unlink()
     host.start()
     client = host.client()
@@ -196,7 +192,7 @@ def test_staging_directory(
     daemon.kill()
     (host.state / "enabled.json").unlink()
     if not attached:
-        unpin_attached(host.root / "generation-1")
+        detach(host.root / "generation-1")
     (host.root / "generation-1").rename(host.root / "staging-1")
     host.start()
     assert pins.directories(host.root) == []

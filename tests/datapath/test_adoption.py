@@ -141,11 +141,11 @@ def test_an_extra_pin(generation: Generation) -> None:
 def test_an_object_of_ours_in_the_wrong_place(
     generation: Generation, name: str, impostor: str
 ) -> None:
-    path = generation.directory / name
+    path = pins.path(generation.directory, name)
     with (
+        libbpf.open_pin(pins.path(generation.directory, impostor)) as fd,
         pins.put_aside(path),
-        refused(generation, name),
-        libbpf.open_pin(generation.directory / impostor) as fd,
+        refused(generation, path.name),
     ):
         libbpf.pin(fd, path)
 
@@ -155,25 +155,25 @@ def test_an_object_of_another_generation(
     generation: Generation, second: Generation, name: str
 ) -> None:
     """Same type, same tag, same sizes; told by the maps and links it belongs to."""
-    path = generation.directory / name
+    path = pins.path(generation.directory, name)
     # of two programs and maps that do not belong together, either may be called the culprit
-    culprit = {"redirect": "", "peers": "", "walk": ""}.get(name, name)
+    culprit = {"redirect": "", "peers": "", "walk": ""}.get(name, path.name)
     with (
+        libbpf.open_pin(pins.path(second.directory, name)) as fd,
         pins.put_aside(path),
         refused(generation, culprit),
-        libbpf.open_pin(second.directory / name) as fd,
     ):
         libbpf.pin(fd, path)
 
 
 def test_a_link_to_another_cgroup(generation: Generation, other_cgroup: Path) -> None:
-    path = generation.directory / "attached"
+    path = pins.path(generation.directory, "attached")
     with (
         pins.put_aside(path),
-        refused(generation, "attached"),
+        refused(generation, path.name),
         libbpf.open_pin(generation.directory / "pair") as program,
         Fd(os.open(other_cgroup, os.O_RDONLY | os.O_DIRECTORY)) as target,
-        libbpf.create_cgroup_link(program, target) as link,
+        libbpf.create_cgroup_link(program, target, AttachType.CGROUP_SOCK_OPS) as link,
     ):
         libbpf.pin(link, path)
 
@@ -213,8 +213,8 @@ def test_unreadable_notes(generation: Generation, content: dict[str, object] | b
         pins.write_manifest(generation.directory, before)
 
 
-def test_without_a_cgroup_in_the_notes(generation: Generation) -> None:
-    notes = {name: value for name, value in generation.manifest.items() if name != "cgroup_id"}
+def test_without_cgroups_in_the_notes(generation: Generation) -> None:
+    notes = {name: value for name, value in generation.manifest.items() if name != "cgroups"}
     before = pins.write_manifest(generation.directory, notes)
     try:
         with refused(generation, ""):

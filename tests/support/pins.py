@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sockredird import libbpf
+from sockredird import libbpf, links
 from sockredird.libbpf import Fd
 from sockredird.uapi import MapType
 
@@ -21,6 +21,20 @@ def ids(directory: Path) -> dict[str, tuple[str, int]]:
             kind = libbpf.object_kind(fd)
             found[path.name] = (kind, int(info[kind](fd).id))
     return found
+
+
+def path(directory: Path, name: str) -> Path:
+    """The pin of that name; `attached` is the link of the only cgroup in scope to `pair`."""
+    if name != "attached":
+        return directory / name
+    (link,) = directory.glob("attached-pair-*")
+    return link
+
+
+def detach(directory: Path) -> None:
+    """Unlinks what keeps the programs attached."""
+    for link in links.pinned(directory):
+        link.unlink()
 
 
 @contextmanager

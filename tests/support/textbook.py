@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sockredird import libbpf
 from sockredird.libbpf import Fd
-from sockredird.uapi import ProgType
+from sockredird.uapi import AttachType, ProgType
 
 from .bcc_child import REPOSITORY, pinned
 
@@ -47,5 +47,5 @@ def attached(directory: Path, cgroup: Path) -> Iterator[int]:
         Fd(os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY)) as cgroup_fd,
     ):
         libbpf.attach_sk_msg(msg, members)
-        with libbpf.create_cgroup_link(sockops, cgroup_fd):
+        with libbpf.create_cgroup_link(sockops, cgroup_fd, AttachType.CGROUP_SOCK_OPS):
             yield members.fileno()

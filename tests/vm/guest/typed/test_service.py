@@ -37,7 +37,7 @@ def test_restart_leaves_the_datapath(enabled: None) -> None:
 def test_stop_leaves_the_datapath(enabled: None) -> None:
     with Pair() as pair, counted() as change:
         sh("systemctl stop sockredird")
-        sh("ls /sys/fs/bpf/sockredird/generation-*/attached")
+        sh("ls /sys/fs/bpf/sockredird/generation-*/attached-pair-*")
         pair.send()
         with Pair() as other:
             other.send()
