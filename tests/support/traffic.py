@@ -112,6 +112,8 @@ def dial(
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     client = socket.socket(family, socket.SOCK_STREAM, protocol)
     if source_port:
+        # or its TIME_WAIT would keep the port from a listener of the next run
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         client.bind((address, source_port))
     client.connect((address, listener.getsockname()[1]))
     return client
