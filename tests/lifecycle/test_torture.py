@@ -82,14 +82,33 @@ def test_upgrades(host: Host, traffic: Actor, tmp_path: Path) -> None:
 
 
 def test_cycles(host: Host, traffic: Actor) -> None:
-    host.start()
+    """With slow readers among the clients, whose unread bytes Disable has to leave to them."""
+    daemon = host.start()
     client = host.client()
-    before = 0
+    traffic.do(slow_readers)
+    before = unread = 0
+    first: tuple[int, int] | None = None
     for _ in range(CYCLES):
         client.call("Enable")
         traffic.do(trickle.renew)
+        traffic.do(renew_slow_reader)
+        unread += any(one["server_unread_bytes"] for one in client.call("Connections", "u", 0))
         client.call("Disable")
+        assert client.get("State") == "disabled"
         total = client.call("Stats")["redirected_bytes"]
         assert total > before
         before = total
         assert pins.directories(host.root) == []
+        first = first or (descriptors(daemon), resident_kib(daemon))
+    assert unread > CYCLES // 2, "no slow reader was met"
+    assert first is not None
+    assert descriptors(daemon) <= first[0]
+    assert resident_kib(daemon) < 1.2 * first[1]
+
+
+def slow_readers() -> None:
+    trickle.start(2, slow=True)
+
+
+def renew_slow_reader() -> None:
+    trickle.renew(slow=True)

@@ -10,6 +10,7 @@ from support.traffic import Connection, Stream, connect, listen, pattern
 
 PAUSE_S = 0.005
 SIZES = (1, 64, 1000, 30_000)
+AHEAD, PIECE = 60_000, 6_000  # what a slow reader has before it, and takes at a time
 
 
 class _Talk(threading.Thread):
@@ -31,6 +32,13 @@ class _Talk(threading.Thread):
             self.error = error
             self.begun.set()
 
+    def _end(self, client: socket.socket, server: socket.socket) -> None:
+        """What is on the way is read: the sender has ended its stream."""
+        assert not server.recv(1)
+        server.close()
+        assert not client.recv(1)
+        client.close()
+
     def _talk(self, client: socket.socket, server: socket.socket) -> None:
         requests, answers = Stream(), Stream()
         while not self.ending.wait(PAUSE_S):
@@ -41,27 +49,43 @@ class _Talk(threading.Thread):
             answers.read(client, size)
             self.begun.set()
         client.shutdown(socket.SHUT_WR)
-        assert not server.recv(1)
-        server.close()
-        assert not client.recv(1)
-        client.close()
+        self._end(client, server)
+
+
+class _Slow(_Talk):
+    """One end sends, the other reads a little now and then: seldom is nothing unread."""
+
+    def _talk(self, client: socket.socket, server: socket.socket) -> None:
+        stream = Stream()
+        sent = 0
+        while not self.ending.is_set():
+            while sent - stream.position < AHEAD:
+                client.sendall(pattern(sent, PIECE))
+                sent += PIECE
+            stream.read(server, PIECE)
+            self.begun.set()
+            self.ending.wait(PAUSE_S)
+        client.shutdown(socket.SHUT_WR)
+        stream.read(server, sent - stream.position)
+        self._end(client, server)
 
 
 _talks: list[_Talk] = []
 _made = 0
 
 
-def start(count: int) -> None:
+def start(count: int, *, slow: bool = False) -> None:
     global _made
     with listen() as listener:
         for _ in range(count):
             _made += 1
-            _talks.append(_Talk(connect(listener), _made))
+            kind = _Slow if slow else _Talk
+            _talks.append(kind(connect(listener), _made))
 
 
-def renew() -> None:
+def renew(*, slow: bool = False) -> None:
     """Ends the oldest conversation and begins another; raises what any has met."""
-    start(1)
+    start(1, slow=slow)
     assert _talks[-1].begun.wait(20), "stuck at the beginning"
     _finish(_talks.pop(0))
     for talk in _talks:
