@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import errno
 import logging
 import os
 import sys
 from pathlib import Path
 
-from sockredird import __version__, config
+from sockredird import __version__, capabilities, config
 from sockredird.daemon import Daemon
 from sockredird.errors import (
     AccessDenied,
@@ -80,7 +81,9 @@ def main() -> int:
         required = arguments.config is not None
         settings = config.load(path, required=required)
         if os.geteuid() != 0:
-            raise AccessDenied("sockredird needs root (CAP_BPF, CAP_NET_ADMIN): try sudo")
+            raise AccessDenied(
+                f"sockredird needs root ({', '.join(capabilities.NEEDED)}): try sudo"
+            )
         check_bpffs(Path(settings.paths.bpffs))
         asyncio.run(_serve(settings, path, required))
     except SockredirError as error:
@@ -88,7 +91,7 @@ def main() -> int:
         return next((s for kind, s in EXIT_STATUS.items() if isinstance(error, kind)), 1)
     except OSError as error:
         logging.getLogger("sockredird").error("cannot start: %s", error)
-        return 1
+        return os.EX_NOPERM if error.errno == errno.EPERM else 1
     return 0
 
 

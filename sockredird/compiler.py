@@ -17,7 +17,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from sockredird import errors
+from sockredird import capabilities, errors
 from sockredird.errors import LoadFailed, SockredirError
 from sockredird.layout import CAPACITIES, PROGRAMS, map_shapes
 from sockredird.offsets import compiler_flags
@@ -83,7 +83,7 @@ def compile_and_pin(directory: Path, max_connections: int) -> None:
     if child.stderr:
         log.error("the BPF compiler said:\n%s", child.stderr.rstrip())
         text += f": {_gist(child.stderr)} (the daemon's log has all of it)"
-    raise kind(text)
+    raise kind(text + capabilities.hint())
 
 
 def _gist(output: str) -> str:

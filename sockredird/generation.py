@@ -23,10 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sockredird import adoption, compiler, libbpf, links
+from sockredird import adoption, capabilities, compiler, libbpf, links
 from sockredird.adoption import MAPS, MEMBERS
 from sockredird.cgroup import is_cgroup
-from sockredird.errors import Internal, LoadFailed
+from sockredird.errors import AccessDenied, Internal, LoadFailed
 from sockredird.layout import (
     COUNTER_SLOTS,
     COUNTERS,
@@ -110,12 +110,14 @@ class Generation:
     def adopt(cls, directory: Path) -> Generation:
         """Opens what is pinned in `directory` after checking every object.
 
-        Raises LoadFailed naming the first object that is not what this version creates; nothing
-        is changed then.
+        Raises LoadFailed naming the first object that is not what this version creates, or
+        AccessDenied; nothing is changed then.
         """
         try:
             return cls(directory, *adoption.open_checked(directory))
         except (LoadFailed, OSError) as error:
+            if capabilities.lacking():
+                raise AccessDenied(f"cannot tell whose {directory} is: {error}") from error
             raise LoadFailed(
                 f"what is pinned is not this sockredird's: {error}. Nothing was changed; "
                 f"remove {directory}, or point [paths] bpffs elsewhere"

@@ -8,12 +8,14 @@ libbpf 1.x returns -errno from integer calls and NULL with errno set from pointe
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 from ctypes import POINTER, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from sockredird import capabilities
 from sockredird.uapi import AttachType, LinkInfo, MapInfo, MapType, ProgInfo
 
 
@@ -92,7 +94,8 @@ lib = _load()
 
 def check(result: int, what: str) -> int:
     if result < 0:
-        raise OSError(-result, f"{what}: {os.strerror(-result)}")
+        hint = capabilities.hint() if -result == errno.EPERM else ""
+        raise OSError(-result, f"{what}: {os.strerror(-result)}{hint}")
     return result
 
 

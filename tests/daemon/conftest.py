@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,16 +74,20 @@ class Host:
         path.write_text(toml(self.tables()) if text is None else text)
         return path
 
-    def launch(self, config: Path | None = None, bus: str = "", **more: str) -> DaemonProcess:
+    def launch(
+        self, config: Path | None = None, bus: str = "", under: Sequence[str] = (), **more: str
+    ) -> DaemonProcess:
         """Starts a daemon and does not wait for it."""
         log = self.directory / f"stderr-{next(_numbers)}"
-        daemon = DaemonProcess(config or self.configure(), bus or self.bus, log, **more)
+        daemon = DaemonProcess(
+            config or self.configure(), bus or self.bus, log, under=under, **more
+        )
         self.stack.callback(daemon.close)
         return daemon
 
-    def start(self, **more: str) -> DaemonProcess:
+    def start(self, under: Sequence[str] = (), **more: str) -> DaemonProcess:
         """Starts a daemon; returns when it is ready."""
-        daemon = self.launch(None, "", **more)
+        daemon = self.launch(None, "", under, **more)
         daemon.await_message("READY=1")
         return daemon
 

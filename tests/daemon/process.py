@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +62,16 @@ def environment(address: str, **more: str) -> dict[str, str]:
 class DaemonProcess:
     """One life of the daemon: start(), then stop() or kill()."""
 
-    def __init__(self, config: Path, address: str, log: Path, **more: str) -> None:
+    def __init__(
+        self, config: Path, address: str, log: Path, *, under: Sequence[str] = (), **more: str
+    ) -> None:
+        """`under` is a command that runs the daemon's in its place, as setpriv(1) does."""
         self.log = log
         self.notify = NotifySocket()
         with log.open("w") as stderr:
             self.started = time.monotonic()
             self._process = subprocess.Popen(
-                [*COMMAND, "--config", str(config)],
+                [*under, *COMMAND, "--config", str(config)],
                 env=environment(address, NOTIFY_SOCKET=self.notify.address, **more),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
