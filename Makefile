@@ -1,5 +1,6 @@
 # make test     everything the tests need, and the tests; as root, or through sudo
 # make torture  the lifecycle tests, for an hour
+# make bench    figures for docs/benchmarks and the README, in ten minutes; QUICK=1: in one, beside them
 # make vm-test  the package on Debian kernels in virtual machines; KERNEL=6.1, 6.12, 7.3 or all
 # make check    static checks: Python, manual pages, unit, D-Bus policy
 # make deb      dist/sockredird_*.deb
@@ -14,8 +15,11 @@ ROOT := $(if $(filter-out 0,$(shell id -u)),sudo)
 
 RUNTIME_DEPS := python3 python3-bpfcc python3-dbus-next python3-prometheus-client \
 	python3-pydantic python3-rich python3-sdnotify libbpf1 dbus
-TEST_DEPS := python3-pytest python3-hypothesis bpftool dbus-bin dbus-daemon iproute2 iptables \
-	mount netcat-openbsd procps redis-server socat util-linux
+TEST_DEPS := python3-pytest python3-hypothesis bpftool dbus-bin dbus-daemon gcc iproute2 \
+	iptables libc6-dev mount netcat-openbsd procps redis-server socat util-linux
+# of bench/: what compiles its load generators, and the programs they are compared with
+BENCH_DEPS := gcc libc6-dev iperf3 memcached nginx-light postgresql python3-matplotlib redis-tools \
+	sockperf wrk
 VM_DEPS := e2fsprogs mmdebstrap util-linux
 CHECK_DEPS := python3-venv man-db systemd dbus-bin dbus-daemon util-linux
 # As in packaging/debian/control; dpkg-buildpackage fails if one is missing here.
@@ -24,11 +28,11 @@ BUILD_DEPS := debhelper dh-python dpkg-dev pybuild-plugin-pyproject python3-all 
 KERNEL := all
 VENV := build/venv
 # Directories, and scripts without a suffix
-SOURCES := $(wildcard sockredird sockredirctl tests) \
+SOURCES := $(wildcard sockredird sockredirctl tests bench) \
 	$(shell grep -lsE '^\#!.*python3' packaging/* tools/*)
 MANPAGES := $(wildcard man/*.[58])
 
-.PHONY: all install-deps test torture vm-test check check-deps check-python check-man \
+.PHONY: all install-deps test torture bench vm-test check check-deps check-python check-man \
 	check-systemd check-dbus check-packaging deb lintian demo clean
 all: deb
 
@@ -44,6 +48,16 @@ test: install-deps
 # An hour or so: kills, upgrades and cycles by the hundreds, where `make test` has a few.
 torture: install-deps
 	$(ROOT) env PYTHONDONTWRITEBYTECODE=1 SOCKREDIR_TORTURE=1 $(PYTHON) -m pytest tests/lifecycle
+
+# QUICK=1: a part of it. NULL=1: nothing is accelerated, and every ratio has to be 1.
+# BENCH_ARGS="--only redis" and the like reach the benchmark.
+BENCH_OUTPUT := $(if $(NULL),--null,$(if $(QUICK),--output docs/benchmarks/quick,\
+	--output docs/benchmarks --readme README.md))
+bench: install-deps
+	@$(APT_INSTALL) $(BENCH_DEPS)
+	$(ROOT) env PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=.:tests $(PYTHON) -m bench \
+		$(if $(QUICK),--quick) $(BENCH_OUTPUT) $(BENCH_ARGS)
+
 # What the package depends on, and the tests, is in the guests' root: they have no network.
 # VM_PYTEST_ARGS="-k word" and the like reach pytest in the guests.
 vm-test: deb

@@ -1,0 +1,72 @@
+"""What the daemon itself takes: memory, and the time of its calls, as a user waits for them."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from bench.datapaths import OURS, Host
+from bench.loads import Loads
+from bench.spread import spread
+from daemon.process import PYTHON, REPOSITORY, environment
+
+RUNS = 9
+
+
+def measure(host: Host, loads: Loads, *, quick: bool) -> dict[str, Any]:
+    """Ends the host's daemon and starts others in its place; the last one is left running."""
+    runs = 3 if quick else RUNS
+    found: dict[str, list[float]] = {"restart": [], "enable": [], "stats": [], "memory": []}
+    for _ in range(runs):
+        found["restart"].append(_seconds(host.restart_daemon))
+    for _ in range(runs):
+        found["stats"].append(_seconds(lambda: _ctl(host, "stats")))
+    for _ in range(runs):
+        host.call("Disable")
+        host.restart_daemon()
+        found["enable"].append(_seconds(lambda: host.call("Enable")))
+        loads.rr(host.datapaths[OURS], size=64)
+        host.call("Stats")
+        found["memory"].append(_resident_mib(host.daemon.pid))
+    figures = (
+        ("memory", "resident memory after Enable", "MiB", 35.0),
+        ("restart", "SIGKILL to READY, adopting the datapath", "s", 0.3),
+        ("enable", "cold Enable", "s", 0.6),
+        ("stats", "sockredirctl stats", "s", 0.25),
+    )
+    return {
+        name: {
+            "title": title,
+            "unit": unit,
+            "target": target,
+            "figure": asdict(spread(found[name])),
+        }
+        for name, title, unit, target in figures
+    }
+
+
+def _seconds(action: Callable[[], object]) -> float:
+    start = time.monotonic()
+    action()
+    return time.monotonic() - start
+
+
+def _ctl(host: Host, command: str) -> None:
+    subprocess.run(
+        [PYTHON, "-m", "sockredirctl", command],
+        env=environment(host.bus),
+        cwd=REPOSITORY,
+        capture_output=True,
+        check=True,
+    )
+
+
+def _resident_mib(pid: int) -> float:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) / 1024
+    raise OSError(f"/proc/{pid}/status has no VmRSS")

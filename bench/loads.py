@@ -1,0 +1,284 @@
+"""Workloads of bench/load/*.c: request and response, streams, short connections, memcached."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from bench.datapaths import (
+    EXCLUDED,
+    OURS,
+    OUTSIDE,
+    RETIRED,
+    TCP,
+    Datapath,
+    Host,
+    cpu_seconds,
+    end,
+    spawn,
+)
+from bench.servers import Address
+from bench.workload import Sample, Workload
+
+SOURCES = Path(__file__).parent / "load"
+LOADS = ("rr", "stream", "crr", "memcached")
+SAME_CORE = (0, 0)
+TWO_CORES = (1, 0)  # CPUs of server and client
+WARM_UP_CONNECTIONS = 51  # of crr.c, with the one that ends it
+RR, STREAMS, SHORT, EDGES = (
+    "Request and response",
+    "Streams",
+    "Short connections",
+    "Connections that are not accelerated",
+)
+
+
+def build(directory: Path) -> None:
+    """Compiles the load generators."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for name in LOADS:
+        subprocess.run(
+            [
+                *("gcc", "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Wno-unused-function"),
+                *("-pthread", "-o", str(directory / name), str(SOURCES / f"{name}.c")),
+            ],
+            check=True,
+        )
+
+
+def kib(size: int) -> str:
+    if size < 1024:
+        return f"{size} B"
+    return f"{size >> 10} KiB" if size < 1 << 20 else f"{size >> 20} MiB"
+
+
+class Loads:
+    """Runs them; `duration` in ms is that of one measurement."""
+
+    def __init__(self, host: Host, directory: Path, duration: int) -> None:
+        self._host = host
+        self._directory = directory
+        self._duration = duration
+
+    def _talk(
+        self,
+        path: Datapath,
+        cpus: tuple[int, int],
+        load: str,
+        server: list[object],
+        client: list[object],
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The results of both ends. Arguments follow the address."""
+        program = str(self._directory / load)
+        address = str(self._host.scratch / f"{load}.socket") if path.unix else str(path.port)
+        Path(address).unlink(missing_ok=True)
+        listening = spawn(
+            [program, "server", address, *map(str, server)], path.server, frozenset({cpus[0]})
+        )
+        try:
+            assert listening.stdout is not None
+            port = listening.stdout.readline().strip()
+            asking = spawn(
+                [program, "client", address if path.unix else port, *map(str, client)],
+                path.client,
+                frozenset({cpus[1]}),
+            )
+            theirs = self._result(asking, path)
+            ours = self._result(listening, path)
+        finally:
+            end(listening)
+        if path.leave is not None:
+            self._host.restore()
+        return ours, theirs
+
+    def _result(self, process: subprocess.Popen[str], path: Datapath) -> dict[str, Any]:
+        assert process.stdout is not None and process.stdin is not None
+        line = process.stdout.readline()
+        if line == "paused\n":
+            if path.leave is not None:
+                path.leave()
+            process.stdin.write("go on\n")
+            process.stdin.flush()
+            line = process.stdout.readline()
+        _, errors = process.communicate(timeout=60)
+        if process.returncode != 0 or not line:
+            raise RuntimeError(f"{process.args!r}: status {process.returncode}: {errors.strip()}")
+        result: dict[str, Any] = json.loads(line)
+        return result
+
+    def rr(
+        self,
+        path: Datapath,
+        *,
+        size: int,
+        connections: int = 1,
+        idle: int = 0,
+        cpus: tuple[int, int] = TWO_CORES,
+        pause: bool = False,
+    ) -> Sample:
+        client = [size, connections, idle, self._duration, *(["pause"] if pause else [])]
+        server, result = self._talk(path, cpus, "rr", [size, connections + idle], client)
+        return Sample(
+            rate=result["operations"] / result["seconds"],
+            server_cpu_us=server["cpu_seconds"] / server["operations"] * 1e6,
+            client_cpu_us=result["cpu_seconds"] / result["operations"] * 1e6,
+            more={name: result[name] for name in ("p50_us", "p99_us", "p99.9_us")},
+        )
+
+    def stream(self, path: Datapath, *, size: int, way: str) -> Sample:
+        """MB/s where it is read; CPU time per MB."""
+        arguments = [size, self._duration, way]
+        server, client = self._talk(path, TWO_CORES, "stream", arguments, arguments)
+        megabytes = (server["bytes"] + client["bytes"]) / 1e6
+        return Sample(
+            rate=megabytes / max(server["seconds"], client["seconds"]),
+            server_cpu_us=server["cpu_seconds"] / megabytes * 1e6,
+            client_cpu_us=client["cpu_seconds"] / megabytes * 1e6,
+        )
+
+    def crr(self, path: Datapath, *, defer: bool = False) -> Sample:
+        arguments = [64, *(["defer"] if defer else [])]
+        server, client = self._talk(path, TWO_CORES, "crr", arguments, [64, self._duration])
+        return Sample(
+            rate=client["operations"] / client["seconds"],
+            server_cpu_us=server["cpu_seconds"] / server["operations"] * 1e6,
+            client_cpu_us=client["cpu_seconds"] / client["operations"] * 1e6,
+            more={"connections": client["operations"] + WARM_UP_CONNECTIONS},
+        )
+
+    def memcached(self, path: Datapath, address: Address, *, value: int) -> Sample:
+        """Of a server that runs already."""
+        where = str(address.path) if path.unix else str(address.port)
+        command = [str(self._directory / "memcached"), "client", where, str(value)]
+        before = cpu_seconds(path.server)
+        client = self._result(spawn([*command, str(self._duration)], path.client), path)
+        used = cpu_seconds(path.server) - before
+        return Sample(
+            rate=client["operations"] / client["seconds"],
+            server_cpu_us=used / client["operations"] * 1e6,
+            client_cpu_us=client["cpu_seconds"] / client["operations"] * 1e6,
+        )
+
+    def workloads(self) -> list[Workload]:
+        return [*self._rr(), *self._streams(), *self._short(), *self._edges()]
+
+    def _rr(self) -> list[Workload]:
+        found = []
+        for size in (1, 64, 1024, 8192, 65536):
+            for name, cpus in (("same-core", SAME_CORE), ("two-cores", TWO_CORES)):
+                targets = {}
+                if 64 <= size <= 8192 and cpus == SAME_CORE:
+                    targets = {f"{OURS}/tcp": 1.6, f"{OURS}/unix": 1.05, f"{OURS}/textbook": 0.97}
+                elif 64 <= size <= 8192:
+                    targets = {f"{OURS}/tcp": 1.2}
+                found.append(
+                    Workload(
+                        f"rr-{size}-{name}",
+                        RR,
+                        f"{kib(size)}, {name.replace('-', ' ')}",
+                        "round trips/s",
+                        "round trip",
+                        partial(self.rr, size=size, cpus=cpus),
+                        targets=targets,
+                        quick=(size, name)
+                        in ((64, "same-core"), (64, "two-cores"), (8192, "same-core")),
+                    )
+                )
+        for connections, idle in ((16, 0), (256, 0), (16, 10_000)):
+            beside = " of 10,016" if idle else ""
+            found.append(
+                Workload(
+                    f"rr-64-{connections}" + ("-of-10016" if idle else ""),
+                    RR,
+                    f"64 B, {connections}{beside} connections",
+                    "round trips/s",
+                    "round trip",
+                    partial(self.rr, size=64, connections=connections, idle=idle),
+                    rounds=9 if idle else 15,
+                )
+            )
+        return found
+
+    def _streams(self) -> list[Workload]:
+        found = []
+        for size in (64, 1024, 16384, 65536, 262144, 1 << 20):
+            for way in ("up", "down", "both") if size == 65536 else ("up", "down"):
+                words = {"up": "to the server", "down": "to the client", "both": "both ways"}
+                found.append(
+                    Workload(
+                        f"stream-{size}-{way}",
+                        STREAMS,
+                        f"writes of {kib(size)} {words[way]}",
+                        "MB/s",
+                        "MB",
+                        partial(self.stream, size=size, way=way),
+                        targets={f"{OURS}/tcp": 1.0},
+                        quick=way == "up" and size in (1024, 65536),
+                    )
+                )
+        return found
+
+    def _short(self) -> list[Workload]:
+        return [
+            Workload(
+                "crr",
+                SHORT,
+                "connect, 64 B there and back, close",
+                "connections/s",
+                "connection",
+                self.crr,
+                targets={f"{OURS}/tcp": 0.96},
+                quick=True,
+            ),
+            Workload(
+                "crr-deferred",
+                SHORT,
+                "the same, TCP_DEFER_ACCEPT on the listener",
+                "connections/s",
+                "connection",
+                partial(self.crr, defer=True),
+                datapaths=(TCP, OURS),  # the textbook mixes bytes up here
+                targets={f"{OURS}/tcp": 0.98},
+                accelerated=False,
+            ),
+        ]
+
+    def _edges(self) -> list[Workload]:
+        crowd = (TCP, EXCLUDED, OUTSIDE)
+        wanted = {f"{name}/tcp": 0.98 for name in (EXCLUDED, OUTSIDE)}
+        return [
+            Workload(
+                "edge-rr",
+                EDGES,
+                "64 B there and back, two cores",
+                "round trips/s",
+                "round trip",
+                partial(self.rr, size=64, pause=True),
+                datapaths=(*crowd, RETIRED),
+                targets={**wanted, f"{RETIRED}/tcp": 0.98},
+                rounds=11,
+            ),
+            Workload(
+                "edge-stream",
+                EDGES,
+                "writes of 64 KiB to the server",
+                "MB/s",
+                "MB",
+                partial(self.stream, size=65536, way="up"),
+                datapaths=crowd,
+                targets=wanted,
+            ),
+            Workload(
+                "edge-crr",
+                EDGES,
+                "connect, 64 B there and back, close",
+                "connections/s",
+                "connection",
+                self.crr,
+                datapaths=crowd,
+                targets=wanted,
+            ),
+        ]

@@ -1,0 +1,66 @@
+"""What a figure is worth nothing without: the machine, the kernel, the date, the commit."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).parents[1]
+_VERSIONS = {
+    "redis": ["redis-server", "--version"],
+    "PostgreSQL": ["pgbench", "--version"],
+    "nginx": ["nginx", "-v"],
+    "wrk": ["wrk", "-v"],
+    "memcached": ["memcached", "--version"],
+    "sockperf": ["sockperf", "--version"],
+    "iperf3": ["iperf3", "--version"],
+}
+
+
+def describe() -> dict[str, Any]:
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "commit": _git("describe", "--always", "--dirty"),
+        "kernel": platform.release(),
+        "cpu": _field("/proc/cpuinfo", "model name"),
+        "cpus": os.cpu_count(),
+        "memory_mib": int(_field("/proc/meminfo", "MemTotal").split()[0]) >> 10,
+        "virtual": _output("systemd-detect-virt", "--vm") or "unknown",
+        "distribution": _distribution(),
+        "load": os.getloadavg()[0],
+        "versions": {name: _version(command) for name, command in _VERSIONS.items()},
+    }
+
+
+def _output(*command: str) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
+    except OSError:
+        return ""
+    return (done.stdout + done.stderr).strip()
+
+
+def _git(*arguments: str) -> str:
+    return _output("git", "-c", f"safe.directory={REPOSITORY}", "-C", str(REPOSITORY), *arguments)
+
+
+def _field(path: str, name: str) -> str:
+    for line in Path(path).read_text().splitlines():
+        if line.startswith(name):
+            return line.partition(":")[2].strip()
+    return "0 unknown"
+
+
+def _distribution() -> str:
+    name = re.search(r'^PRETTY_NAME="?([^"\n]*)', Path("/etc/os-release").read_text(), re.M)
+    return name[1] if name else "unknown"
+
+
+def _version(command: list[str]) -> str:
+    found = re.search(r"\d+\.\d[\w.-]*", _output(*command))
+    return found[0] if found else ""

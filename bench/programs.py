@@ -1,0 +1,252 @@
+"""Workloads of real programs and of the tools users know."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Callable
+from functools import cached_property, partial
+
+from bench import servers
+from bench.datapaths import OURS, TCP, TEXTBOOK, Datapath, Host, cpu_seconds, spawn
+from bench.loads import Loads
+from bench.workload import Sample, Workload
+
+TOOLS, PROGRAMS = "Tools", "Programs"
+NO_UNIX = (TCP, OURS, TEXTBOOK)
+VALUES = (64, 4096)
+ROUNDS = 9
+
+
+class Programs:
+    def __init__(self, host: Host, loads: Loads) -> None:
+        self._host = host
+        self._loads = loads
+
+    def _client(
+        self, path: Datapath, command: list[str], parse: Callable[[str], tuple[float, float]]
+    ) -> Sample:
+        """Runs a client; `parse` finds its rate, and how many operations it did, in its output."""
+        before = cpu_seconds(path.server), cpu_seconds(path.client)
+        process = spawn(command, path.client)
+        output, errors = process.communicate(timeout=120)
+        if process.returncode != 0:
+            raise RuntimeError(f"{command}: status {process.returncode}: {output}{errors}")
+        rate, operations = parse(output)
+        return Sample(
+            rate,
+            (cpu_seconds(path.server) - before[0]) / operations * 1e6,
+            (cpu_seconds(path.client) - before[1]) / operations * 1e6,
+        )
+
+    # -- tools -------------------------------------------------------------------------------
+
+    def sockperf(self, path: Datapath) -> Sample:
+        with servers.sockperf(path, self._host.scratch) as address:
+            where = ["-i", "127.0.0.1", "-p", str(address.port)]
+            command = ["sockperf", "ping-pong", "--tcp", *where, "-t", "1", "-m", "64"]
+            return self._client(path, command, _sockperf)
+
+    def iperf3(self, path: Datapath) -> Sample:
+        with servers.iperf3(path, self._host.scratch) as address:
+            where = ["--client", "127.0.0.1", "--port", str(address.port)]
+            return self._client(path, ["iperf3", *where, "-n", "2G", "--json"], _iperf3)
+
+    # -- programs ----------------------------------------------------------------------------
+
+    def redis(self, path: Datapath, *, pipeline: int, value: int) -> Sample:
+        with servers.redis(path, self._host.scratch) as address:
+            where = ["-s", str(address.path)] if path.unix else ["-p", str(address.port)]
+            asking = ["redis-benchmark", *where, "-c", "50", "-d", str(value)]
+            fill = spawn([*asking, "-t", "set", "-n", "1000", "-q"], path.client)
+            fill.communicate(timeout=30)
+            count = 200_000 if pipeline > 1 else 40_000
+            if value > 1024:
+                count //= 2
+            command = [*asking, "-t", "get", "-P", str(pipeline), "-n", str(count), "--csv"]
+            return self._client(path, command, partial(_redis, count))
+
+    @cached_property
+    def _postgres(self) -> servers.Postgres:
+        postgres = servers.Postgres(self._host.scratch)
+        postgres.populate(self._host.datapaths[TCP])
+        return postgres
+
+    def pgbench(self, path: Datapath, *, arguments: tuple[str, ...], count: int) -> Sample:
+        with self._postgres.serving(path) as address:
+            where = str(address.path) if path.unix else "127.0.0.1"
+            command = [
+                *("pgbench", "-n", "-c", "4", "-t", str(count), *arguments),
+                *("-h", where, "-p", str(address.port), "-U", "postgres", "postgres"),
+            ]
+            return self._client(path, command, partial(_pgbench, 4 * count))
+
+    def memcached(self, path: Datapath, *, value: int) -> Sample:
+        with servers.memcached(path, self._host.scratch) as address:
+            return self._loads.memcached(path, address, value=value)
+
+    def nginx(self, path: Datapath) -> Sample:
+        with servers.nginx(path, self._host.scratch) as address:
+            return self._wrk(path, address)
+
+    def proxy(self, path: Datapath, *, keep: bool) -> Sample:
+        """The proxy and the application server are both ends of one of the connections."""
+        scratch = self._host.scratch
+        with (
+            servers.nginx(path, scratch) as app,
+            servers.nginx(path, scratch, app=app, keep=keep) as address,
+        ):
+            return self._wrk(path, address)
+
+    def _wrk(self, path: Datapath, address: servers.Address) -> Sample:
+        url = f"http://127.0.0.1:{address.port}/index.html"
+        return self._client(path, ["wrk", "-t", "1", "-c", "16", "-d", "1s", url], _wrk)
+
+    def workloads(self) -> list[Workload]:
+        return [
+            Workload(
+                "sockperf",
+                TOOLS,
+                "sockperf ping-pong, 64 B",
+                "round trips/s",
+                "round trip",
+                self.sockperf,
+                datapaths=NO_UNIX,
+                rounds=ROUNDS,
+            ),
+            Workload(
+                "iperf3",
+                TOOLS,
+                "iperf3, writes of 128 KiB",
+                "MB/s",
+                "MB",
+                self.iperf3,
+                datapaths=NO_UNIX,
+                rounds=ROUNDS,
+                targets={f"{OURS}/tcp": 0.98},
+            ),
+            *self._redis(),
+            *self._pgbench(),
+            *self._memcached(),
+            *self._nginx(),
+        ]
+
+    def _redis(self) -> list[Workload]:
+        targets = {(1, 64): 1.3, (16, 64): 1.2, (1, 4096): 1.35}
+        return [
+            Workload(
+                f"redis-p{pipeline}-{value}",
+                PROGRAMS,
+                f"redis GET, 50 clients, {value} B values"
+                + (f", {pipeline} in a pipeline" if pipeline > 1 else ""),
+                "requests/s",
+                "request",
+                partial(self.redis, pipeline=pipeline, value=value),
+                rounds=ROUNDS,
+                targets={f"{OURS}/tcp": targets.get((pipeline, value), 0.98)},
+                quick=(pipeline, value) == (1, 64),
+            )
+            for pipeline in (1, 16)
+            for value in VALUES
+        ]
+
+    def _pgbench(self) -> list[Workload]:
+        kinds = (
+            ("select", "pgbench -S, 4 clients, prepared", ("-S", "-M", "prepared"), 2500, 1.4),
+            ("tpcb", "pgbench TPC-B, 4 clients, prepared", ("-M", "prepared"), 400, 0.98),
+        )
+        return [
+            Workload(
+                f"pgbench-{name}",
+                PROGRAMS,
+                title,
+                "transactions/s",
+                "transaction",
+                partial(self.pgbench, arguments=arguments, count=count),
+                rounds=ROUNDS,
+                targets={f"{OURS}/tcp": target},
+            )
+            for name, title, arguments, count, target in kinds
+        ]
+
+    def _memcached(self) -> list[Workload]:
+        return [
+            Workload(
+                f"memcached-{value}",
+                PROGRAMS,
+                f"memcached get, 1 client, {value} B values",
+                "requests/s",
+                "request",
+                partial(self.memcached, value=value),
+                rounds=ROUNDS,
+                targets={f"{OURS}/tcp": 1.3 if value == VALUES[0] else 0.98},
+                quick=value == VALUES[0],
+            )
+            for value in VALUES
+        ]
+
+    def _nginx(self) -> list[Workload]:
+        kinds: tuple[tuple[str, str, Callable[[Datapath], Sample], float], ...] = (
+            ("nginx", "nginx + wrk, keepalive, 1 KiB file", self.nginx, 1.1),
+            (
+                "proxy-keepalive",
+                "nginx as a proxy, connections kept",
+                partial(self.proxy, keep=True),
+                0.98,
+            ),
+            (
+                "proxy",
+                "nginx as a proxy, a connection per request",
+                partial(self.proxy, keep=False),
+                0.98,
+            ),
+        )
+        return [
+            Workload(
+                name,
+                PROGRAMS,
+                title,
+                "requests/s",
+                "request",
+                run,
+                datapaths=NO_UNIX,
+                rounds=ROUNDS,
+                targets={f"{OURS}/tcp": target},
+            )
+            for name, title, run, target in kinds
+        ]
+
+
+def _sockperf(output: str) -> tuple[float, float]:
+    """Its latency is half a round trip."""
+    latency = re.search(r"Latency is (\S+) usec", output)
+    received = re.search(r"ReceivedMessages=(\d+)", output)
+    if latency is None or received is None:
+        raise RuntimeError(f"sockperf said: {output}")
+    return 1e6 / (2 * float(latency[1])), float(received[1])
+
+
+def _iperf3(output: str) -> tuple[float, float]:
+    received = json.loads(output)["end"]["sum_received"]
+    return received["bits_per_second"] / 8e6, received["bytes"] / 1e6
+
+
+def _redis(count: int, output: str) -> tuple[float, float]:
+    rows = list(csv.reader(output.splitlines()))
+    return float(rows[-1][1]), count
+
+
+def _pgbench(count: int, output: str) -> tuple[float, float]:
+    found = re.search(r"tps = (\S+) \(without initial", output)
+    if found is None:
+        raise RuntimeError(f"pgbench said: {output}")
+    return float(found[1]), count
+
+
+def _wrk(output: str) -> tuple[float, float]:
+    rate = re.search(r"Requests/sec:\s+(\S+)", output)
+    count = re.search(r"(\d+) requests in", output)
+    if rate is None or count is None or "Non-2xx" in output or "Socket errors" in output:
+        raise RuntimeError(f"wrk said: {output}")
+    return float(rate[1]), float(count[1])

@@ -1,0 +1,170 @@
+"""Results as text: a line while they come in, and the Markdown tables."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from bench.datapaths import OURS, TCP, TEXTBOOK, UNIX
+from bench.spread import Spread
+
+Entry = dict[str, Any]
+AGAINST = (TCP, UNIX, TEXTBOOK)
+_HEADS = {TCP: "plain TCP", UNIX: "UNIX socket", TEXTBOOK: "textbook sockmap"}
+
+
+def ratio(entry: Entry, name: str) -> Spread | None:
+    found = entry["ratios"].get(name)
+    return Spread(**found) if found else None
+
+
+def line(entry: Entry) -> str:
+    ratios = ", ".join(f"{name} {ratio(entry, name)}" for name in entry["ratios"])
+    return f"{entry['name']:<20} {ratios}"
+
+
+def amount(value: float) -> str:
+    """Three digits that say something, e.g. '131 k'."""
+    for unit in ("", " k", " M"):
+        if value < 1000:
+            return f"{value:.{max(0, 2 - len(str(int(value))) + 1)}f}{unit}"
+        value /= 1000
+    return f"{value:.1f} G"
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    heads = list(head)
+    lines = [heads, ["---", *("--:" for _ in heads[1:])], *map(list, rows)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
+
+
+def machine(results: Entry) -> str:
+    about = results["machine"]
+    return (
+        f"{about['date']}, commit {about['commit']}, Linux {about['kernel']}, "
+        f"{about['distribution']}, {about['cpus']} CPUs of {about['cpu']} "
+        f"(virtualization: {about['virtual']}), {about['memory_mib'] / 1024:.0f} GiB"
+    )
+
+
+def _groups(results: Entry) -> list[str]:
+    return list(dict.fromkeys(entry["group"] for entry in results["workloads"]))
+
+
+def _verdict(entry: Entry, name: str) -> str:
+    """A mark where the target is missed: by the median, or for certain."""
+    target = entry["targets"].get(name)
+    found = ratio(entry, name)
+    if target is None or found is None or found.median >= target:
+        return ""
+    return f" (wanted {target:g})"
+
+
+def _ratios(results: Entry, group: str) -> str:
+    entries = [entry for entry in results["workloads"] if entry["group"] == group]
+    if OURS not in entries[0]["datapaths"]:
+        return _edges(entries)
+    head = ["", "plain TCP", "sockredird", *(f"x {_HEADS[name]}" for name in AGAINST)]
+    rows = []
+    for entry in entries:
+        cells = [f"{entry['title']} ({entry['unit']})"]
+        cells += [amount(entry["datapaths"][name]["rate"]) for name in (TCP, OURS)]
+        for name in AGAINST:
+            found = ratio(entry, f"{OURS}/{name}")
+            missed = _verdict(entry, f"{OURS}/{name}")
+            cells.append(f"{found}{missed}" if found else "")
+        rows.append(cells)
+    return table(head, rows)
+
+
+def _edges(entries: list[Entry]) -> str:
+    """Of datapaths that are not to differ from plain TCP."""
+    names = [name for name in entries[0]["datapaths"] if name != TCP]
+    rows = []
+    for entry in entries:
+        cells = [f"{entry['title']} ({entry['unit']})"]
+        cells.append(amount(entry["datapaths"][TCP]["rate"]))
+        for name in names:
+            found = ratio(entry, f"{name}/{TCP}")
+            cells.append(f"{found}{_verdict(entry, f'{name}/{TCP}')}" if found else "")
+        rows.append(cells)
+    return table(["", "plain TCP", *(f"{name}, x plain TCP" for name in names)], rows)
+
+
+def _cpu(results: Entry) -> str:
+    rows = []
+    for entry in results["workloads"]:
+        cells = [entry["title"], entry["operation"]]
+        for name in (TCP, OURS, TEXTBOOK, UNIX):
+            figures = entry["datapaths"].get(name)
+            cells.append(
+                f"{figures['client_cpu_us']:.2f} + {figures['server_cpu_us']:.2f}"
+                if figures
+                else ""
+            )
+        rows.append(cells)
+    return table(["", "per", TCP, OURS, TEXTBOOK, UNIX], rows)
+
+
+def _latency(results: Entry) -> str:
+    rows = []
+    for entry in results["workloads"]:
+        if "p50_us" not in entry["datapaths"][TCP]:
+            continue
+        cells = [entry["title"]]
+        for name in (TCP, OURS, TEXTBOOK, UNIX):
+            figures = entry["datapaths"].get(name)
+            keys = ("p50_us", "p99_us", "p99.9_us")
+            cells.append(" / ".join(f"{figures[key]:.1f}" for key in keys) if figures else "")
+        rows.append(cells)
+    return table(["", TCP, OURS, TEXTBOOK, UNIX], rows)
+
+
+def _profile(profile: Entry) -> str:
+    rows = [
+        [
+            name,
+            f"{figures['message_ns']:.0f}",
+            f"{figures['connection_ns']:.0f}",
+            f"{figures['callbacks']:.0f}",
+        ]
+        for name, figures in profile.items()
+    ]
+    head = ["", "ns per message (sk_msg)", "ns per connection (sock_ops)", "callbacks"]
+    return table(head, rows)
+
+
+def _daemon(figures: Entry) -> str:
+    rows = [
+        [entry["title"], f"{Spread(**entry['figure'])} {entry['unit']}", f"<= {entry['target']:g}"]
+        for entry in figures.values()
+    ]
+    return table(["", "median (of the runs, 99 %)", "wanted"], rows)
+
+
+def markdown(results: Entry) -> str:
+    parts = ["# Benchmark results\n", f"{machine(results)}.\n"]
+    parts.append(
+        f"{'A quick run' if results['quick'] else 'A full run'} of {results['seconds']} s. Each "
+        "ratio is the median of the ratios of its rounds, with the interval that has the median "
+        "in it with 99 % confidence; above 1 is faster. README.md says how it is measured.\n"
+    )
+    for group in _groups(results):
+        parts += [f"## {group}\n", _ratios(results, group)]
+    parts += ["## CPU time\n", "Microseconds per operation, client + server.\n", _cpu(results)]
+    latency = _latency(results)
+    parts += ["## Latency\n", "Microseconds: median / 99 % / 99.9 % of the requests.\n", latency]
+    if "profile" in results:
+        text = "By the kernel's own count, which adds about 50 ns to each run.\n"
+        parts += ["## The programs\n", text, _profile(results["profile"])]
+    if "daemon" in results:
+        parts += ["## The daemon\n", _daemon(results["daemon"])]
+    versions = ", ".join(f"{name} {v}" for name, v in results["machine"]["versions"].items())
+    parts.append(f"Programs: {versions}.\n")
+    return "\n".join(parts)
+
+
+def compact(text: str) -> str:
+    """json.dumps() with its innermost objects on one line: a round is a line."""
+    return re.sub(r"\{[^{}\[\]]*\}", lambda found: re.sub(r"\s*\n\s*", " ", found[0]).strip(), text)

@@ -1,0 +1,94 @@
+"""What a workload is, and how one is run: rounds that visit every datapath, in changing order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from bench.datapaths import AGAIN, OURS, TCP, TEXTBOOK, UNIX, Datapath, Host
+from bench.spread import spread
+
+EVERYWHERE = (TCP, OURS, TEXTBOOK, UNIX)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One run over one datapath. `rate` is better when higher; CPU time is per operation."""
+
+    rate: float
+    server_cpu_us: float
+    client_cpu_us: float
+    more: dict[str, float] = field(default_factory=dict)  # latencies, us
+
+    def figures(self) -> dict[str, float]:
+        cpu = {"server_cpu_us": self.server_cpu_us, "client_cpu_us": self.client_cpu_us}
+        return {"rate": self.rate, **cpu, **self.more}
+
+
+@dataclass(frozen=True)
+class Workload:
+    name: str
+    group: str
+    title: str
+    unit: str  # of the rate
+    operation: str  # that CPU time is given for
+    run: Callable[[Datapath], Sample]
+    datapaths: tuple[str, ...] = EVERYWHERE
+    rounds: int = 15
+    targets: dict[str, float] = field(default_factory=dict)  # "a/b" -> smallest ratio wanted
+    quick: bool = False
+    accelerated: bool = True  # whether OURS is expected to redirect
+
+
+def ratio_names(datapaths: Sequence[str]) -> list[str]:
+    """What is compared: everything with plain TCP, and ours with what it could be instead."""
+    names = [f"{name}/{TCP}" for name in datapaths if name != TCP]
+    if OURS in datapaths:
+        names += [f"{OURS}/{name}" for name in (TEXTBOOK, UNIX) if name in datapaths]
+    return names
+
+
+def order(datapaths: Sequence[str], number: int) -> list[str]:
+    """Each datapath is first, last, before and after each other equally often."""
+    shift = number // 2 % len(datapaths)
+    turned = [*datapaths[shift:], *datapaths[:shift]]
+    return turned[::-1] if number % 2 else turned
+
+
+def measure(workload: Workload, host: Host, rounds: int) -> dict[str, Any]:
+    """The workload's entry in the results: medians per datapath, ratios of rounds, all rounds."""
+    names = list(workload.datapaths)
+    if host.null:
+        names = [TCP, AGAIN, *(name for name in names if name not in (TCP, UNIX))]
+    before = host.redirected()
+    samples: list[dict[str, dict[str, float]]] = []
+    for number in range(rounds):
+        samples.append(
+            {name: workload.run(host.datapaths[name]).figures() for name in order(names, number)}
+        )
+    redirected = host.redirected() - before
+    if OURS in names and workload.accelerated != bool(redirected) and not host.null:
+        raise RuntimeError(f"{workload.name}: {redirected} messages were redirected")
+    return {
+        "name": workload.name,
+        "group": workload.group,
+        "title": workload.title,
+        "unit": workload.unit,
+        "operation": workload.operation,
+        "redirected_messages": redirected,
+        "datapaths": {name: _medians([sample[name] for sample in samples]) for name in names},
+        "ratios": {name: asdict(spread(ratios(samples, name))) for name in ratio_names(names)},
+        "targets": workload.targets,
+        "rounds": samples,
+    }
+
+
+def ratios(samples: Sequence[dict[str, dict[str, float]]], name: str) -> list[float]:
+    """Of each round: drift of the machine from round to round is not in them."""
+    ours, other = name.split("/")
+    return [sample[ours]["rate"] / sample[other]["rate"] for sample in samples]
+
+
+def _medians(samples: Sequence[dict[str, float]]) -> dict[str, float]:
+    return {key: spread([sample[key] for sample in samples]).median for key in samples[0]}

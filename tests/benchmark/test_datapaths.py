@@ -1,0 +1,69 @@
+"""The harness over the real kernel: what it calls accelerated is, what it calls plain is not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from bench import loads
+from bench.datapaths import EXCLUDED, OURS, OUTSIDE, RETIRED, TCP, TEXTBOOK, UNIX, Host
+from bench.loads import Loads
+from bench.workload import measure
+
+DURATION_MS = 10
+
+
+@pytest.fixture(scope="module")
+def host(capable: None) -> Iterator[Host]:
+    with ExitStack() as stack:
+        yield Host(stack, null=False)
+
+
+@pytest.fixture(scope="module")
+def load(host: Host, tmp_path_factory: pytest.TempPathFactory) -> Loads:
+    programs = tmp_path_factory.mktemp("load")
+    loads.build(programs)
+    return Loads(host, programs, DURATION_MS)
+
+
+@pytest.mark.parametrize("name", [TCP, OURS, TEXTBOOK, UNIX, EXCLUDED, OUTSIDE, RETIRED])
+def test_only_ours_is_redirected_by_ours(host: Host, load: Loads, name: str) -> None:
+    before = host.redirected()
+    sample = load.rr(host.datapaths[name], size=64, pause=True)
+    redirected = host.redirected() - before
+    assert sample.rate > 0 and sample.server_cpu_us > 0 and sample.client_cpu_us > 0
+    if name == OURS:
+        assert redirected > 2 * sample.rate * DURATION_MS / 1000 * 0.9
+    else:
+        # a connection that is retired has its warm-up redirected, and nothing of what is measured
+        assert redirected == (400 if name == RETIRED else 0)
+
+
+@pytest.mark.parametrize("name", [TCP, OURS, TEXTBOOK, UNIX])
+@pytest.mark.parametrize("way", ["up", "down", "both"])
+def test_streams_arrive_whole(host: Host, load: Loads, name: str, way: str) -> None:
+    assert load.stream(host.datapaths[name], size=4096, way=way).rate > 0
+
+
+def test_several_connections_and_idle_ones(host: Host, load: Loads) -> None:
+    assert load.rr(host.datapaths[OURS], size=64, connections=4, idle=20).rate > 0
+
+
+def test_a_workload_that_is_not_accelerated_is_no_figure(host: Host, load: Loads) -> None:
+    (deferred,) = (w for w in load.workloads() if w.name == "crr-deferred")
+    measure(deferred, host, 1)
+    (short,) = (w for w in load.workloads() if w.name == "crr")
+    host.call("Disable")
+    with pytest.raises(RuntimeError, match="0 messages were redirected"):
+        measure(short, host, 1)
+    host.call("Enable")
+
+
+def test_nothing_is_left(capable: None) -> None:
+    with ExitStack() as stack:
+        scratch = Host(stack, null=False).scratch
+    assert not scratch.exists()
+    assert str(scratch) not in Path("/proc/mounts").read_text()
