@@ -16,11 +16,14 @@ ROOT := $(if $(filter-out 0,$(shell id -u)),sudo)
 RUNTIME_DEPS := python3 python3-bpfcc python3-dbus-next python3-prometheus-client \
 	python3-pydantic python3-rich python3-sdnotify libbpf1 dbus
 TEST_DEPS := python3-pytest python3-hypothesis bpftool dbus-bin dbus-daemon gcc iproute2 \
-	iptables libc6-dev mount netcat-openbsd procps redis-server socat util-linux
+	iptables libc6-dev mount netcat-openbsd procps redis-server socat util-linux \
+	zsh
 # of bench/: what compiles its load generators, and the programs they are compared with
 BENCH_DEPS := gcc libc6-dev iperf3 memcached nginx-light postgresql python3-matplotlib redis-tools \
 	sockperf wrk
 VM_DEPS := e2fsprogs mmdebstrap util-linux
+# In the guests only: what the tests there use besides.
+VM_PACKAGES := bash-completion man-db polkitd
 CHECK_DEPS := python3-venv man-db systemd dbus-bin dbus-daemon util-linux
 # As in packaging/debian/control; dpkg-buildpackage fails if one is missing here.
 BUILD_DEPS := debhelper dh-python dpkg-dev pybuild-plugin-pyproject python3-all python3-setuptools
@@ -64,7 +67,7 @@ vm-test: deb
 	@$(APT_INSTALL) $(VM_DEPS)
 	$(ROOT) env PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=tests $(PYTHON) -m vm --kernel $(KERNEL) \
 		--pytest="$(VM_PYTEST_ARGS)" --package dist/sockredird_*_all.deb \
-		$(RUNTIME_DEPS) $(TEST_DEPS)
+		$(RUNTIME_DEPS) $(TEST_DEPS) $(VM_PACKAGES)
 
 check: check-python check-man check-systemd check-dbus check-packaging
 
@@ -116,7 +119,7 @@ deb:
 	@$(APT_INSTALL) $(BUILD_DEPS)
 	rm -rf build/deb dist
 	mkdir -p build/deb/sockredird dist
-	cp -R LICENSE pyproject.toml sockredird sockredirctl systemd dbus polkit docs man packaging \
+	cp -R LICENSE pyproject.toml sockredird sockredirctl systemd completions dbus polkit docs man packaging \
 		build/deb/sockredird
 	find build/deb -name __pycache__ -prune -exec rm -r {} +
 	mv build/deb/sockredird/packaging/debian build/deb/sockredird/debian
