@@ -123,7 +123,12 @@ inline_fn __u64 tcp_bytes(__u64 sk, __u32 isn_1, __u8 state)
 
 inline_fn __u32 isn_1_of(const struct end *end)
 {
-	return end->side == CLIENT ? end->pair.client_seq : end->pair.server_seq;
+	__u32 client = end->pair.client_seq, server = end->pair.server_seq;
+
+	/* Both are loaded: LLVM 19 would make one load of it, from a stack address with a bit OR-ed in,
+	 * which the verifier refuses. */
+	asm volatile("" : "+r"(client), "+r"(server));
+	return end->side == CLIENT ? client : server;
 }
 
 /* An end of a pair is closed. The one that closes second reports for both. */
