@@ -208,13 +208,12 @@ inline_fn void forget(struct bpf_sock_ops *skops)
  * the sockhash's recv() does not go back to wait (tcp_bpf_recvmsg()). So this end leaves the map
  * now, before anybody can wait, if nothing is queued or on its way to it.
  *
- * The peer's sk_msg program takes a reference to its psock, then looks at our sk_shutdown; here
- * sk_shutdown was set (inet_shutdown()), then we look at that reference. Both atomic operations
- * are full barriers on x86, so one of the two sees the other.
+ * The peer's send() takes a reference to its psock, then its sk_msg program looks at our
+ * sk_shutdown; here sk_shutdown was set (inet_shutdown()), then we look at that reference. With a
+ * full barrier between each two, one of them sees the other.
  */
 inline_fn void half_closed(struct bpf_sock_ops *skops)
 {
-#ifdef __x86_64__
 	struct bpf_sock *sk = skops->sk;
 	struct sock_state *st;
 	struct tcp_sock *tp;
@@ -238,11 +237,10 @@ inline_fn void half_closed(struct bpf_sock_ops *skops)
 
 		peer_sk = hs ? hs->server_sk : 0;
 	}
-	__sync_fetch_and_add(&st->barrier, 1);
+	full_barrier(st);
 	if (!idle_sender(peer_sk) || !psock_queue_empty(psock))
 		return;
 	peers.delete(&self);
-#endif
 }
 
 /* The accepting side speaks first: raised for each SYN a listener in scope answers. */

@@ -5,6 +5,7 @@
  */
 
 #define SOCK_RCVBUF_LOCK 2	/* include/net/sock.h */
+#define ANSWER_BYTES 1048576	/* after a half-close: more than most have to say */
 
 /* This direction is TCP from here on, and the daemon is asked to take the pair off the map. */
 inline_fn int leave(struct sock_state *st, enum counter reason)
@@ -28,16 +29,36 @@ inline_fn int peer_gone(struct bpf_sock *sk, struct sock_state *st)
 	return leave(st, RETIRED_PEER_GONE);
 }
 
-/* The peer has called shutdown(2); see half_closed(). The next walk takes this end off, too. */
+/* The peer has called shutdown(2); see half_closed(). */
 inline_fn int peer_half_closed(struct sock_state *st)
 {
 	__u8 how = 0;
 
+#ifndef __x86_64__	/* where taking the reference was one */
+	full_barrier(st);
+#endif
 	if (!KERNEL_FIELD(how, st->peer_sk, OFF_sock_sk_shutdown) && !how)
 		return 0;
 	st->reason = RETIRED_HALF_CLOSED;
 	st->mode = NATIVE;
+	st->budget_bytes = ANSWER_BYTES;
 	return 1;
+}
+
+/*
+ * TCP for good. The end that outlives its peer's half-close is taken off the map by the next walk;
+ * one is asked for only if much follows: for each short answer, walks would cost more than they save.
+ */
+inline_fn int stay(struct sock_state *st, __u32 size)
+{
+	__u64 wake = 0;
+
+	if (st->reason != RETIRED_HALF_CLOSED || !st->budget_bytes)
+		return SK_PASS;
+	st->budget_bytes -= size < st->budget_bytes ? size : st->budget_bytes;
+	if (!st->budget_bytes)
+		requests.ringbuf_output(&wake, sizeof(wake), 0);
+	return SK_PASS;
 }
 
 /* The first message of a direction: may it, and all that follow, be redirected (I1)? */
@@ -151,8 +172,10 @@ int sockredir_msg(struct sk_msg_md *msg)
 		return SK_PASS;
 	st = sockets.sk_storage_get(sk, NULL, 0);
 	s = settings.lookup(&zero);
-	if (!st || !s || st->mode == NATIVE)
+	if (!st || !s)
 		return SK_PASS;
+	if (st->mode == NATIVE)
+		return stay(st, size);
 	/* after shutdown(SHUT_WR) TCP refuses to send, with EPIPE; a redirect would deliver */
 	if (sk->state != BPF_TCP_ESTABLISHED && sk->state != BPF_TCP_CLOSE_WAIT)
 		return SK_PASS;

@@ -113,7 +113,7 @@ struct sock_state {
 	__u8 reason;			/* enum counter: why mode is NATIVE */
 	__u8 stop;			/* written by the iterator only */
 	__u8 pad;
-	__u64 barrier;			/* for its atomicity only, see half_closed() */
+	__u64 barrier;			/* written by full_barrier() only */
 	struct flow flow;
 	__u64 checkpoint[16];		/* sent_bytes, MESSAGES_PER_SAMPLE messages apart */
 	struct sample sample[2];	/* newer, older; taken by listings, as is all below */
@@ -122,6 +122,12 @@ struct sock_state {
 	__u32 listing;			/* in which owner and owners were found */
 	__u32 pad2;
 };
+
+/* Of BPF's atomics, those that return the old value order all of memory, on every architecture. */
+inline_fn void full_barrier(struct sock_state *st)
+{
+	__sync_lock_test_and_set(&st->barrier, 1);
+}
 
 #define BYTES_PER_SAMPLE 65536
 #define MESSAGES_PER_SAMPLE 256		/* x 16 checkpoints: at most 4096 (+256) unread messages */
