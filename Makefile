@@ -2,6 +2,7 @@
 # make torture  the lifecycle tests, for an hour
 # make bench    figures for docs/benchmarks and the README, in ten minutes; QUICK=1: in one, beside them
 # make vm-test  the package on Debian kernels in virtual machines; KERNEL=6.1, 6.12, 7.3 or all
+# make semantics  docs/semantics.md, from what the conformance suite finds on this kernel
 # make check    static checks: Python, manual pages, unit, D-Bus policy
 # make deb      dist/sockredird_*.deb
 # make demo     builds and installs the package, shows it at work
@@ -35,7 +36,7 @@ SOURCES := $(wildcard sockredird sockredirctl tests bench) \
 	$(shell grep -lsE '^\#!.*python3' packaging/* tools/*)
 MANPAGES := $(wildcard man/*.[58])
 
-.PHONY: all install-deps test torture bench vm-test check check-deps check-python check-man \
+.PHONY: all install-deps test torture semantics bench vm-test check check-deps check-python check-man \
 	check-systemd check-dbus check-packaging deb lintian demo clean
 all: deb
 
@@ -60,6 +61,12 @@ bench: install-deps
 	@$(APT_INSTALL) $(BENCH_DEPS)
 	$(ROOT) env PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=.:tests $(PYTHON) -m bench \
 		$(if $(QUICK),--quick) $(BENCH_OUTPUT) $(BENCH_ARGS)
+
+# Results of other kernels stay as they are.
+semantics: install-deps
+	$(ROOT) env PYTHONDONTWRITEBYTECODE=1 SOCKREDIR_RESULTS=tests/conformance/results \
+		$(PYTHON) -m pytest tests/conformance/test_behaviours.py
+	PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=.:tests $(PYTHON) -m conformance.document
 
 # What the package depends on, and the tests, is in the guests' root: they have no network.
 # VM_PYTEST_ARGS="-k word" and the like reach pytest in the guests.

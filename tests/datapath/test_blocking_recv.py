@@ -1,19 +1,19 @@
-"""recv() on a blocking socket blocks, whatever else wakes it.
+"""A recv() that blocks since before Disable blocks on, whatever else wakes it.
 
 tcp_bpf_recvmsg() waits once and answers EAGAIN if it was woken for nothing, which tcp_recvmsg()
-never does. Strict xfails: known, seen by programs, and to be noticed when it changes.
+never does. A strict xfail: known, seen by programs, and to be noticed when it changes. Readers of
+accelerated connections: tests/conformance/interrupting.py.
 """
 
 from __future__ import annotations
 
-import queue
 from pathlib import Path
 
 import pytest
 
 from sockredird.generation import Generation
 from support.background import Background
-from support.processes import inside, outside
+from support.processes import inside
 from support.traffic import Connection, Stream, connection, echo, pattern
 
 MIB = 1 << 20
@@ -39,37 +39,6 @@ def check_reader_beside_a_sender(both: Connection) -> None:
     assert reader.join(10) == b"x"
 
 
-def check_two_readers(both: Connection) -> None:
-    answers: queue.Queue[bytes] = queue.Queue()
-    readers = [Background(lambda: answers.put(both.client.recv(1))) for _ in range(2)]
-    for reader in readers:
-        reader.wait_in_kernel()
-    both.server.sendall(b"x")  # wakes both
-    assert answers.get(timeout=10) == b"x"
-    for reader in readers:
-        reader.wait_in_kernel_or_end()
-    both.server.sendall(b"y")
-    for reader in readers:
-        reader.join(10)
-    assert answers.get_nowait() == b"y"
-
-
-@outside()
-def test_plain_tcp(cgroup: Path, generation: Generation) -> None:
-    """What the tests below ask for is what TCP gives."""
-    with connection() as both:
-        check_reader_beside_a_sender(both)
-        check_two_readers(both)
-    assert generation.counters()["redirected_messages"] == 0
-
-
-@known
-@inside()
-def test_a_reader_beside_a_sender_that_spilled(cgroup: Path, generation: Generation) -> None:
-    with connection() as both:
-        check_reader_beside_a_sender(both)
-
-
 @known
 @inside()
 def test_a_reader_since_before_disable(cgroup: Path, generation: Generation) -> None:
@@ -82,10 +51,3 @@ def test_a_reader_since_before_disable(cgroup: Path, generation: Generation) -> 
         block_and_resume_a_sender(both)
         both.server.sendall(b"x")
         assert reader.join(10) == b"x"
-
-
-@known
-@inside()
-def test_two_readers(cgroup: Path, generation: Generation) -> None:
-    with connection() as both:
-        check_two_readers(both)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,14 +41,6 @@ class Background:
         while not self._sleeps():
             if time.monotonic() > deadline:
                 raise TimeoutError(f"a thread does not block within {timeout} s")
-            time.sleep(0.001)
-
-    def wait_in_kernel_or_end(self) -> None:
-        """As wait_in_kernel(); a thread that was woken is not taken for one that still sleeps."""
-        while self._thread.is_alive():
-            with suppress(FileNotFoundError, ProcessLookupError):
-                if self._sleeps():
-                    return
             time.sleep(0.001)
 
     def _sleeps(self) -> bool:

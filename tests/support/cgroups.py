@@ -25,7 +25,8 @@ def join(cgroup: Path) -> None:
     (cgroup / "cgroup.procs").write_text("0")
 
 
-def remove(cgroup: Path, timeout: float = 5.0) -> None:
+def empty(cgroup: Path, timeout: float = 5.0) -> None:
+    """Kills what is in it; returns when nothing is."""
     for pid in map(int, (cgroup / "cgroup.procs").read_text().split()):
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
@@ -37,4 +38,8 @@ def remove(cgroup: Path, timeout: float = 5.0) -> None:
             if not poll.poll(timeout * 1000):
                 raise TimeoutError(f"{cgroup} still has processes {timeout:.0f} s after SIGKILL")
             events.seek(0)
+
+
+def remove(cgroup: Path) -> None:
+    empty(cgroup)
     cgroup.rmdir()

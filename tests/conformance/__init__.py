@@ -1,0 +1,1 @@
+"""What programs see of a socket: over plain TCP, and over an accelerated connection."""

@@ -1,0 +1,160 @@
+"""What is known to differ, and why. Strict: what differs and is not here fails, and vice versa."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from conformance.catalogue import FRESH, USED, Behaviour, Variant
+
+Series = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Reason:
+    title: str
+    cause: str
+    guard: str
+
+
+REASONS = {
+    "woken for nothing": Reason(
+        "A blocking recv() that is woken for nothing",
+        "`tcp_bpf_recvmsg()` waits once and returns EAGAIN if there is no data then, where "
+        "`tcp_recvmsg()` goes back to wait, or looks for an error or the end. Signals, resets, "
+        "another thread's shutdown(), a second reader and a sender's room all wake a reader.",
+        "Nothing can: no program of ours runs in recv(). Half-closing by the thread that reads "
+        "next is dealt with (the socket leaves the sockhash inside shutdown()). Programs that poll "
+        "before they read are not affected; leave others out with exclude_ports.",
+    ),
+    "reset": Reason(
+        "Close with unread data",
+        "The kernel resets when `sk_receive_queue` has unread data; redirected data is not there, "
+        "and is dropped before the queue is looked at (`sock_map_close()`).",
+        "No hook can turn the FIN into a RST. The peer sees the end of the stream, and EPIPE at "
+        "its second send().",
+    ),
+    "lost error": Reason(
+        "The error of a send() cut short",
+        "A send() that is reset while it waits for room returns what it had sent; on a sockhash "
+        "member that consumes the pending ECONNRESET (`tcp_bpf_sendmsg()`), and the next finds "
+        "EPIPE.",
+        "Only a connection that has exceeded the window and whose reader has not caught up is "
+        "concerned. Both errors say that the connection is gone.",
+    ),
+    "splice": Reason(
+        "splice() from the socket",
+        "`tcp_splice_read()` does not know the psock queue: EAGAIN although there is data.",
+        "Nothing yet; leave such proxies out with exclude_ports.",
+    ),
+    "flags": Reason(
+        "recv() flags that the sockhash does not know",
+        "`tcp_bpf_recvmsg()` has MSG_PEEK and MSG_DONTWAIT. MSG_WAITALL, MSG_TRUNC and MSG_OOB "
+        "are not looked at, and it returns 0 at once for a buffer of no length.",
+        "Nothing yet; leave programs that need them out with exclude_ports.",
+    ),
+    "urgent": Reason(
+        "Urgent data",
+        "`tcp_bpf_sendmsg()` sends MSG_OOB in line; nothing tells the receiver of a mark.",
+        "The ports of FTP, telnet, rlogin and rsh are excluded by default.",
+    ),
+    "options": Reason(
+        "Options that the sockhash does not honour",
+        "SO_RCVLOWAT, SO_TIMESTAMP, SO_TIMESTAMPING, SO_PEEK_OFF, TCP_INQ, TCP_REPAIR and "
+        "SO_ZEROCOPY act where TCP queues and sends packets, which redirected data does not pass.",
+        "Nothing yet. Sockets that have SO_ZEROCOPY or TCP_REPAIR before they are connected are "
+        "not accelerated.",
+    ),
+    "no packets": Reason(
+        "There are no packets",
+        "TCP_INFO, TCP_REPAIR and TCP_ZEROCOPY_RECEIVE tell of bytes in packets and sequence "
+        "numbers, of which redirected data has none.",
+        "`sockredirctl list` shows what a connection carries.",
+    ),
+    "early": Reason(
+        "Data held back",
+        "TCP holds a partial segment back for TCP_CORK and MSG_MORE, for 200 ms at the most. "
+        "Redirected data is there at once, which TCP allows, too.",
+        "Nothing has to be done.",
+    ),
+    "io_uring zero copy": Reason(
+        "SEND_ZC of io_uring",
+        "The kernel takes SOCK_SUPPORT_ZC from a socket that goes on a sockhash, and, of one that "
+        "was accepted, when it comes off (`sock_replace_proto()`): EOPNOTSUPP.",
+        "Nothing; a program may fall back to SEND.",
+    ),
+    "disconnect": Reason(
+        "Unread data after connect(AF_UNSPEC)",
+        "`tcp_disconnect()` does not purge the psock queue.",
+        "The data is dropped at the next connect() or listen(), and never reaches another "
+        "connection.",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """`only`: variants, where not all of `states` differ. On kernels `since` <= x < `until`."""
+
+    reason: str
+    states: tuple[str, ...] = (FRESH, USED)
+    only: frozenset[str] | None = None
+    since: Series = (0, 0)
+    until: Series = (999, 0)
+
+    def applies(self, variant: Variant, series: Series) -> bool:
+        if not self.since <= series < self.until:
+            return False
+        if self.only is not None:
+            return str(variant) in self.only
+        return variant.state in self.states
+
+
+DIFFERENCES = {
+    "empty_recv": Difference("flags"),
+    "close_with_unread_data": Difference("reset"),
+    "close_with_unread_data_both_ways": Difference("reset"),
+    "exit_with_unread_data": Difference("reset"),
+    "blocked_reader_and_shutdown": Difference("woken for nothing"),
+    "blocked_reader_and_shutdown_of_reading": Difference("woken for nothing"),
+    "blocked_reader_and_own_half_close": Difference("woken for nothing"),
+    "blocked_reader_and_reset": Difference("woken for nothing"),
+    "signal_with_restart": Difference("woken for nothing"),
+    "signal_without_restart": Difference("woken for nothing"),
+    "stopped_and_continued": Difference("woken for nothing"),
+    "stopped_with_data": Difference("woken for nothing"),
+    "two_readers": Difference("woken for nothing"),
+    "reader_beside_a_sender": Difference("woken for nothing"),
+    "blocked_sender_and_reset": Difference("lost error"),
+    # the option is refused on TCP before 6.9
+    "peek_offset": Difference("options", since=(6, 9)),
+    "low_water_mark": Difference("options"),
+    "low_water_mark_blocking": Difference("options"),
+    "arrival_times": Difference("options"),
+    "transmit_times": Difference("options"),
+    "bytes_left": Difference("options"),
+    "zerocopy": Difference("options"),
+    "truncate": Difference("flags"),
+    "wait_all": Difference("flags"),
+    "out_of_band": Difference("urgent"),
+    "out_of_band_in_line": Difference("urgent"),
+    "tcp_info_bytes": Difference("no packets"),
+    "repair_sequence": Difference("no packets"),
+    "zerocopy_receive": Difference("no packets"),
+    "corked": Difference("early"),
+    "more_to_come": Difference("early"),
+    "splice_out": Difference("splice"),
+    "splice_out_blocking": Difference("splice"),
+    "copying_proxy": Difference("splice"),
+    "uring_splice": Difference("splice"),
+    "uring_send_zerocopy": Difference(
+        "io_uring zero copy",
+        only=frozenset({"fresh client", "used client", "left client", "left server"}),
+    ),
+    "used_again": Difference("disconnect"),
+}
+
+
+def expected(behaviour: Behaviour, series: Series) -> set[str]:
+    """The variants that are to differ on a kernel."""
+    known = DIFFERENCES.get(behaviour.name)
+    return {str(v) for v in behaviour.variants if known and known.applies(v, series)}

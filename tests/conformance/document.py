@@ -1,0 +1,137 @@
+"""Writes docs/semantics.md from results/*.json; `make semantics` runs it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from conformance import results
+from conformance.behaviours import ALL, AREAS
+from conformance.catalogue import Behaviour
+from conformance.differences import DIFFERENCES, REASONS
+from conformance.results import Found, Notes
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "semantics.md"
+
+INTRODUCTION = """\
+# What programs see
+
+Made by `make semantics` from what [tests/conformance](../tests/conformance) found; do not edit.
+
+Each behaviour below is a small program that the suite runs twice: over plain TCP, and over an
+accelerated connection, which is proven to be one by the datapath's own counters. It runs with
+either end of the connection, on a **fresh** connection, on one that is **used** (both directions
+have been redirected), and on one that has **left** acceleration after exceeding its window. What
+it sees has to be the same, or to be in the first table, with the reason. A difference that goes
+away fails the suite as one that appears does.
+
+"""
+
+
+def cell(value: Any) -> str:
+    if isinstance(value, list):
+        return "[" + ", ".join(map(cell, value)) + "]"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value).replace("|", "\\|")
+
+
+def line(notes: Notes, only: set[str] | None = None) -> str:
+    parts = [f"{k}: {cell(v)}" for k, v in notes.items() if only is None or k in only]
+    return "; ".join(parts)
+
+
+def anchor(title: str) -> str:
+    kept = "".join(c for c in title.lower() if c.isalnum() or c in " -_")
+    return "#" + kept.replace(" ", "-")
+
+
+def differing_keys(plain: Notes, other: Notes) -> set[str]:
+    return {k for k in {**plain, **other} if plain.get(k) != other.get(k)}
+
+
+def where(behaviour: Behaviour, variants: list[str]) -> str:
+    """Which variants differ, if it is not all that are on the sockhash."""
+    on_the_map = [str(v) for v in behaviour.variants if v.state != "left"]
+    return "" if variants == on_the_map else f" ({', '.join(variants)})"
+
+
+def on_kernel(behaviour: Behaviour, found: Found | None) -> str:
+    if found is None:
+        return "not run"
+    if not found["differs"]:
+        return "same"
+    shown = []
+    for notes in found["differs"].values():
+        text = line(notes, differing_keys(found["plain"], notes))
+        if text not in shown:
+            shown.append(text)
+    return " / ".join(shown) + where(behaviour, list(found["differs"]))
+
+
+def heading(columns: list[str]) -> Iterator[str]:
+    yield row(columns)
+    yield row(["---"] * len(columns))
+
+
+def row(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def differences(kernels: dict[str, dict[str, Found]]) -> Iterator[str]:
+    yield "## What differs"
+    yield ""
+    columns = [f"Accelerated, {kernel}" for kernel in kernels]
+    yield from heading(["Behaviour", "Plain TCP", *columns, "Why, and what sockredird does"])
+    for behaviour in ALL:
+        if behaviour.name not in DIFFERENCES:
+            continue
+        found = [results_of.get(behaviour.name) for results_of in kernels.values()]
+        keys: set[str] = set()
+        for one in found:
+            for notes in one["differs"].values() if one else ():
+                keys |= differing_keys(one["plain"], notes) if one else set()
+        newest = next(one for one in reversed(found) if one)
+        reason = REASONS[DIFFERENCES[behaviour.name].reason]
+        cells = [on_kernel(behaviour, one) for one in found]
+        link = f"[{reason.title}]({anchor(reason.title)})"
+        yield row([cell(behaviour.title), line(newest["plain"], keys), *cells, link])
+    yield ""
+    for reason in REASONS.values():
+        yield f"### {reason.title}"
+        yield ""
+        yield f"{reason.cause}"
+        yield ""
+        yield f"**What sockredird does:** {reason.guard}"
+        yield ""
+
+
+def same(kernels: dict[str, dict[str, Found]]) -> Iterator[str]:
+    yield "## What is the same"
+    yield ""
+    yield f"On kernel {', '.join(kernels)}, with what a program sees."
+    yield ""
+    for area in AREAS:
+        members = [b for b in ALL if b.function.__module__ == area.__name__]
+        members = [b for b in members if b.name not in DIFFERENCES]
+        yield f"### {members[0].area}"
+        yield ""
+        yield from heading(["Behaviour", "Plain TCP and accelerated"])
+        for behaviour in members:
+            found = [results_of.get(behaviour.name) for results_of in kernels.values()]
+            newest = next(one for one in reversed(found) if one)
+            yield row([cell(behaviour.title), line(newest["plain"])])
+        yield ""
+
+
+def text() -> str:
+    kernels = {results.name(k): found for k, found in results.all_recorded().items()}
+    lines = [*differences(kernels), *same(kernels)]
+    return INTRODUCTION + "\n".join(lines).rstrip() + "\n"
+
+
+if __name__ == "__main__":
+    DOCUMENT.write_text(text())
+    sys.stdout.write(f"{DOCUMENT}\n")

@@ -1,0 +1,28 @@
+"""docs/semantics.md is what the recorded results make of it, and the results fit the table."""
+
+from __future__ import annotations
+
+import pytest
+
+from conformance import differences, document, results
+from conformance.behaviours import ALL
+
+RECORDED = results.all_recorded()
+
+
+def test_document() -> None:
+    assert document.DOCUMENT.read_text() == document.text(), "out of date: make semantics"
+
+
+@pytest.mark.parametrize("series", RECORDED, ids=results.name)
+def test_recorded_results(series: tuple[int, int]) -> None:
+    assert RECORDED[series].keys() == {behaviour.name for behaviour in ALL}
+    for behaviour in ALL:
+        found = RECORDED[series][behaviour.name]
+        assert found["differs"].keys() == differences.expected(behaviour, series), behaviour.name
+
+
+def test_table() -> None:
+    assert differences.DIFFERENCES.keys() <= {behaviour.name for behaviour in ALL}
+    used = {difference.reason for difference in differences.DIFFERENCES.values()}
+    assert used == differences.REASONS.keys()
