@@ -57,7 +57,7 @@ _sockredirctl() {
         '') options=(--help --version) ;;
         enable) options=(--cgroup --port) ;;
         disable | reload) ;;
-        status | trace) options=(--json) ;;
+        status | check | trace) options=(--json) ;;
         stats) options=(--format --json) ;;
         list) options=(--limit --sort --port --pid --unit --json) ;;
         top) options=(--sort --interval --json) ;;
@@ -81,7 +81,7 @@ _sockredirctl() {
         *)
             words=("${options[@]}")
             if [[ -z $command && $current != -* ]]; then
-                words=(enable disable reload status stats list top trace explain)
+                words=(enable disable reload status stats check list top trace explain)
             fi
             ;;
     esac

@@ -10,7 +10,7 @@ import time
 
 from dbus_next import Variant
 
-from sockredirctl import explain, render, trace
+from sockredirctl import check, explain, render, trace
 from sockredirctl import list as list_
 from sockredirctl.client import Client
 from sockredirctl.errors import ClientError, Exit
@@ -105,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
         ("reload", _reload, [common], "read the configuration again, for new connections"),
         ("status", _status, [common, reading], "show state, scope and totals"),
         ("stats", _stats, [common, reading], "show all counters"),
+        ("check", check.run, [common, reading], "try the running kernel, and look at this host"),
         ("list", list_.run, [common, reading], "show accelerated connections, busiest first"),
         ("top", _top, [common, reading], "show them in a live table"),
         ("trace", trace.run, [common, reading], "show connections as they are accelerated or not"),

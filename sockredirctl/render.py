@@ -43,6 +43,20 @@ def share(stats: dict[str, int]) -> str:
     return f"{100 * accelerated / (accelerated + declined):.1f} %"
 
 
+def kernel(summary: dict[str, Any]) -> str:
+    """How it passed its check, e.g. '6.12.75, 13 checks pass, 2 warn'."""
+    counts = [
+        f"{summary[key]} {'' if words else 'checks '}{verb}"
+        for words, (key, verb) in enumerate(
+            (("passed", "pass"), ("warned", "warn"), ("failed", "fail"))
+        )
+        if summary[key] or not words
+    ]
+    if not summary["checked"]:
+        counts = ["not tried yet (sockredirctl check)"]
+    return ", ".join([summary["release"], *counts])
+
+
 def status(properties: dict[str, Any], stats: dict[str, int], now: float) -> str:
     since = datetime.fromtimestamp(properties["Since"] / 1e6).astimezone()
     ago = duration(max(now - since.timestamp(), 0))
@@ -51,6 +65,7 @@ def status(properties: dict[str, Any], stats: dict[str, int], now: float) -> str
         f"       State: {properties['State']} since {since:%a %Y-%m-%d %H:%M:%S %Z}; {ago} ago",
         *([f"     Problem: {properties['Problem']}"] if properties["Problem"] else []),
         f"       Scope: {scope(properties['Scope'])}",
+        f"      Kernel: {kernel(properties['Kernel'])}",
         f" Connections: {stats['active_connections']} accelerated now, "
         f"{stats['accelerated_connections']} in all "
         f"({stats['map_entries']} of {stats['map_capacity']} sockhash entries)",

@@ -44,9 +44,11 @@ class Backend(Protocol):
     async def connections(self, limit: int, query: dict[str, Any]) -> list[dict[str, Any]]: ...
     async def write_connections(self, fd: int, query: dict[str, Any]) -> None: ...
     async def explain(self, keys: dict[str, Any]) -> list[dict[str, Any]]: ...
+    async def check(self, everything: bool) -> list[dict[str, str]]: ...
     async def subscribe(self, client: str) -> None: ...
     async def unsubscribe(self, client: str) -> None: ...
     def properties(self) -> dict[str, Variant]: ...
+    def kernel(self) -> dict[str, Any]: ...
 
 
 def variants(values: dict[str, Any]) -> dict[str, Variant]:
@@ -165,6 +167,13 @@ class Manager1(ServiceInterface):  # type: ignore[misc]
     @method()
     @_answered
     @no_type_check
+    async def Check(self) -> "aa{sv}":
+        everything = await self._authority.is_root(_caller.get())
+        return [variants(finding) for finding in await self._backend.check(everything)]
+
+    @method()
+    @_answered
+    @no_type_check
     async def Subscribe(self):
         await self._authorise()
         await self._backend.subscribe(_caller.get().name)
@@ -200,6 +209,12 @@ class Manager1(ServiceInterface):  # type: ignore[misc]
     def Problem(self) -> "s":  # noqa: F821
         """What is wrong with the datapath, and the remedy; empty if nothing is."""
         return self._backend.properties()["Problem"].value
+
+    @dbus_property(access=PropertyAccess.READ)
+    @no_type_check
+    def Kernel(self) -> "a{sv}":
+        """How the running kernel passed the last check; not signalled."""
+        return variants(self._backend.kernel())
 
     @signal(name="Event")
     @no_type_check

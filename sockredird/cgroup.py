@@ -39,6 +39,17 @@ def resolve(cgroup: str) -> Path:
     return path
 
 
+def own() -> Path:
+    """The directory of this process's cgroup. Raises UnsupportedKernel if it cannot be told."""
+    lines = Path("/proc/self/cgroup").read_text().splitlines()
+    name = next((line[3:] for line in lines if line.startswith("0::")), "")
+    path = mount_point() / name.lstrip("/")
+    # outside of the cgroup namespace, or of what is mounted of the hierarchy
+    if not name or ".." in path.parts or not (path / "cgroup.procs").exists():
+        raise UnsupportedKernel(f"the cgroup of this process, {name!r}, is not below {path}")
+    return path
+
+
 def cgroup_id(path: Path) -> int:
     """The kernel's id of a cgroup, as bpf_link_info reports it: the inode number (kernfs)."""
     return path.stat().st_ino

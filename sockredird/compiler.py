@@ -6,18 +6,16 @@ run as `python3 -m sockredird.compiler`, and is the only one that imports bcc.
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import json
 import logging
 import os
 import resource
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
-from sockredird import capabilities, errors
+from sockredird import capabilities, child, errors
 from sockredird.errors import LoadFailed, SockredirError
 from sockredird.layout import CAPACITIES, PROGRAMS, map_shapes
 from sockredird.offsets import compiler_flags
@@ -28,6 +26,7 @@ BPF_DIR = Path(__file__).parent / "bpf"
 SOURCES = (
     "sockredir.h",
     "trace.c",
+    "cgroup.h",
     "inflight.h",
     "pair.c",
     "redirect.c",
@@ -35,7 +34,6 @@ SOURCES = (
     "walk.c",
 )
 TIMEOUT_S = 60.0
-_PR_SET_PDEATHSIG = 1
 
 
 def source() -> str:
@@ -52,18 +50,10 @@ def compile_and_pin(directory: Path, max_connections: int) -> None:
 
     Raises LoadFailed with the compiler's or verifier's words, or UnsupportedKernel.
     """
-    environment = dict(os.environ)
-    package_parent = str(Path(__file__).parent.parent)
-    environment["PYTHONPATH"] = os.pathsep.join(
-        filter(None, [package_parent, environment.get("PYTHONPATH", "")])
-    )
     try:
-        child = subprocess.run(
-            [
-                *(sys.executable, "-P", "-m", "sockredird.compiler"),
-                *(str(directory), str(max_connections), str(os.getpid())),
-            ],
-            env=environment,
+        process = subprocess.run(
+            child.command("compiler", str(directory), str(max_connections)),
+            env=child.environment(),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -72,17 +62,17 @@ def compile_and_pin(directory: Path, max_connections: int) -> None:
         )
     except subprocess.TimeoutExpired as error:
         raise LoadFailed(f"compiling the BPF programs took over {TIMEOUT_S:.0f} s") from error
-    if child.returncode == 0:
+    if process.returncode == 0:
         return
     try:
-        answer = json.loads(child.stdout)
+        answer = json.loads(process.stdout)
         kind: type[SockredirError] = getattr(errors, answer["error"])
         text = str(answer["text"])
     except (ValueError, KeyError, AttributeError):
-        kind, text = LoadFailed, f"the BPF compiler ended with status {child.returncode}"
-    if child.stderr:
-        log.error("the BPF compiler said:\n%s", child.stderr.rstrip())
-        text += f": {_gist(child.stderr)} (the daemon's log has all of it)"
+        kind, text = LoadFailed, f"the BPF compiler ended with status {process.returncode}"
+    if process.stderr:
+        log.error("the BPF compiler said:\n%s", process.stderr.rstrip())
+        text += f": {_gist(process.stderr)} (the daemon's log has all of it)"
     raise kind(text + capabilities.hint())
 
 
@@ -127,15 +117,8 @@ def _load(directory: Path, max_connections: int) -> None:
             raise LoadFailed(f"cannot pin {directory / name}")
 
 
-def _die_with(parent: int) -> None:
-    """Ends with the daemon: nobody wants what is pinned after that (prctl(2))."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        sys.exit("the daemon is gone")
-
-
 def main() -> int:
-    _die_with(int(sys.argv[3]))
+    child.die_with(int(sys.argv[3]))
     try:
         _load(Path(sys.argv[1]), int(sys.argv[2]))
     except SockredirError as error:

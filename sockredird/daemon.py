@@ -20,9 +20,11 @@ from sockredird.config import Config
 from sockredird.endpoint import Endpoint
 from sockredird.errors import BusUnavailable, SockredirError
 from sockredird.events import EventRelay
+from sockredird.finding import Finding
 from sockredird.generation import Generation
 from sockredird.manager import Manager
 from sockredird.service import Service
+from sockredird.shared import Shared
 from sockredird.watcher import Watcher
 from sockredird.worker import Worker
 
@@ -30,6 +32,7 @@ log = logging.getLogger(__name__)
 
 RETIRE_PAUSE_S = (0.02, 1.0)  # first and longest pause between looks at stalled readers
 RECONNECT_PAUSE_S = 1.0
+CHECK_MAX_AGE_S = 60.0  # of findings, for those who may not have the kernel tried at any time
 SCOPE_SIGNATURES = {
     "cgroup": "s",
     "addresses": "s",
@@ -55,6 +58,7 @@ class Daemon:
         self._interface: dbus.Manager1 | None = None
         self._relay = EventRelay(self._stop_tracing)
         self._endpoint = Endpoint(self._metrics)
+        self._findings = Shared(self._check)
         self._watchers: list[Watcher] = []
         self._appearance: Appearance | None = None
         self._shown: dict[str, Variant] = {}
@@ -164,6 +168,18 @@ class Daemon:
 
     async def explain(self, keys: dict[str, Any]) -> list[dict[str, Any]]:
         return await self._worker.run(lambda: explain.explain(self._manager.view(), keys))
+
+    async def check(self, everything: bool) -> list[dict[str, str]]:
+        """Everybody may have the kernel tried, but not all the time, and not learn all of it."""
+        findings = await self._findings.get(0.0 if everything else CHECK_MAX_AGE_S)
+        return [finding.told(everything) for finding in findings]
+
+    def kernel(self) -> dict[str, Any]:
+        return self._manager.kernel.summary()
+
+    async def _check(self) -> list[Finding]:
+        run = self._manager.kernel.run
+        return await asyncio.to_thread(run, lambda: self._manager.generations, self._worker.wait)
 
     async def _metrics(self) -> tuple[dict[str, Any], dict[str, int]]:
         shown = {name: value.value for name, value in self._shown.items()}

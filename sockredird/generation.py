@@ -18,8 +18,9 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence, Set
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,9 @@ class Walked:
     leaving: int
 
 
+Trial = Callable[["Generation"], None]
+
+
 def discard(directory: Path) -> None:
     """Removes a staging directory and its pins."""
     for path in directory.iterdir():
@@ -74,15 +78,16 @@ class Generation:
         self.manifest = manifest
         self._pins = pins
         self._settings = Settings.unpack(libbpf.lookup(pins["settings"], _ZERO, SETTINGS.size))
-        self._settings.listing = 0  # a crash may have left it set
+        self._settings.listing = self._settings.trial = 0  # a crash may have left them set
 
     # -- creation and adoption ---------------------------------------------------------------
 
     @classmethod
-    def create(cls, root: Path, number: int, plan: Plan) -> Generation:
+    def create(cls, root: Path, number: int, plan: Plan, trial: Trial | None = None) -> Generation:
         """Compiles, loads and attaches; new connections are accelerated when it returns.
 
-        Raises LoadFailed or UnsupportedKernel, leaving nothing behind.
+        `trial` gets it before that, for tried_in(), and may raise. Raises LoadFailed or
+        UnsupportedKernel, leaving nothing behind.
         """
         staging = root / f"staging-{number}"
         directory = root / f"generation-{number}"
@@ -93,6 +98,9 @@ class Generation:
             made = staging
             compiler.compile_and_pin(staging, plan.max_connections)
             _furnish(staging, plan)
+            if trial is not None:
+                with closing(cls.adopt(staging)) as candidate:
+                    trial(candidate)
             staging.rename(directory)
             made = directory
             generation = cls.adopt(directory)
@@ -105,6 +113,24 @@ class Generation:
                 raise LoadFailed(f"cannot set up the datapath: {error}") from error
             raise
         return generation
+
+    @classmethod
+    @contextmanager
+    def unpinned(cls, root: Path, plan: Plan) -> Iterator[Generation]:
+        """One that is never live and ends with this process, for tried_in(). Raises as create()."""
+        staging = root / "staging-0"  # generations count from 1
+        try:
+            staging.mkdir(mode=0o700, parents=True)
+            try:
+                compiler.compile_and_pin(staging, plan.max_connections)
+                _furnish(staging, plan)
+                generation = cls.adopt(staging)
+            finally:
+                discard(staging)
+        except OSError as error:
+            raise LoadFailed(f"cannot set up the datapath: {error}") from error
+        with closing(generation):
+            yield generation
 
     @classmethod
     def adopt(cls, directory: Path) -> Generation:
@@ -122,6 +148,26 @@ class Generation:
                 f"what is pinned is not this sockredird's: {error}. Nothing was changed; "
                 f"remove {directory}, or point [paths] bpffs elsewhere"
             ) from error
+
+    @contextmanager
+    def tried_in(self, cgroup: Path, port: int, window_bytes: int) -> Iterator[None]:
+        """Within the with block it works on a private cgroup, for one listening port.
+
+        Afterwards it is as it was made, but for sockets that are still on the sockhash.
+        """
+        ports = libbpf.lookup(self._pins["ports"], _ZERO, PORTS_SIZE)
+        before = replace(self._settings)
+        libbpf.update(self._pins["ports"], _ZERO, _bits({port}))
+        self._settings.window_bytes = window_bytes
+        try:
+            with links.held(self._pins, cgroup):
+                self._start()
+                yield
+        finally:
+            self._settings = before
+            self._write_settings()
+            libbpf.update(self._pins["ports"], _ZERO, ports)
+            libbpf.update(self._pins["counters"], _ZERO, bytes(_counters_size()))
 
     def _start(self) -> None:
         self._settings.stopped = 0
@@ -175,9 +221,12 @@ class Generation:
         return self._pins["events"]
 
     def counters(self) -> dict[str, int]:
-        size = 8 * COUNTER_SLOTS * libbpf.possible_cpus()
-        values = memoryview(libbpf.lookup(self._pins["counters"], _ZERO, size)).cast("Q")
+        values = memoryview(libbpf.lookup(self._pins["counters"], _ZERO, _counters_size()))
+        values = values.cast("Q")
         return {name: sum(values[i::COUNTER_SLOTS]) for i, name in enumerate(COUNTERS)}
+
+    def program_ids(self) -> frozenset[int]:
+        return frozenset(int(libbpf.prog_info(self._pins[name]).id) for name in PROGRAMS)
 
     def capacity(self) -> int:
         """Sockets the sockhash has room for; two per connection."""
@@ -221,6 +270,11 @@ class Generation:
         """For events: whose a listener is that is older than the datapath."""
         owner = OWNER.pack(pid, comm.encode()[:15])
         libbpf.update(self._pins["listeners"], LISTENER.pack(netns, port), owner)
+
+    def is_tried_in(self, cgroup_id: int) -> None:
+        """Another datapath is tried in that cgroup (0: in none); this one lets it."""
+        self._settings.trial = cgroup_id
+        self._write_settings()
 
     # -- changes -----------------------------------------------------------------------------
 
@@ -284,7 +338,7 @@ class Generation:
         """Deletes the pins; the sockhash must be empty, as deleting it purges unread data."""
         if self.attached or self.walk().entries:
             raise Internal(f"{self.directory} still has sockets on its sockhash")
-        programs = [libbpf.prog_info(self._pins[name]).id for name in PROGRAMS]
+        programs = self.program_ids()
         maps = [libbpf.map_info(self._pins[name]).id for name in MAPS]
         if self.directory.exists():  # somebody else may have removed it
             staging = self.directory.with_name(self.directory.name.replace("generation", "staging"))
@@ -301,7 +355,11 @@ class Generation:
         libbpf.update(self._pins["settings"], _ZERO, self._settings.pack())
 
 
-def _wait_until_freed(programs: list[int], maps: list[int]) -> None:
+def _counters_size() -> int:
+    return 8 * COUNTER_SLOTS * libbpf.possible_cpus()
+
+
+def _wait_until_freed(programs: frozenset[int], maps: list[int]) -> None:
     """The kernel frees programs and maps a moment after the last reference is gone.
 
     A thread blocked in recv() on a connection that was accelerated holds one (its psock's copy of
@@ -315,6 +373,14 @@ def _wait_until_freed(programs: list[int], maps: list[int]) -> None:
         time.sleep(0.005)
 
 
+def _bits(ports: Set[int]) -> bytes:
+    """struct ports"""
+    bits = bytearray(PORTS_SIZE)
+    for port in ports:
+        bits[port // 8] |= 1 << port % 8
+    return bytes(bits)
+
+
 def _furnish(staging: Path, plan: Plan) -> None:
     """Everything between loading and attaching."""
     pins = {name: libbpf.open_pin(staging / name) for name in {*PROGRAMS, *MAPS}}
@@ -324,10 +390,7 @@ def _furnish(staging: Path, plan: Plan) -> None:
         libbpf.pin(members, staging / MEMBERS)
     settings = Settings(stopped=1, window_bytes=plan.window_bytes)
     libbpf.update(pins["settings"], _ZERO, settings.pack())
-    ports = bytearray(PORTS_SIZE)
-    for port in plan.ports:
-        ports[port // 8] |= 1 << port % 8
-    libbpf.update(pins["ports"], _ZERO, bytes(ports))
+    libbpf.update(pins["ports"], _ZERO, _bits(plan.ports))
     manifest = {
         **plan.manifest(),
         "created": time.time_ns() // 1000,

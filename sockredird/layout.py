@@ -61,7 +61,7 @@ COUNTERS = (
 
 COUNTER_SLOTS = 32
 
-SETTINGS = struct.Struct("=6I")  # struct settings
+SETTINGS = struct.Struct("=6IQ")  # struct settings
 MEMBER = struct.Struct("=3I3I3Q48s")  # struct member
 FLOW = struct.Struct("=16s16sQHH4x")  # struct flow
 OWNER = struct.Struct("=I16s")  # struct owner
@@ -116,6 +116,7 @@ class Settings:
     window_bytes: int = 0
     trace: int = 0
     listing: int = 0
+    trial: int = 0
 
     def pack(self) -> bytes:
         return SETTINGS.pack(*astuple(self))

@@ -60,6 +60,11 @@ _PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
         c_int,
         [c_int, c_int, c_uint32, c_void_p, POINTER(c_uint32), POINTER(c_uint32)],
     ),
+    "bpf_prog_load": (
+        c_int,
+        [c_uint32, c_char_p, c_char_p, c_char_p, c_size_t, c_void_p],
+    ),
+    "bpf_prog_get_next_id": (c_int, [c_uint32, POINTER(c_uint32)]),
     "bpf_prog_get_fd_by_id": (c_int, [c_uint32]),
     "bpf_map_get_fd_by_id": (c_int, [c_uint32]),
     "bpf_link_create": (c_int, [c_int, c_int, c_int, POINTER(_LinkCreateOpts)]),
@@ -210,15 +215,21 @@ def attach_sk_msg(prog: Fd, sockhash: Fd) -> None:
 
 def attached_sk_msg(sockhash: Fd) -> int | None:
     """Id of the sk_msg program of a sockhash, or None (sock_map_bpf_prog_query(), Linux 5.17)."""
-    ids = (c_uint32 * 4)()
+    ids = _attached(sockhash, AttachType.SK_MSG_VERDICT)
+    return ids[0] if ids else None
+
+
+def attached_to_cgroup(cgroup: Fd, kind: AttachType) -> list[int]:
+    """Ids of the programs attached to the cgroup itself."""
+    return _attached(cgroup, kind)
+
+
+def _attached(target: Fd, kind: AttachType) -> list[int]:
+    ids = (c_uint32 * 64)()  # as many as a cgroup takes (BPF_CGROUP_MAX_PROGS)
     count = c_uint32(len(ids))
-    check(
-        lib.bpf_prog_query(
-            sockhash.number, AttachType.SK_MSG_VERDICT, 0, None, ids, ctypes.byref(count)
-        ),
-        "query sockhash",
-    )
-    return ids[0] if count.value else None
+    result = lib.bpf_prog_query(target.number, kind, 0, None, ids, ctypes.byref(count))
+    check(result, "query attached programs")
+    return list(ids[: count.value])
 
 
 def prog_exists(prog_id: int) -> bool:

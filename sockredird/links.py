@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from sockredird import libbpf
 from sockredird.errors import LoadFailed
 from sockredird.layout import ATTACHMENTS
 from sockredird.libbpf import Fd
-from sockredird.uapi import LinkType
+from sockredird.uapi import AttachType, LinkType
 
 DETACHED = 0  # cgroup id of a link whose cgroup was removed, or that was detached by force
 _NAME = re.compile(r"attached-([a-z]+)-(\d+)")
@@ -88,16 +89,33 @@ def attach(directory: Path, pins: dict[str, Fd], cgroup: Path) -> int:
             path = directory / _name(program, number)
             if path.exists():
                 continue
-            try:
-                link = libbpf.create_cgroup_link(pins[program], cgroup_fd, attach_type)
-            except PermissionError as error:
-                raise LoadFailed(
-                    f"the kernel refuses a {attach_type.name} program on {cgroup}: another one is "
-                    "attached there, or above, exclusively; see bpftool cgroup tree"
-                ) from error
-            with link:  # which would end with this descriptor, but for the pin
+            # which would end with this descriptor, but for the pin
+            with _make(pins[program], cgroup, cgroup_fd, attach_type) as link:
                 libbpf.pin(link, path)
         return number
+
+
+@contextmanager
+def held(pins: dict[str, Fd], cgroup: Path) -> Iterator[None]:
+    """The links of one cgroup, not pinned: they end with the with block, or with this process.
+
+    Raises as attach().
+    """
+    with ExitStack() as stack:
+        cgroup_fd = stack.enter_context(Fd(os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY)))
+        for program, attach_type in ATTACHMENTS.items():
+            stack.enter_context(_make(pins[program], cgroup, cgroup_fd, attach_type))
+        yield
+
+
+def _make(program: Fd, cgroup: Path, cgroup_fd: Fd, attach_type: AttachType) -> Fd:
+    try:
+        return libbpf.create_cgroup_link(program, cgroup_fd, attach_type)
+    except PermissionError as error:
+        raise LoadFailed(
+            f"the kernel refuses a {attach_type.name} program on {cgroup}: another one is "
+            "attached there, or above, exclusively; see bpftool cgroup tree"
+        ) from error
 
 
 def keep_only(directory: Path, numbers: Collection[int]) -> None:

@@ -12,7 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from sockredird import compiler, config, explain, inventory
+from sockredird import compiler, config, explain, inventory, sandbox
+from sockredird.check import KernelCheck
 from sockredird.config import Config, Scope
 from sockredird.errors import InvalidConfig, SockredirError
 from sockredird.explain import View
@@ -59,6 +60,7 @@ class Manager:
         self._root = Path(settings.paths.bpffs)
         self._intent = Intent(Path(settings.paths.state) / "enabled.json")
         self._totals = Totals(Path(settings.paths.runtime) / "counters.json")
+        self.kernel = KernelCheck(self._root, Path(settings.paths.runtime))
 
     # -- start -------------------------------------------------------------------------------
 
@@ -69,6 +71,7 @@ class Manager:
         changed nothing. A failure to enable is kept as state `failed`.
         """
         staging, generations = inventory.scan(self._root)
+        sandbox.clear(self._root)
         overrides = self._intent.remembered()
         self._totals.load()
         for directory in staging:
@@ -195,7 +198,8 @@ class Manager:
         """
         inventory.check_bpffs(self._root)
         number = inventory.next_number(self._root)
-        generation = Generation.create(self._root, number, plan)
+        with self.kernel.gate(self.generations) as trial:
+            generation = Generation.create(self._root, number, plan, trial)
         if self.live is not None:
             self._retire_all(self.live)
         self.live = generation

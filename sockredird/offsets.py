@@ -99,3 +99,12 @@ def compiler_flags() -> list[str]:
         return flags
     finally:
         kernel.close()
+
+
+def absent() -> list[str]:
+    """Fields the datapath would use and can do without, e.g. 'sk_psock.msg_tot_len'."""
+    kernel = KernelTypes()
+    try:
+        return [f"{s}.{path}" for s, path in _OPTIONAL if kernel.field(s, path) is None]
+    finally:
+        kernel.close()

@@ -33,6 +33,7 @@ class AttachType(IntEnum):
 
     CGROUP_SOCK_OPS = 3
     SK_MSG_VERDICT = 7
+    TRACE_FENTRY = 24
     TRACE_ITER = 28
 
 

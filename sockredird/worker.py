@@ -20,15 +20,18 @@ class Worker:
 
     async def run(self, job: Callable[[], _Result]) -> _Result:
         """Runs a job after those before it."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._timed, job)
 
-        def timed() -> _Result:
-            self._since = time.monotonic()
-            try:
-                return job()
-            finally:
-                self._since = None
+    def wait(self, job: Callable[[], _Result]) -> _Result:
+        """As run(), from a third thread."""
+        return self._thread.submit(self._timed, job).result()
 
-        return await asyncio.get_running_loop().run_in_executor(self._thread, timed)
+    def _timed(self, job: Callable[[], _Result]) -> _Result:
+        self._since = time.monotonic()
+        try:
+            return job()
+        finally:
+            self._since = None
 
     def stuck(self) -> float | None:
         """Seconds since it began the job it should have finished long ago; None if it works."""

@@ -138,18 +138,6 @@ inline_fn __u32 queued(__u64 sk, __u64 sender_st)
 #endif
 }
 
-inline_fn __u64 cgroup_of(__u64 sk)
-{
-	__u64 cgroup = 0, node = 0, id = 0;
-
-	KERNEL_FIELD(cgroup, sk, OFF_sock_sk_cgrp_data + OFF_sock_cgroup_data_cgroup);
-	if (cgroup)
-		KERNEL_FIELD(node, cgroup, OFF_cgroup_kn);
-	if (node)
-		KERNEL_FIELD(id, node, OFF_kernfs_node_id);
-	return id;
-}
-
 inline_fn void look(struct view *v, __u64 sk, __u64 st, __u32 isn_1, __u64 now, __u32 listing)
 {
 	__u32 owners_of = 0;

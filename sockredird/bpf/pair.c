@@ -271,6 +271,8 @@ inline_fn void client_established(struct bpf_sock_ops *skops)
 	if (!answer || bpf_ktime_get_ns() - *answer > ANSWER_VALID_NS)
 		return decline(DECLINED_PEER_OUTSIDE, &hs.flow);
 	answered.delete(&hs.flow);
+	if (on_trial(sk))
+		return;
 
 	/*
 	 * TCP Fast Open. The SYN's data was taken: the server end was established, and declined,
@@ -334,7 +336,7 @@ inline_fn void server_established(struct bpf_sock_ops *skops)
 	enum counter reason;
 	__u32 write_seq = 0;
 
-	if (!sk || !flow_in_scope(skops, SERVER, &flow))
+	if (!sk || !flow_in_scope(skops, SERVER, &flow) || on_trial(sk))
 		return;
 	if (skops->skb_tcp_flags & TCPHDR_SYN)
 		return decline(DECLINED_EARLY_DATA, &flow);

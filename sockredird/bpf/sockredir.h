@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * Types and maps shared by the programs of the datapath:
+ *   cgroup.h                 the cgroup of a socket
  *   inflight.h               is a redirect towards a socket on its way?
  *   pair.c      sock_ops      pairs the two ends of a connection and puts them on the sockhash
  *   redirect.c  sk_msg        hands each message to the peer socket, or leaves it to TCP
@@ -148,6 +149,7 @@ struct settings {
 	__u32 window_bytes;
 	__u32 trace;		/* someone subscribed to events */
 	__u32 listing;		/* number of the listing under way; 0: walks retire instead */
+	__u64 trial;		/* id of a cgroup left to a datapath that is being tried; 0: none */
 };
 
 /* A bit per listening port: connections to it are in scope. */

@@ -14,7 +14,7 @@ from .conftest import Host
 from .process import DaemonProcess
 from .waiting import eventually
 
-COMMANDS = ("enable", "disable", "reload", "status", "stats", "trace")
+COMMANDS = ("enable", "disable", "reload", "status", "stats", "check", "trace")
 NOWHERE = "unix:path=/nonexistent"
 DONE, FAILED, USAGE, NOT_RUNNING, TIMED_OUT = 0, 1, 2, 3, 5
 

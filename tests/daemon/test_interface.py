@@ -31,8 +31,15 @@ METHODS = {
     "Subscribe": ("", ""),
     "Unsubscribe": ("", ""),
 }
-NOT_YET = {"Check", "Learned", "Forget"}
-PROPERTY_TYPES = {"Version": "s", "State": "s", "Since": "t", "Scope": "a{sv}", "Problem": "s"}
+NOT_YET = {"Learned", "Forget"}
+PROPERTY_TYPES = {
+    "Version": "s",
+    "State": "s",
+    "Since": "t",
+    "Scope": "a{sv}",
+    "Problem": "s",
+    "Kernel": "a{sv}",
+}
 SCOPE_TYPES = {
     "cgroup": "s",
     "addresses": "s",

@@ -1,0 +1,28 @@
+"""What a check has found out, in a sentence that says what it means for the user."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+PASS, WARN, FAIL = "pass", "warn", "fail"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """`detail` is for everybody, `private` for who may know what others run."""
+
+    name: str
+    status: str
+    detail: str
+    private: str = ""
+
+    def told(self, everything: bool) -> dict[str, str]:
+        answer = asdict(self)
+        private = answer.pop("private")
+        if everything and private:
+            answer["detail"] += f": {private}"
+        return answer
+
+
+def failed(findings: list[Finding]) -> Finding | None:
+    return next((finding for finding in findings if finding.status == FAIL), None)

@@ -1,0 +1,39 @@
+"""One run of something expensive for all who ask for it at the same time."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Generic, TypeVar
+
+_Result = TypeVar("_Result")
+
+
+class Shared(Generic[_Result]):
+    """Calls `produce` never twice at a time. Lives on the event loop."""
+
+    def __init__(self, produce: Callable[[], Awaitable[_Result]]) -> None:
+        self._produce = produce
+        self._running: asyncio.Future[_Result] | None = None
+        self._last: tuple[float, _Result] | None = None
+
+    async def get(self, max_age: float) -> _Result:
+        """A result at most `max_age` seconds old, that of a run under way, or of a new one."""
+        if self._running is None:
+            if self._last is not None and time.monotonic() - self._last[0] < max_age:
+                return self._last[1]
+            self._running = asyncio.ensure_future(self._run())
+            self._running.add_done_callback(self._ended)
+        # shielded: one caller who gives up must not take it from the others
+        return await asyncio.shield(self._running)
+
+    async def _run(self) -> _Result:
+        result = await self._produce()
+        self._last = time.monotonic(), result
+        return result
+
+    def _ended(self, running: asyncio.Future[_Result]) -> None:
+        self._running = None
+        if not running.cancelled():
+            running.exception()  # told to whoever waits; nobody may be left
