@@ -80,9 +80,9 @@ async def run(client: Client, arguments: argparse.Namespace) -> None:
 
 
 def who(connection: Connection, side: str) -> str:
-    """The program at one end, e.g. 'redis-server[812]'."""
+    """The program at one end, e.g. 'redis-server[812]'; one that sends no more is not known."""
     if f"{side}_sent_bytes" not in connection:
-        return "(closed)"
+        return "(ended)"
     pid = connection.get(f"{side}_pid", 0)
     return f"{connection[f'{side}_comm']}[{pid}]" if pid else "-"
 

@@ -70,6 +70,11 @@ class _Collector(Collector):
             value=self._properties["Since"] / 1e6,
             unit="seconds",
         )
+        yield GaugeMetricFamily(
+            "sockredir_degraded",
+            "Whether something is wrong: the Problem that status shows.",
+            value=bool(self._properties["Problem"]),
+        )
         for name, text in _COUNTERS.items():
             unit = "bytes" if name.endswith("_bytes") else ""
             value = self._stats[name]

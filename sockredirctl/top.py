@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import sys
 import termios
 import time
@@ -97,7 +98,13 @@ def _keys(pressed: asyncio.Queue[str]) -> Iterator[None]:
     loop = asyncio.get_running_loop()
     before = termios.tcgetattr(sys.stdin)
     tty.setcbreak(sys.stdin)
-    loop.add_reader(sys.stdin, lambda: pressed.put_nowait(sys.stdin.read(1)))
+
+    def read() -> None:
+        # not through sys.stdin, which keeps what it has read ahead to itself
+        for key in os.read(sys.stdin.fileno(), 64).decode(errors="replace") or "q":
+            pressed.put_nowait(key)
+
+    loop.add_reader(sys.stdin, read)
     try:
         yield
     finally:
