@@ -1,0 +1,31 @@
+"""SMC on a TCP socket: the one upper layer protocol that is there before the connection is."""
+
+from __future__ import annotations
+
+import json
+import socket
+
+from shell import sh
+from status import counters
+
+TCP_ULP = 31  # <linux/tcp.h>
+
+
+def test_smc_socket_is_declined(enabled: None) -> None:
+    sh("modprobe smc")
+    before = counters()
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as client:
+        client.setsockopt(socket.IPPROTO_TCP, TCP_ULP, b"smc")
+        client.connect(listener.getsockname())
+        server, _ = listener.accept()
+        with server:
+            client.sendall(b"request")
+            assert server.recv(7) == b"request"
+            server.sendall(b"answer")
+            assert client.recv(6) == b"answer"
+            port = listener.getsockname()[1]
+            answers = json.loads(sh(f"sockredirctl explain --port {port} --json"))
+    after = counters()
+    assert after["declined_ulp"] == before["declined_ulp"] + 1
+    assert after["redirected_messages"] == before["redirected_messages"]
+    assert "ulp" in {answer["reason"] for answer in answers if answer["kind"] == "connection"}
