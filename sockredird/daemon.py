@@ -91,6 +91,7 @@ class Daemon:
             self._watch([])
             self._await(None)
             self._endpoint.close()
+            await self._findings.idle()  # it has a directory on the bpffs
             self._worker.close()
             inventory.unlock(lock, root)
 

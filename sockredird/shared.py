@@ -28,6 +28,11 @@ class Shared(Generic[_Result]):
         # shielded: one caller who gives up must not take it from the others
         return await asyncio.shield(self._running)
 
+    async def idle(self) -> None:
+        """Returns when no run is under way."""
+        if self._running is not None:
+            await asyncio.wait([self._running])
+
     async def _run(self) -> _Result:
         result = await self._produce()
         self._last = time.monotonic(), result

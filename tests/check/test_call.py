@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 import sockredirctl.__main__
 from daemon import load, pins
 from daemon.client import Client, message
+from daemon.test_capabilities import bounding_set, limited_to
 from daemon.users import as_nobody, main_as_nobody
 from daemon.waiting import eventually
 from sockredird import cgroup, sandbox
@@ -20,6 +22,7 @@ from support import cgroups, textbook
 from .conftest import Host
 
 Finding = dict[str, str]
+HOST_FACTS = {"listeners", "other_programs", "rps", "firewall"}
 
 
 def runs(host: Host) -> int:
@@ -83,6 +86,28 @@ def test_the_live_datapath_does_not_notice(host: Host, alone: bool) -> None:
         assert client.call("Stats")["retired_connections"] == 0
 
 
+# what the unit makes of a host: a cgroup of its own in a cgroupfs that is read-only
+CONFINE = 'echo $$ > "$1/cgroup.procs" && mount -o remount,bind,ro "$2" && shift 2 && exec "$@"'
+
+
+def test_as_the_service(host: Host, other_cgroup: Path) -> None:
+    """With the unit's capabilities: exec files of others are out of reach, and so are programs."""
+    cgroupfs = str(cgroup.mount_point())
+    confine = ["unshare", "--mount", "sh", "-c", CONFINE, "sh", str(other_cgroup), cgroupfs]
+    host.start([*confine, *limited_to(bounding_set())])
+    client = host.client()
+    with textbook.attached(host.root.parent / "others", host.cgroup):
+        found = {finding["name"]: finding for finding in client.call("Check")}
+    assert "trial" not in found
+    assert "fail" not in {finding["status"] for finding in found.values()}
+    assert "sock_ops program" in found["other_programs"]["detail"]
+    assert "not tried" not in found["firewall"]["detail"]
+    client.call("Enable")
+    assert client.get("Kernel")["passed"] == sum(
+        finding["status"] == "pass" for name, finding in found.items() if name not in HOST_FACTS
+    )
+
+
 @pytest.mark.parametrize("seconds", [0.2, 0.5, 0.8, 1.1])
 def test_nothing_stays_of_a_check_that_was_killed(host: Host, seconds: float) -> None:
     """Nothing is pinned and nobody is left who could hold on to anything."""
@@ -99,6 +124,17 @@ def test_nothing_stays_of_a_check_that_was_killed(host: Host, seconds: float) ->
     assert pins.directories(host.root) == []
     assert pins.held_by(again.pid) == set()
     assert exercises(again.pid) == []
+
+
+@pytest.mark.parametrize("seconds", [0.2, 0.7])
+def test_stopping_waits_for_a_check(host: Host, seconds: float) -> None:
+    daemon = host.start()
+    host.client().begin("Check")
+    time.sleep(seconds)  # a moment that nothing announces
+    assert daemon.stop() == 0
+    assert pins.directories(host.root) == []
+    assert not (cgroup.own() / sandbox._name(host.root)).exists()
+    assert exercises(daemon.pid) == []
 
 
 def exercises(daemon: int) -> list[str]:
