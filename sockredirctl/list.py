@@ -95,7 +95,7 @@ def _table(connections: list[Connection]) -> str:
         rows.append(
             (
                 c["client"],
-                c["server"],
+                _server(c),
                 f"{who(c, 'client')} > {who(c, 'server')}",
                 ",".join(sorted(units)) or "-",
                 render.duration(c["age_seconds"]),
@@ -110,6 +110,11 @@ def _table(connections: list[Connection]) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     )
+
+
+def _server(c: Connection) -> str:
+    """Where the client wanted to go, and where NAT has led it."""
+    return f"{c['server']} ({c['accepted_at']})" if "accepted_at" in c else str(c["server"])
 
 
 def _carried(c: Connection, side: str) -> str:

@@ -27,6 +27,7 @@ SOURCES = (
     "sockredir.h",
     "trace.c",
     "cgroup.h",
+    "scope.h",
     "inflight.h",
     "pair.c",
     "redirect.c",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ValidationError, confloat, conint, constr
 
+from sockredird import exclusion
 from sockredird.errors import InvalidConfig
 
 DEFAULT_PATH = Path("/etc/sockredird/sockredird.toml")
@@ -119,7 +120,8 @@ def _check(data: dict[str, Any]) -> Config:
     for name in Paths.__annotations__:
         if not Path(getattr(config.paths, name)).is_absolute():
             raise InvalidConfig(f"paths.{name}: not an absolute path")
-    _check_supported(config.scope)
+    for cgroup in config.scope.exclude_cgroups:
+        exclusion.components(cgroup)
     try:
         listen_address(config.metrics.listen)
     except ValueError as error:
@@ -161,21 +163,9 @@ def override_scope(scope: Scope, keys: dict[str, Any]) -> Scope:
         result = Scope(**{**scope.as_dict(), **keys})
     except ValidationError as error:
         raise InvalidConfig(f"scope: {_explain(error)}") from error
-    _check_supported(result)
+    for cgroup in result.exclude_cgroups:
+        exclusion.components(cgroup)
     return result
-
-
-def _check_supported(scope: Scope) -> None:
-    if scope.addresses != "loopback":
-        raise InvalidConfig(
-            f'scope.addresses = "{scope.addresses}" is not available in this version: '
-            'use "loopback"'
-        )
-    if scope.exclude_cgroups:
-        raise InvalidConfig(
-            "scope.exclude_cgroups is not available in this version: leave it empty and choose "
-            "the cgroup to accelerate with scope.cgroup"
-        )
 
 
 def _explain(error: ValidationError) -> str:

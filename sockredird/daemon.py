@@ -13,7 +13,7 @@ from typing import Any
 from dbus_next import DBusError, Variant
 from dbus_next.aio import MessageBus
 
-from sockredird import __version__, config, explain, inventory, listing
+from sockredird import __version__, addresses, config, explain, inventory, listing
 from sockredird import bus as dbus
 from sockredird.appearance import Appearance
 from sockredird.config import Config
@@ -61,6 +61,7 @@ class Daemon:
         self._findings = Shared(self._check)
         self._watchers: list[Watcher] = []
         self._appearance: Appearance | None = None
+        self._addresses: addresses.Changes | None = None
         self._shown: dict[str, Variant] = {}
         self._retire_pause = RETIRE_PAUSE_S[0]
         self._retire_timer: asyncio.TimerHandle | None = None
@@ -80,6 +81,9 @@ class Daemon:
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._loop.add_signal_handler(number, self._stopping.set)
             self._loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(self._hang_up()))
+            self._addresses = addresses.Changes(
+                lambda: self._spawn(self._worker.run(self._manager.note_addresses))
+            )
             self._notify("READY=1")
             self._service.start_watchdog(self._worker.stuck)
             log.info("ready: state=%s", self._manager.state)
@@ -90,6 +94,8 @@ class Daemon:
             self._service.notify("STOPPING=1")
             self._watch([])
             self._await(None)
+            if self._addresses is not None:
+                self._addresses.close()
             self._endpoint.close()
             await self._findings.idle()  # it has a directory on the bpffs
             self._worker.close()

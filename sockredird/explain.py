@@ -9,18 +9,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from sockredird import listing, owners, sockdiag
+from sockredird import addresses, listing, owners, sockdiag
 from sockredird.cgroup import Names
 from sockredird.config import Scope
 from sockredird.errors import InvalidConfig
 from sockredird.generation import Generation
-from sockredird.layout import FLOW
+from sockredird.layout import ADDRESS, FLOW
 from sockredird.sockdiag import Address, Namespace, Socket
 
 MOST = 200  # connections explained at a time
 
 # Reasons of the datapath have the names of its counters.
 WORDS = {
+    "undecidable": "both ends are in scope, but SNAT or masquerading hides the client's address "
+    "from the listener, so that neither end could know in time",
     "peer_outside": "the other end is not in scope: another host, cgroup, or network namespace",
     "early_data": "data went through TCP before both ends were paired (TCP_DEFER_ACCEPT, "
     "TCP Fast Open, or a race)",
@@ -29,7 +31,7 @@ WORDS = {
     "zerocopy": "SO_ZEROCOPY is set, and its completions do not come on a sockhash",
     "repair": "TCP_REPAIR is set: its sequence numbers are not those of a handshake",
     "kernel_socket": "a socket belongs to the kernel itself",
-    "mismatch": "its sequence numbers are those of another connection, or NAT is between the ends",
+    "mismatch": "its sequence numbers are those of another connection",
     "map_full": "max_connections are accelerated",
     "other_sockmap": "another BPF program has the socket on a sockmap of its own "
     "(bpftool prog show: sk_msg, sk_skb)",
@@ -40,7 +42,7 @@ WORDS = {
     "peer_gone": "its peer was taken off the sockhash by somebody else",
     "half_closed": "one end has shut down its side, and reads from TCP since",
     "disable": "acceleration is disabled, or was while this connection lived",
-    "address": "an address is not a loopback address",
+    "address": "an address is not in scope",
     "port": "the listening port is not in scope",
     "cgroup": "a program is outside of the cgroup in scope",
     "before_enable": "it was established before acceleration was enabled",
@@ -116,7 +118,7 @@ def explain(view: View, keys: dict[str, Any]) -> list[dict[str, Any]]:
         else:
             flow = subject.flow(namespace.cookie)
             member = members.get(flow, {})
-            state, reason = _judge(view, subject, flow, member, names)
+            state, reason = _judge(view, subject, flow, member, names, namespace.cookie)
         answers.append({**member, **_answer(view, subject, state, reason, processes, names)})
     return answers
 
@@ -190,8 +192,15 @@ def _known(view: View, flow: bytes, members: dict[bytes, dict[str, Any]]) -> boo
 # -- why -----------------------------------------------------------------------------------------
 
 
+def _addresses_in_scope(scope: str, client: Address, server: Address, netns: int) -> bool:
+    if scope == "host" and client.ip != server.ip and not server.ip.is_loopback:
+        own = addresses.own()
+        return {ADDRESS.pack(end.packed, netns) for end in (client, server)} <= own
+    return scope != "loopback" or (client.ip.is_loopback and server.ip.is_loopback)
+
+
 def _judge(
-    view: View, subject: Subject, flow: bytes, member: dict[str, Any], names: Names
+    view: View, subject: Subject, flow: bytes, member: dict[str, Any], names: Names, namespace: int
 ) -> tuple[str, str]:
     """State and reason of a connection."""
     if member:
@@ -202,7 +211,7 @@ def _judge(
     if not view.enabled:
         return "tcp", "disable"
     assert subject.client is not None
-    if not (subject.client.ip.is_loopback and subject.server.ip.is_loopback):
+    if not _addresses_in_scope(view.scope.addresses, subject.client, subject.server, namespace):
         return "tcp", "address"
     if reason := _out_of_scope(view, subject.sockets, subject.server.port, names):
         return "tcp", reason
@@ -215,7 +224,9 @@ def _judge_listener(view: View, subject: Subject, names: Names) -> tuple[str, st
     """State and reason of what a listener accepts."""
     if not view.enabled:
         return "out_of_scope", "disable"
-    if not (subject.server.ip.is_loopback or subject.server.ip.is_unspecified):
+    if view.scope.addresses == "loopback" and not (
+        subject.server.ip.is_loopback or subject.server.ip.is_unspecified
+    ):
         return "out_of_scope", "address"
     reason = _out_of_scope(view, subject.sockets, subject.server.port, names)
     reason = reason or _unsuitable(subject.sockets)
@@ -267,7 +278,9 @@ def _detail(view: View, subject: Subject, reason: str, names: Names) -> str:
     if not reason:
         return ""
     detail = WORDS[reason]
-    if reason == "cgroup":
+    if reason == "address":
+        detail += f': addresses = "{view.scope.addresses}"'
+    elif reason == "cgroup":
         paths = sorted({names.path(s.cgroup) for s in subject.sockets})
         detail += f": {view.cgroup} is in scope, the sockets belong to {', '.join(paths)}"
     elif reason == "port":

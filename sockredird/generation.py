@@ -24,16 +24,28 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sockredird import adoption, capabilities, compiler, libbpf, links
+from sockredird import (
+    addresses,
+    adoption,
+    capabilities,
+    compiler,
+    exclusion,
+    libbpf,
+    links,
+    offsets,
+)
 from sockredird.adoption import MAPS, MEMBERS
 from sockredird.cgroup import is_cgroup
-from sockredird.errors import AccessDenied, Internal, LoadFailed
+from sockredird.errors import AccessDenied, Internal, LoadFailed, UnsupportedKernel
 from sockredird.layout import (
+    ADDRESS,
+    ADDRESSES,
     COUNTER_SLOTS,
     COUNTERS,
     LISTENER,
     MANIFEST_SIZE,
     MEMBER,
+    OWN_ADDRESSES,
     OWNER,
     PORTS_SIZE,
     PROGRAMS,
@@ -294,6 +306,10 @@ class Generation:
         self._settings.trace = int(on)
         self._write_settings()
 
+    def note_addresses(self) -> None:
+        """The addresses of this host are what they are now."""
+        _write_own_addresses(self._pins["own_addresses"])
+
     def stop(self) -> None:
         """No new pair and no redirect from here on; live connections continue on TCP."""
         if not self._settings.stopped:
@@ -388,8 +404,22 @@ def _furnish(staging: Path, plan: Plan) -> None:
     libbpf.attach_sk_msg(pins["redirect"], pins["peers"])
     with libbpf.create_iterator_link(pins["walk"], pins["peers"]) as members:
         libbpf.pin(members, staging / MEMBERS)
-    settings = Settings(stopped=1, window_bytes=plan.window_bytes)
+    excluded = exclusion.steps(plan.exclude_cgroups)
+    if excluded and not offsets.can_exclude_cgroups():
+        raise UnsupportedKernel(
+            "exclude_cgroups needs the fields level and ancestors of the kernel's struct cgroup, "
+            "which this kernel has not: exclude by port instead"
+        )
+    for step, leads_to in excluded.items():
+        libbpf.update(pins["excluded"], step, leads_to.to_bytes(4, "little"))
+    settings = Settings(
+        stopped=1,
+        window_bytes=plan.window_bytes,
+        addresses=ADDRESSES.index(plan.addresses),
+        excludes=len(plan.exclude_cgroups),
+    )
     libbpf.update(pins["settings"], _ZERO, settings.pack())
+    _write_own_addresses(pins["own_addresses"])
     libbpf.update(pins["ports"], _ZERO, _bits(plan.ports))
     manifest = {
         **plan.manifest(),
@@ -400,6 +430,17 @@ def _furnish(staging: Path, plan: Plan) -> None:
     _note(pins["manifest"], manifest)
     for fd in pins.values():
         fd.close()
+
+
+def _write_own_addresses(fd: Fd) -> None:
+    """Makes the map hold the addresses of the daemon's network namespace, and no others."""
+    there = set(libbpf.keys(fd, ADDRESS.size))
+    # as many as it holds; connections between two others are taken for those of another host
+    own = set(sorted(addresses.own())[:OWN_ADDRESSES])
+    for address in there - own:
+        libbpf.delete(fd, address)
+    for address in own - there:
+        libbpf.update(fd, address, bytes(4))
 
 
 def _note(fd: Fd, manifest: dict[str, Any]) -> None:

@@ -23,12 +23,16 @@ ATTACHMENTS = {"pair": AttachType.CGROUP_SOCK_OPS}
 ANSWERED_SYNS = 8192  # answered by a listener in scope; the client end is not established yet
 LEAVING_PAIRS = 16384  # that leave acceleration one by one, at the same time
 TRACED_CONNECTIONS = 8192  # whose programs are known by name, or one of whose ends has closed
+OWN_ADDRESSES = 4096  # of the daemon's network namespace
+EXCLUDED_STEPS = 1024  # names on the paths of excluded cgroups
 VERDICTS = 16384  # connections of which explain knows why they are not accelerated
 CAPACITIES = {
     "ANSWERED_SYNS": ANSWERED_SYNS,
     "LEAVING_PAIRS": LEAVING_PAIRS,
     "TRACED_CONNECTIONS": TRACED_CONNECTIONS,
     "VERDICTS": VERDICTS,
+    "OWN_ADDRESSES": OWN_ADDRESSES,
+    "EXCLUDED_STEPS": EXCLUDED_STEPS,
 }
 PORTS_SIZE = 65536 // 8
 MANIFEST_SIZE = 16384
@@ -40,6 +44,7 @@ COUNTERS = (
     "redirected_bytes",
     "dropped_events",
     "declined_peer_outside",
+    "declined_undecidable",
     "declined_early_data",
     "declined_ulp",
     "declined_mptcp",
@@ -61,9 +66,14 @@ COUNTERS = (
 
 COUNTER_SLOTS = 32
 
-SETTINGS = struct.Struct("=6IQ")  # struct settings
+SETTINGS = struct.Struct("=8IQ")  # struct settings
 MEMBER = struct.Struct("=3I3I3Q48s")  # struct member
 FLOW = struct.Struct("=16s16sQHH4x")  # struct flow
+PLACE = struct.Struct("=16sQI4x")  # struct place
+ADDRESS = struct.Struct("=16sQ")  # struct address
+STEP = struct.Struct("=I128s")  # struct step
+EXCLUDED = 1 << 31
+ADDRESSES = ("loopback", "host", "any")  # enum addresses
 OWNER = struct.Struct("=I16s")  # struct owner
 EVENT = struct.Struct("=QII6QI16sI16sII48s")  # struct event
 EVENT_KINDS = ("active_established", "accelerated", "declined", "retired", "closed")
@@ -71,7 +81,7 @@ OPENED = struct.Struct("=QI16s4x")  # struct opened
 LISTENER = struct.Struct("=QI4x")  # struct listener
 VERDICT = struct.Struct("=QI4x")  # struct verdict
 VIEW = "7Q6I16s"  # struct view
-CONNECTION = struct.Struct(f"=Q{VIEW}{VIEW}II8s48s")  # struct connection
+CONNECTION = struct.Struct(f"=Q{VIEW}{VIEW}II8s48s32s")  # struct connection
 MODES = ("unused", "redirected", "tcp")  # enum mode
 SIDES = ("client", "server")  # enum side
 
@@ -88,9 +98,12 @@ def map_shapes(max_connections: int, page_size: int) -> dict[str, MapShape]:
     """Every map of the datapath by its name, for a limit on connections."""
     return {
         "peers": MapShape(MapType.SOCKHASH, 12, 4, 2 * max_connections),
-        "sockets": MapShape(MapType.SK_STORAGE, 4, 352, 0),
-        "handshakes": MapShape(MapType.LRU_HASH, 8, 80, max_connections + ANSWERED_SYNS),
+        "sockets": MapShape(MapType.SK_STORAGE, 4, 384, 0),
+        "handshakes": MapShape(MapType.LRU_HASH, 8, 88, max_connections + ANSWERED_SYNS),
         "answered": MapShape(MapType.LRU_HASH, FLOW.size, 8, ANSWERED_SYNS),
+        "unproven": MapShape(MapType.LRU_HASH, 8, FLOW.size, ANSWERED_SYNS),
+        "own_addresses": MapShape(MapType.HASH, ADDRESS.size, 4, OWN_ADDRESSES),
+        "excluded": MapShape(MapType.HASH, STEP.size, 4, EXCLUDED_STEPS),
         "leaving": MapShape(MapType.LRU_HASH, 8, 12, LEAVING_PAIRS),
         "callers": MapShape(MapType.LRU_HASH, FLOW.size, 32, TRACED_CONNECTIONS),
         "listeners": MapShape(MapType.LRU_HASH, LISTENER.size, OWNER.size, TRACED_CONNECTIONS),
@@ -116,6 +129,8 @@ class Settings:
     window_bytes: int = 0
     trace: int = 0
     listing: int = 0
+    addresses: int = 0  # index in ADDRESSES
+    excludes: int = 0
     trial: int = 0
 
     def pack(self) -> bytes:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+from collections.abc import Iterator
 from ctypes import POINTER, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
 from pathlib import Path
 from types import TracebackType
@@ -54,6 +55,8 @@ _PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "bpf_obj_get_info_by_fd": (c_int, [c_int, c_void_p, POINTER(c_uint32)]),
     "bpf_map_lookup_elem": (c_int, [c_int, c_void_p, c_void_p]),
     "bpf_map_update_elem": (c_int, [c_int, c_void_p, c_void_p, c_uint64]),
+    "bpf_map_delete_elem": (c_int, [c_int, c_void_p]),
+    "bpf_map_get_next_key": (c_int, [c_int, c_void_p, c_void_p]),
     "bpf_map_create": (c_int, [c_int, c_char_p, c_uint32, c_uint32, c_uint32, c_void_p]),
     "bpf_prog_attach": (c_int, [c_int, c_int, c_int, c_uint32]),
     "bpf_prog_query": (
@@ -200,6 +203,21 @@ def lookup(fd: Fd, key: bytes, value_size: int) -> bytes:
 
 def update(fd: Fd, key: bytes, value: bytes) -> None:
     check(lib.bpf_map_update_elem(fd.number, key, value, 0), "map update")
+
+
+def delete(fd: Fd, key: bytes) -> None:
+    check(lib.bpf_map_delete_elem(fd.number, key), "map delete")
+
+
+def keys(fd: Fd, key_size: int) -> Iterator[bytes]:
+    """Of a map that nobody else changes meanwhile."""
+    key = None
+    following = ctypes.create_string_buffer(key_size)
+    while (result := lib.bpf_map_get_next_key(fd.number, key, following)) == 0:
+        key = following.raw
+        yield key
+    if result != -errno.ENOENT:
+        check(result, "map keys")
 
 
 def possible_cpus() -> int:

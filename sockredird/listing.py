@@ -19,15 +19,15 @@ from sockredird import owners
 from sockredird.cgroup import Names
 from sockredird.errors import Busy, InvalidConfig
 from sockredird.generation import Generation
-from sockredird.layout import CONNECTION, MODES, SIDES, Flow, reason_name, text
+from sockredird.layout import CONNECTION, FLOW, MODES, PLACE, SIDES, Flow, reason_name, text
 
 Fields = tuple[Any, ...]
 
-# CONNECTION's fields: age, two views of 14 fields, known, leaving, pair, flow
+# CONNECTION's fields: age, two views of 14 fields, known, leaving, pair, flow, server
 _VIEW = {"client": 1, "server": 15}
 _BYTES, _MESSAGES, _BYTE_RATE, _MESSAGE_RATE = 0, 1, 3, 4
 _INODE, _CGROUP, _UNREAD = 5, 6, 8
-_KNOWN, _LEAVING, _PAIR, _FLOW = 29, 30, 31, 32
+_KNOWN, _LEAVING, _PAIR, _FLOW, _SERVER = 29, 30, 31, 32, 33
 # The kernel visits a bucket again when its output did not fit in one read(); buckets are short.
 _REPEATED = 64
 _LINES = 64  # written at a time
@@ -81,7 +81,7 @@ def _matcher(query: Query, names: Names, generations: list[Generation]) -> Calla
 
     def matches(fields: Fields) -> bool:
         flow = fields[_FLOW]
-        if port and port not in (flow[40:42], flow[42:44]):
+        if port and port not in (flow[40:42], flow[42:44], fields[_SERVER][24:26]):
             return False
         if query.pid and not inodes & {fields[at + _INODE] for at in _VIEW.values()}:
             return False
@@ -100,8 +100,19 @@ def _read(generations: list[Generation]) -> Iterator[Fields]:
                 recent.append(fields[_PAIR])
 
 
+def _as_server_sees(fields: Fields) -> bytes:
+    """struct flow; NAT and another network namespace make it differ from the client's."""
+    flow: bytes = fields[_FLOW]
+    ip, netns, port = PLACE.unpack(fields[_SERVER])
+    if not netns:
+        return flow
+    client_ip, _, _, client_port, _ = FLOW.unpack(flow)
+    return FLOW.pack(client_ip, ip, netns, client_port, port)
+
+
 def describe(fields: Fields, names: Names) -> dict[str, Any]:
     flow = Flow.unpack(fields[_FLOW])
+    seen = Flow.unpack(_as_server_sees(fields))
     result: dict[str, Any] = {
         "client": flow.client,
         "server": flow.server,
@@ -110,6 +121,10 @@ def describe(fields: Fields, names: Names) -> dict[str, Any]:
         "leaving": bool(fields[_LEAVING]),
         "reason": "",
     }
+    if seen.server != flow.server:
+        result["accepted_at"] = seen.server
+    if seen.netns != flow.netns:
+        result["server_netns"] = seen.netns
     for number, side in enumerate(SIDES):
         if not fields[_KNOWN] >> number & 1:
             continue  # it has closed
@@ -168,10 +183,10 @@ def write(generations: list[Generation], query: Query, fd: int) -> None:
 
 
 def with_flows(generations: list[Generation], flows: set[bytes]) -> dict[bytes, dict[str, Any]]:
-    """Those of some connections, named by struct flow, that are accelerated."""
+    """Those of some connections that are accelerated, by struct flow as either end sees it."""
     names = Names()
-    return {
-        fields[_FLOW]: describe(fields, names)
-        for fields in _read(generations)
-        if fields[_FLOW] in flows
-    }
+    found = {}
+    for fields in _read(generations):
+        for flow in flows & {fields[_FLOW], _as_server_sees(fields)}:
+            found[flow] = describe(fields, names)
+    return found

@@ -108,6 +108,7 @@ class Manager:
         self.scope = Scope(**generation.manifest["scope"])
         self._health.adopted(generation)
         generation.trace(False)
+        generation.note_addresses()
         log.info(
             "adopted %s, made by version %s", generation.directory, generation.manifest["version"]
         )
@@ -186,6 +187,8 @@ class Manager:
             scope=scope.as_dict(),
             cgroups=(self._health.find_cgroup(scope),),
             ports=scope.ports(),
+            addresses=scope.addresses,
+            exclude_cgroups=tuple(scope.exclude_cgroups),
             max_connections=self.config.limits.max_connections,
             window_bytes=self.config.limits.window_bytes,
         )
@@ -258,6 +261,11 @@ class Manager:
             log.info("cgroup %s has appeared", self.scope.cgroup)
             self._restore(overrides)
         self.check()
+
+    def note_addresses(self) -> None:
+        """The addresses of this host have changed."""
+        if self.live is not None:
+            self.live.note_addresses()
 
     def trace(self, on: bool) -> None:
         self._tracing = on

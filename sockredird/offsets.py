@@ -41,11 +41,14 @@ _REQUIRED = (
     ("tcp_sock", "bytes_acked"),
     ("tcp_sock", "repair"),
 )
+# What exclude_cgroups needs.
+_EXCLUDING = (("cgroup", "level"), ("cgroup", "ancestors"), ("kernfs_node", "name"))
 # Absent where the kernel was built without the feature, or is older than the field.
 _OPTIONAL = (
     ("sk_psock", "msg_tot_len"),  # 6.6.128, 6.12.75, 6.18.14, 7.0
     ("tcp_sock", "is_mptcp"),  # CONFIG_MPTCP
     ("tcp_sock", "syn_smc"),  # CONFIG_SMC
+    *_EXCLUDING,
 )
 # Timers that hold a reference to their socket while armed; 6.19 moved two of them.
 _TIMERS = (
@@ -108,3 +111,8 @@ def absent() -> list[str]:
         return [f"{s}.{path}" for s, path in _OPTIONAL if kernel.field(s, path) is None]
     finally:
         kernel.close()
+
+
+def can_exclude_cgroups() -> bool:
+    """Whether the datapath finds out below which cgroups that of a socket is."""
+    return not {f"{struct}.{path}" for struct, path in _EXCLUDING} & {*absent()}

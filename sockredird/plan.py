@@ -20,6 +20,8 @@ class Plan:
     ports: frozenset[int]
     max_connections: int
     window_bytes: int
+    addresses: str = "loopback"  # of layout.ADDRESSES
+    exclude_cgroups: tuple[str, ...] = ()
 
     def manifest(self) -> dict[str, Any]:
         """What creating a generation for this plan now would note down."""

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
+from sockredird.addresses import netns_cookie
 from sockredird.errors import InvalidConfig
+from sockredird.netlink import attributes, dump
 
 ESTABLISHED, CLOSE_WAIT, LISTEN = 1, 8, 10  # include/net/tcp_states.h
 _STATES = 1 << ESTABLISHED | 1 << 4 | 1 << 5 | 1 << CLOSE_WAIT | 1 << LISTEN  # 4, 5: FIN_WAIT*
@@ -20,16 +22,11 @@ _STATES = 1 << ESTABLISHED | 1 << 4 | 1 << 5 | 1 << CLOSE_WAIT | 1 << LISTEN  # 
 # include/uapi/linux/netlink.h, sock_diag.h, inet_diag.h
 _NETLINK_SOCK_DIAG = 4
 _SOCK_DIAG_BY_FAMILY = 20
-_NLMSG_ERROR, _NLMSG_DONE = 2, 3
-_NLM_F_REQUEST, _NLM_F_DUMP = 0x1, 0x300
-_HEADER = struct.Struct("=IHHII")
 _REQUEST = struct.Struct("=BBBxI48x")
 _MESSAGE = struct.Struct("=BBxx2s2s16s16s12x3I2I")
-_ATTRIBUTE = struct.Struct("=HH")
 _ULP_INFO, _CGROUP_ID = 19, 21
 _ULP_NAME = 1
 _WANT_INFO = 1 << 1  # INET_DIAG_INFO, without which the kernel does not tell the ULP
-_SO_NETNS_COOKIE = 71
 _CLONE_NEWNET = 0x40000000
 
 
@@ -81,52 +78,30 @@ def _unmapped(ip: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
     return ip.ipv4_mapped or ip if isinstance(ip, IPv6Address) else ip
 
 
-def _attributes(raw: bytes) -> dict[int, bytes]:
-    found = {}
-    while len(raw) >= _ATTRIBUTE.size:
-        length, kind = _ATTRIBUTE.unpack_from(raw)
-        found[kind & 0x3FFF] = raw[_ATTRIBUTE.size : length]
-        raw = raw[(length + 3) & ~3 :]
-    return found
-
-
 def _parse(raw: bytes) -> Socket:
     family, state, sport, dport, src, dst, _, _, _, uid, inode = _MESSAGE.unpack_from(raw)
-    attributes = _attributes(raw[_MESSAGE.size :])
+    has = attributes(raw[_MESSAGE.size :])
 
     def address(ip: bytes, port: bytes) -> Address:
         parsed = IPv4Address(ip[:4]) if family == socket.AF_INET else _unmapped(IPv6Address(ip))
         return Address(parsed, int.from_bytes(port, "big"))
 
-    ulp = _attributes(attributes.get(_ULP_INFO, b"")).get(_ULP_NAME, b"")
+    ulp = attributes(has.get(_ULP_INFO, b"")).get(_ULP_NAME, b"")
     return Socket(
         local=address(src, sport),
         remote=address(dst, dport),
         state=state,
         uid=uid,
         inode=inode,
-        cgroup=int.from_bytes(attributes.get(_CGROUP_ID, b""), "little"),
+        cgroup=int.from_bytes(has.get(_CGROUP_ID, b""), "little"),
         ulp=ulp.rstrip(b"\0").decode(errors="replace"),
     )
 
 
 def _dump(family: int) -> Iterator[Socket]:
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as netlink:
-        body = _REQUEST.pack(family, socket.IPPROTO_TCP, _WANT_INFO, _STATES)
-        size = _HEADER.size + len(body)
-        flags = _NLM_F_REQUEST | _NLM_F_DUMP
-        netlink.send(_HEADER.pack(size, _SOCK_DIAG_BY_FAMILY, flags, 1, 0) + body)
-        while True:
-            data = netlink.recv(1 << 16)
-            while data:
-                length, kind, *_ = _HEADER.unpack_from(data)
-                if kind == _NLMSG_DONE:
-                    return
-                if kind == _NLMSG_ERROR:
-                    error = -struct.unpack_from("=i", data, _HEADER.size)[0]
-                    raise OSError(error, f"sock_diag: {os.strerror(error)}")
-                yield _parse(data[_HEADER.size : length])
-                data = data[(length + 3) & ~3 :]
+    request = _REQUEST.pack(family, socket.IPPROTO_TCP, _WANT_INFO, _STATES)
+    for message in dump(_NETLINK_SOCK_DIAG, _SOCK_DIAG_BY_FAMILY, request, "sock_diag"):
+        yield _parse(message)
 
 
 @dataclass(frozen=True)
@@ -138,10 +113,8 @@ class Namespace:
 
 
 def _look() -> Namespace:
-    with socket.socket(socket.AF_UNIX) as probe:  # every socket knows its namespace
-        cookie = probe.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
     sockets = [*_dump(socket.AF_INET), *_dump(socket.AF_INET6)]
-    return Namespace(int.from_bytes(cookie, "little"), sockets)
+    return Namespace(netns_cookie(), sockets)
 
 
 def look(pid: int = 0) -> Namespace:

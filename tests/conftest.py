@@ -80,6 +80,8 @@ def plan(
     cgroup: Path,
     *,
     excluded_ports: frozenset[int] = frozenset(),
+    addresses: str = "loopback",
+    exclude_cgroups: tuple[str, ...] = (),
     max_connections: int = 65536,
     window_bytes: int = 4 << 20,
 ) -> Plan:
@@ -87,6 +89,8 @@ def plan(
         scope={},
         cgroups=(cgroup,),
         ports=frozenset(range(65536)) - excluded_ports,
+        addresses=addresses,
+        exclude_cgroups=exclude_cgroups,
         max_connections=max_connections,
         window_bytes=window_bytes,
     )

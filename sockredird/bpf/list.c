@@ -201,6 +201,7 @@ inline_fn void list(struct seq_file *seq, __u64 sk, struct sock_state *st, const
 	c->age = now - st->since;
 	c->leaving = s->stopped || READ_ONCE(st->stop) || st->mode == NATIVE;
 	if (self.side == SERVER) {
+		c->server = st->server;
 		look(&c->view[SERVER], sk, own_st, self.pair.server_seq, now, s->listing);
 		c->view[SERVER].unread = queued(sk, peer_st);
 		c->known = 1 << SERVER;

@@ -2,7 +2,7 @@
 /*
  * sock_ops: pairs the two ends of a same-host connection as it is established.
  *
- * A listener in scope answers a SYN      -> the flow is noted in `answered`
+ * A listener in scope answers a SYN      -> leaves word in `answered` (scope.h)
  * the client end is established          -> goes on the sockhash, leaves a `handshake`
  * the server end finds that handshake    -> goes on the sockhash: the pair is complete
  *
@@ -10,101 +10,30 @@
  * `reply`: returning 0 would turn the callbacks of other sock_ops programs into errors.
  */
 
-#define AF_INET 2
-#define AF_INET6 10
 #define TCPHDR_SYN 0x02
 #define E2BIG 7		/* errno.h, which the shim has not */
 #define ENOMEM 12
 #define EBUSY 16
 #define EEXIST 17
-#define ANSWER_VALID_NS 60000000000ULL	/* SYN-ACK retransmissions included */
-
-inline_fn __u16 local_port(struct bpf_sock_ops *skops)
-{
-	return skops->local_port;
-}
-
-inline_fn __u16 remote_port(struct bpf_sock_ops *skops)
-{
-	/* volatile: the compiler would narrow the load, which the verifier refuses here */
-	volatile __u32 port = skops->remote_port;
-
-	return bpf_ntohl(port);
-}
-
-inline_fn int is_loopback4(__u32 ip)
-{
-	return (ip & bpf_htonl(0xff000000)) == bpf_htonl(0x7f000000);
-}
-
-inline_fn void map_v4(__u32 *ip6, __u32 ip4)
-{
-	ip6[0] = 0;
-	ip6[1] = 0;
-	ip6[2] = bpf_htonl(0x0000ffff);
-	ip6[3] = ip4;
-}
-
-inline_fn int is_loopback(const __u32 *ip6)
-{
-	if (ip6[0] || ip6[1])
-		return 0;
-	if (ip6[2] == bpf_htonl(0x0000ffff))
-		return is_loopback4(ip6[3]);
-	return !ip6[2] && ip6[3] == bpf_htonl(1);
-}
-
-/*
- * The connection as the client sees it; 0 if an address is not loopback or the port not in scope.
- * `side` is the side of this socket.
- */
-inline_fn int flow_in_scope(struct bpf_sock_ops *skops, enum side side, struct flow *flow)
-{
-	__u32 local[4], remote[4];
-	struct ports *p;
-	int zero = 0;
-
-	if (skops->family == AF_INET) {
-		map_v4(local, skops->local_ip4);
-		map_v4(remote, skops->remote_ip4);
-	} else if (skops->family == AF_INET6) {
-		local[0] = skops->local_ip6[0];
-		local[1] = skops->local_ip6[1];
-		local[2] = skops->local_ip6[2];
-		local[3] = skops->local_ip6[3];
-		remote[0] = skops->remote_ip6[0];
-		remote[1] = skops->remote_ip6[1];
-		remote[2] = skops->remote_ip6[2];
-		remote[3] = skops->remote_ip6[3];
-	} else {
-		return 0;
-	}
-	if (!is_loopback(local) || !is_loopback(remote))
-		return 0;
-
-	__builtin_memset(flow, 0, sizeof(*flow));
-	if (side == CLIENT) {
-		__builtin_memcpy(flow->client_ip, local, 16);
-		__builtin_memcpy(flow->server_ip, remote, 16);
-		flow->client_port = local_port(skops);
-		flow->server_port = remote_port(skops);
-	} else {
-		__builtin_memcpy(flow->client_ip, remote, 16);
-		__builtin_memcpy(flow->server_ip, local, 16);
-		flow->client_port = remote_port(skops);
-		flow->server_port = local_port(skops);
-	}
-	flow->netns = bpf_get_netns_cookie(skops);
-
-	p = ports.lookup(&zero);
-	return p && (p->bits[flow->server_port >> 3] >> (flow->server_port & 7)) & 1;
-}
 
 inline_fn void decline(enum counter reason, struct flow *flow)
 {
 	count(reason, 1);
 	judge(reason, flow);
-	report(EVENT_DECLINED, reason, flow, bpf_ktime_get_ns(), NULL);
+	report(EVENT_DECLINED, reason, flow, NULL, bpf_ktime_get_ns(), NULL);
+}
+
+/* By the server end, which knows both views of the connection. */
+inline_fn void decline_both(enum counter reason, struct flow *of_client, struct flow *of_server)
+{
+	struct place here;
+
+	read_place(&here, of_server);
+	count(reason, 1);
+	judge(reason, of_client);
+	if (!same_flow(of_client, of_server))
+		judge(reason, of_server);
+	report(EVENT_DECLINED, reason, of_client, &here, bpf_ktime_get_ns(), NULL);
 }
 
 /* 0, or why a socket of this kind never goes on a sockhash (I6). */
@@ -154,7 +83,7 @@ inline_fn enum counter join(struct bpf_sock_ops *skops, struct bpf_sock *sk, enu
 {
 	struct sock_state *st = sockets.sk_storage_get(sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 	struct end self = { .pair = *pair, .side = side };
-	int err;
+	int err, flags;
 
 	if (!st)
 		return DECLINED_NO_MEMORY;
@@ -170,16 +99,52 @@ inline_fn enum counter join(struct bpf_sock_ops *skops, struct bpf_sock *sk, enu
 		hs->client_st = (__u64)st;
 	}
 	st->since = bpf_ktime_get_ns();
-	st->flow = *flow;
+	st->flow = hs->flow;	/* the client's view on both ends */
+	if (side == SERVER)
+		read_place(&st->server, flow);
+	st->provisional = side == CLIENT && !hs->answered;
 	/* NOEXIST: a collision of sequence numbers, or a forged one, must not displace anybody */
 	err = peers.sock_hash_update(skops, &self, BPF_NOEXIST);
 	if (err) {
 		sockets.sk_storage_delete(sk);
 		return refused(err);
 	}
-	bpf_sock_ops_cb_flags_set(skops,
-				  skops->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
+	flags = skops->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG;
+	if (st->provisional)
+		flags |= BPF_SOCK_OPS_PARSE_ALL_HDR_OPT_CB_FLAG;
+	bpf_sock_ops_cb_flags_set(skops, flags);
 	return 0;
+}
+
+/*
+ * The first segment that a provisional client end receives. Its server end was established before
+ * it could send one: if that has not joined by now, it is not in scope, and never will.
+ */
+inline_fn void segment_received(struct bpf_sock_ops *skops)
+{
+	struct bpf_sock *sk = skops->sk;
+	struct sock_state *st;
+	struct handshake *hs;
+	struct flow flow;
+	struct end self;
+
+	bpf_sock_ops_cb_flags_set(skops, skops->bpf_sock_ops_cb_flags &
+					 ~BPF_SOCK_OPS_PARSE_ALL_HDR_OPT_CB_FLAG);
+	if (!sk)
+		return;
+	st = sockets.sk_storage_get(sk, NULL, 0);
+	if (!st || !st->provisional || st->mode != UNDECIDED || READ_ONCE(st->stop))
+		return;
+	self = st->self;
+	flow = st->flow;
+	hs = handshakes.lookup(&self.pair);
+	if (hs && hs->server_sk)
+		return;
+	/* nothing was ever redirected to it */
+	peers.delete(&self);
+	handshakes.delete(&self.pair);
+	sockets.sk_storage_delete(sk);
+	decline(DECLINED_PEER_OUTSIDE, &flow);
 }
 
 /*
@@ -246,13 +211,26 @@ inline_fn void half_closed(struct bpf_sock_ops *skops)
 /* The accepting side speaks first: raised for each SYN a listener in scope answers. */
 inline_fn void syn_answered(struct bpf_sock_ops *skops)
 {
+	enum reach reach;
 	struct flow flow;
-	__u64 now;
 
-	if (skops->is_fullsock || !flow_in_scope(skops, SERVER, &flow))
+	if (skops->is_fullsock || !read_flow(skops, SERVER, &flow))
 		return;
-	now = bpf_ktime_get_ns();
-	answered.update(&flow, &now);
+	reach = reach_of(&flow, SERVER);
+	if (reach != OUT_OF_SCOPE && port_in_scope(flow.server_port))
+		leave_word(&flow, reach);
+}
+
+/*
+ * No listener in scope has answered this client's address. One may have answered another that SNAT
+ * gave it: then the server end is in scope, and finds out by what is left here, too late.
+ */
+inline_fn void unanswered(struct pair *pair, struct flow *flow)
+{
+	if (translation_in_scope())
+		unproven.update(pair, flow);
+	if (port_in_scope(flow->server_port))
+		decline(DECLINED_PEER_OUTSIDE, flow);
 }
 
 inline_fn void client_established(struct bpf_sock_ops *skops)
@@ -263,14 +241,19 @@ inline_fn void client_established(struct bpf_sock_ops *skops)
 	struct tcp_sock *tp;
 	enum counter reason;
 	__u32 write_seq = 0;
-	__u64 *answer;
+	enum answer answer;
+	enum reach reach;
 
-	if (!sk || !flow_in_scope(skops, CLIENT, &hs.flow))
+	if (!sk || !read_flow(skops, CLIENT, &hs.flow))
 		return;
-	answer = answered.lookup(&hs.flow);
-	if (!answer || bpf_ktime_get_ns() - *answer > ANSWER_VALID_NS)
-		return decline(DECLINED_PEER_OUTSIDE, &hs.flow);
-	answered.delete(&hs.flow);
+	reach = reach_of(&hs.flow, CLIENT);
+	if (reach == OUT_OF_SCOPE)
+		return;
+	pair.client_seq = skops->snd_nxt;
+	pair.server_seq = skops->rcv_nxt;
+	answer = take_words(&hs.flow, reach);
+	if (answer == NOT_ANSWERED)
+		return unanswered(&pair, &hs.flow);
 	if (on_trial(sk))
 		return;
 
@@ -282,10 +265,9 @@ inline_fn void client_established(struct bpf_sock_ops *skops)
 		return;
 
 	tp = bpf_skc_to_tcp_sock(sk);
-	if (!tp)
+	if (!tp || is_excluded((__u64)tp))
 		return;
-	pair.client_seq = skops->snd_nxt;
-	pair.server_seq = skops->rcv_nxt;
+	hs.answered = answer == FLOW_ANSWERED;
 	reason = unsuitable((__u64)tp);
 	if (!reason && (KERNEL_FIELD(write_seq, (__u64)tp, OFF_tcp_sock_write_seq) ||
 			write_seq != pair.client_seq))
@@ -294,12 +276,21 @@ inline_fn void client_established(struct bpf_sock_ops *skops)
 		reason = join(skops, sk, CLIENT, &hs.flow, &pair, &hs);
 	if (!reason)
 		hs.client_sk = (__u64)tp;
-	/* A declined client leaves word too (client_sk 0), so that the pair is counted once. */
-	handshakes.update(&pair, &hs);
+	/*
+	 * A declined client leaves word too (client_sk 0), so that the pair is counted once. Not in
+	 * the place of another's: sequence numbers can be chosen (TCP_REPAIR, raw sockets).
+	 */
+	if (handshakes.insert(&pair, &hs) && !reason) {
+		struct end self = { .pair = pair, .side = CLIENT };
+
+		peers.delete(&self);
+		sockets.sk_storage_delete(sk);
+		reason = DECLINED_MISMATCH;
+	}
 	if (reason)
 		decline(reason, &hs.flow);
 	else
-		report(EVENT_ACTIVE, 0, &hs.flow, bpf_ktime_get_ns(), NULL);
+		report(EVENT_ACTIVE, 0, &hs.flow, NULL, bpf_ktime_get_ns(), NULL);
 }
 
 /* Whether the segment that completed the handshake carries data (TCP_DEFER_ACCEPT, Fast Open). */
@@ -315,14 +306,19 @@ inline_fn int segment_has_data(struct bpf_sock_ops *skops)
 	return skops->skb_len > (tcp[12] >> 4) * 4;	/* data offset, RFC 9293 3.1 */
 }
 
-inline_fn int same_flow(const struct flow *a, const struct flow *b)
+/* No client end in scope has left a handshake. */
+inline_fn void client_outside(struct pair *pair, struct flow *flow, enum reach reach)
 {
-	return a->client_ip[0] == b->client_ip[0] && a->client_ip[1] == b->client_ip[1] &&
-	       a->client_ip[2] == b->client_ip[2] && a->client_ip[3] == b->client_ip[3] &&
-	       a->server_ip[0] == b->server_ip[0] && a->server_ip[1] == b->server_ip[1] &&
-	       a->server_ip[2] == b->server_ip[2] && a->server_ip[3] == b->server_ip[3] &&
-	       a->client_port == b->client_port && a->server_port == b->server_port &&
-	       a->netns == b->netns;
+	struct flow *of_client = unproven.lookup(pair);
+
+	/* or a client in scope that takes this client's port would believe the word left */
+	take_words(flow, reach);
+	if (!of_client)
+		return decline(DECLINED_PEER_OUTSIDE, flow);
+	/* the same address: its SYN was answered with a cookie, or before acceleration was enabled */
+	decline_both(same_client(of_client, flow) ? DECLINED_PEER_OUTSIDE : DECLINED_UNDECIDABLE,
+		     of_client, flow);
+	unproven.delete(pair);
 }
 
 inline_fn void server_established(struct bpf_sock_ops *skops)
@@ -331,24 +327,28 @@ inline_fn void server_established(struct bpf_sock_ops *skops)
 	struct pair pair = {};
 	struct end client = {};
 	struct bpf_sock *sk = skops->sk;
+	struct flow client_flow;
+	struct place here;
 	struct handshake *hs;
 	struct tcp_sock *tp;
 	enum counter reason;
 	__u32 write_seq = 0;
+	enum reach reach;
 
-	if (!sk || !flow_in_scope(skops, SERVER, &flow) || on_trial(sk))
+	if (!sk || !read_flow(skops, SERVER, &flow) || on_trial(sk))
+		return;
+	reach = reach_of(&flow, SERVER);
+	if (reach == OUT_OF_SCOPE || !port_in_scope(flow.server_port))
 		return;
 	if (skops->skb_tcp_flags & TCPHDR_SYN)
 		return decline(DECLINED_EARLY_DATA, &flow);
 	pair.client_seq = skops->rcv_nxt;
 	pair.server_seq = skops->snd_nxt;
 	hs = handshakes.lookup(&pair);
-	if (!hs) {
-		/* or a client in scope that takes this client's port would believe it */
-		answered.delete(&flow);
-		return decline(DECLINED_PEER_OUTSIDE, &flow);
-	}
-	if (!same_flow(&flow, &hs->flow) || hs->server_sk)
+	if (!hs)
+		return client_outside(&pair, &flow, reach);
+	if (hs->server_sk || !(hs->answered ? same_flow(&flow, &hs->flow) :
+					      same_client(&flow, &hs->flow)))
 		return decline(DECLINED_MISMATCH, &flow);
 	if (!hs->client_sk) {
 		handshakes.delete(&pair);
@@ -358,7 +358,7 @@ inline_fn void server_established(struct bpf_sock_ops *skops)
 	tp = bpf_skc_to_tcp_sock(sk);
 	if (!tp)
 		return;
-	reason = unsuitable((__u64)tp);
+	reason = is_excluded((__u64)tp) ? DECLINED_PEER_OUTSIDE : unsuitable((__u64)tp);
 	/* The client's first message may have overtaken its ACK (RPS): it went through TCP. */
 	if (!reason && (segment_has_data(skops) ||
 			KERNEL_FIELD(write_seq, hs->client_sk, OFF_tcp_sock_write_seq) ||
@@ -370,15 +370,37 @@ inline_fn void server_established(struct bpf_sock_ops *skops)
 		/* The client's first message finds the pair complete through this. */
 		WRITE_ONCE(hs->server_sk, (__u64)tp);
 		count(ACCELERATED_CONNECTIONS, 1);
-		report(EVENT_ACCELERATED, 0, &flow, bpf_ktime_get_ns(), NULL);
+		read_place(&here, &flow);
+		report(EVENT_ACCELERATED, 0, &hs->flow, &here, bpf_ktime_get_ns(), NULL);
 		return;
 	}
 	/* Nothing was ever redirected to the client end, so taking it off loses nothing (I5). */
 	client.pair = pair;
 	client.side = CLIENT;
 	peers.delete(&client);
+	client_flow = hs->flow;
 	handshakes.delete(&pair);
-	decline(reason, &flow);
+	decline_both(reason, &client_flow, &flow);
+}
+
+/* A client end is closed that never sent anything: see first_message(). */
+inline_fn void forget_handshake(struct bpf_sock_ops *skops)
+{
+	struct bpf_sock *sk = skops->sk;
+	struct handshake *hs;
+	struct sock_state *st;
+	struct pair pair;
+
+	if (!sk)
+		return;
+	st = sockets.sk_storage_get(sk, NULL, 0);
+	if (!st || st->peer_sk)
+		return;
+	pair = st->self.pair;
+	hs = handshakes.lookup(&pair);
+	/* a server end that is about to join has its address: leave it that */
+	if (hs && hs->server_sk)
+		handshakes.delete(&pair);
 }
 
 /* Called in the context of connect(). */
@@ -386,7 +408,7 @@ inline_fn void connecting(struct bpf_sock_ops *skops)
 {
 	struct flow flow;
 
-	if (tracing() && flow_in_scope(skops, CLIENT, &flow))
+	if (tracing() && read_flow(skops, CLIENT, &flow) && reach_of(&flow, CLIENT))
 		note_caller(&flow);
 }
 
@@ -407,8 +429,14 @@ int sockredir_pair(struct bpf_sock_ops *skops)
 	case BPF_SOCK_OPS_STATE_CB:
 		if (skops->args[1] == BPF_TCP_FIN_WAIT1)
 			half_closed(skops);
-		if (skops->args[1] == BPF_TCP_CLOSE && tracing())
-			closed(skops);
+		if (skops->args[1] == BPF_TCP_CLOSE) {
+			forget_handshake(skops);
+			if (tracing())
+				closed(skops);
+		}
+		return 1;
+	case BPF_SOCK_OPS_PARSE_HDR_OPT_CB:
+		segment_received(skops);
 		return 1;
 	}
 	if (!s || s->stopped)

@@ -2,6 +2,7 @@
 /*
  * Types and maps shared by the programs of the datapath:
  *   cgroup.h                 the cgroup of a socket
+ *   scope.h                  which connections are in scope, and is the other end on this host?
  *   inflight.h               is a redirect towards a socket on its way?
  *   pair.c      sock_ops      pairs the two ends of a connection and puts them on the sockhash
  *   redirect.c  sk_msg        hands each message to the peer socket, or leaves it to TCP
@@ -42,9 +43,31 @@ struct flow {
 	__u32 pad;
 };
 
+/* Where the server end is, as it sees itself: NAT and another netns hide that from the client. */
+struct place {
+	__u32 ip[4];
+	__u64 netns;
+	__u32 port;
+	__u32 pad;
+};
+
+/* An address of a netns. */
+struct address {
+	__u32 ip[4];
+	__u64 netns;
+};
+
+/* A step on the path of an excluded cgroup: a name in a directory, which is numbered from 1 on. */
+struct step {
+	__u32 directory;	/* 0: the root */
+	char name[128];
+};
+
 /* What the client end leaves for the server end to find, and the other way round. */
 struct handshake {
-	struct flow flow;
+	struct flow flow;	/* as the client end sees it */
+	__u32 answered;		/* by a listener in its netns, under the addresses in `flow` */
+	__u32 pad;
 	__u64 client_sk;	/* kernel address; 0: the client declined */
 	__u64 server_sk;	/* kernel address; 0: the server has not joined */
 	__u64 client_st;	/* kernel addresses of their sock_state */
@@ -64,6 +87,7 @@ enum counter {
 	REDIRECTED_BYTES,
 	DROPPED_EVENTS,
 	DECLINED_PEER_OUTSIDE,		/* the other end is not in scope */
+	DECLINED_UNDECIDABLE,		/* it is, but SNAT hid that until it was too late */
 	DECLINED_EARLY_DATA,		/* data went through TCP before the pair was complete */
 	DECLINED_ULP,			/* kTLS, SMC or another upper layer protocol */
 	DECLINED_MPTCP,
@@ -113,9 +137,10 @@ struct sock_state {
 	__u8 mode;			/* written by sk_msg only */
 	__u8 reason;			/* enum counter: why mode is NATIVE */
 	__u8 stop;			/* written by the iterator only */
-	__u8 pad;
+	__u8 provisional;		/* somebody answered this client's address; see scope.h */
 	__u64 barrier;			/* written by full_barrier() only */
-	struct flow flow;
+	struct flow flow;		/* as the client end sees it */
+	struct place server;		/* known to the server end only */
 	__u64 checkpoint[16];		/* sent_bytes, MESSAGES_PER_SAMPLE messages apart */
 	struct sample sample[2];	/* newer, older; taken by listings, as is all below */
 	struct owner owner;		/* the first process met that has this socket open */
@@ -149,8 +174,12 @@ struct settings {
 	__u32 window_bytes;
 	__u32 trace;		/* someone subscribed to events */
 	__u32 listing;		/* number of the listing under way; 0: walks retire instead */
+	__u32 addresses;	/* enum addresses */
+	__u32 excludes;		/* number of excluded cgroups */
 	__u64 trial;		/* id of a cgroup left to a datapath that is being tried; 0: none */
 };
+
+enum addresses { ADDRESSES_LOOPBACK, ADDRESSES_HOST, ADDRESSES_ANY };
 
 /* A bit per listening port: connections to it are in scope. */
 struct ports {
@@ -250,7 +279,8 @@ struct connection {
 	__u32 known;		/* bit per side: an end that closed cannot be looked at */
 	__u32 leaving;
 	struct pair pair;
-	struct flow flow;
+	struct flow flow;	/* as the client end sees it */
+	struct place server;	/* netns 0: not known */
 };
 
 #define COUNTER_SLOTS 32	/* a power of two, not less than COUNTERS */
@@ -270,6 +300,11 @@ BPF_SK_STORAGE(sockets, struct sock_state);
 BPF_TABLE("lru_hash", struct pair, struct handshake, handshakes, MAX_CONNECTIONS + ANSWERED_SYNS);
 /* SYNs that a listener in scope answered; time of the answer (CLOCK_MONOTONIC, ns). */
 BPF_TABLE("lru_hash", struct flow, __u64, answered, ANSWERED_SYNS);
+/* Client ends that no listener in scope has answered, as far as they can know. */
+BPF_TABLE("lru_hash", struct pair, struct flow, unproven, ANSWERED_SYNS);
+BPF_F_TABLE("hash", struct address, __u32, own_addresses, OWN_ADDRESSES, BPF_F_NO_PREALLOC);
+/* Number of the directory that a step leads to, or EXCLUDED. */
+BPF_F_TABLE("hash", struct step, __u32, excluded, EXCLUDED_STEPS, BPF_F_NO_PREALLOC);
 /* LRU, as connections may close on their way out; one that is evicted starts again. */
 BPF_TABLE("lru_hash", struct pair, struct leaving, leaving, LEAVING_PAIRS);
 BPF_ARRAY(settings, struct settings, 1);
@@ -283,6 +318,14 @@ BPF_TABLE("lru_hash", struct pair, struct closing, closing, TRACED_CONNECTIONS);
 BPF_TABLE("lru_hash", struct flow, struct verdict, verdicts, VERDICTS);
 BPF_RINGBUF_OUTPUT(requests, 1);	/* wakes the daemon to walk; full means it is awake already */
 BPF_RINGBUF_OUTPUT(events, 64);
+
+inline_fn void read_place(struct place *place, const struct flow *flow)
+{
+	__builtin_memcpy(place->ip, flow->server_ip, 16);
+	place->netns = flow->netns;
+	place->port = flow->server_port;
+	place->pad = 0;
+}
 
 inline_fn void count(enum counter which, __u64 n)
 {

@@ -42,11 +42,18 @@ inline_fn void note_listener(__u64 netns, __u16 port)
 	listeners.update(&l, &o);
 }
 
-inline_fn void name_owners(struct event *e, struct flow *flow, __u64 since)
+inline_fn void name_owners(struct event *e, struct flow *flow, const struct place *server,
+			   __u64 since)
 {
 	struct listener l = { .netns = flow->netns, .port = flow->server_port };
 	struct caller *c = callers.lookup(flow);
-	struct owner *o = listeners.lookup(&l);
+	struct owner *o;
+
+	if (server && server->netns) {
+		l.netns = server->netns;
+		l.port = server->port;
+	}
+	o = listeners.lookup(&l);
 
 	/* not the caller of an older connection between the same ports */
 	if (c && since - c->time < CONNECTING_NS)
@@ -63,9 +70,12 @@ inline_fn __u32 events_lost(void)
 	return c ? c->value[DROPPED_EVENTS] : 0;
 }
 
-/* `totals` of both ends, or NULL; `since` is when the connection was established. */
+/*
+ * `server` where that is known, or NULL; `since` is when the connection was established; `totals`
+ * of both ends, or NULL.
+ */
 inline_fn void report(enum event_kind kind, enum counter reason, struct flow *flow,
-		      __u64 since, const struct totals *totals)
+		      const struct place *server, __u64 since, const struct totals *totals)
 {
 	struct event *e;
 
@@ -87,7 +97,7 @@ inline_fn void report(enum event_kind kind, enum counter reason, struct flow *fl
 		e->totals[CLIENT] = totals[CLIENT];
 		e->totals[SERVER] = totals[SERVER];
 	}
-	name_owners(e, flow, since);
+	name_owners(e, flow, server, since);
 	events.ringbuf_submit(e, 0);
 }
 
@@ -167,5 +177,5 @@ inline_fn void closed(struct bpf_sock_ops *skops)
 		totals[SERVER] = mine.totals;
 	}
 	closing.delete(&pair);
-	report(EVENT_CLOSED, 0, &st->flow, st->since, totals);
+	report(EVENT_CLOSED, 0, &st->flow, &st->server, st->since, totals);
 }

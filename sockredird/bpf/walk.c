@@ -70,6 +70,21 @@ inline_fn int quiet(__u64 sk, __u64 sender)
 	return none_in_flight(sk, sender) && psock_queue_empty(psock);
 }
 
+#define PAIRED_WITHIN_NS 10000000000ULL	/* SYN-ACK retransmissions included */
+
+/* A client end that was answered by a listener of somebody else, and has not noticed. */
+inline_fn int left_waiting(struct sock_state *st)
+{
+	struct pair pair = st->self.pair;
+	struct handshake *hs;
+
+	if (!st->provisional || st->mode != UNDECIDED ||
+	    bpf_ktime_get_ns() - st->since < PAIRED_WITHIN_NS)
+		return 0;
+	hs = handshakes.lookup(&pair);
+	return !hs || !hs->server_sk;
+}
+
 /*
  * Whether both directions of a pair were stopped before the last grace period; stops them, one
  * visit each, if one has gone over to TCP.
@@ -85,7 +100,7 @@ inline_fn int both_stopped(struct sock_state *st, struct pair *pair, const struc
 	if (!l) {
 		struct leaving new = { .created = s->epoch, .stopped_in = s->epoch };
 
-		if (st->mode != NATIVE)
+		if (st->mode != NATIVE && !left_waiting(st))
 			return 0;
 		new.reason = st->reason;
 		leaving.update(pair, &new);
@@ -112,6 +127,26 @@ inline_fn int server_met(struct pair *pair)
 	struct leaving *l = leaving.lookup(pair);
 
 	return l && l->stopped == 3;
+}
+
+/* By both views of the connection; `peer_st` is the address of the peer's state, or 0. */
+inline_fn void judge_both(enum counter reason, struct sock_state *st, __u64 peer_st)
+{
+	struct flow flow = st->flow;
+	struct place server = st->server;
+
+	judge(reason, &flow);
+	if (st->self.side == CLIENT) {
+		server.netns = 0;
+		if (peer_st)
+			STATE_FIELD(server, peer_st, server);
+	}
+	if (!server.netns)
+		return;
+	__builtin_memcpy(flow.server_ip, server.ip, 16);
+	flow.netns = server.netns;
+	flow.server_port = server.port;
+	judge(reason, &flow);
 }
 
 /* 1 if the pair is off the map. */
@@ -150,8 +185,10 @@ inline_fn int retire(__u64 sk, struct sock_state *st, const struct settings *s)
 	if (peer_sk) {
 		handshakes.delete(&pair);
 		count(reason, 1);
-		judge(reason, &st->flow);
-		report(EVENT_RETIRED, reason, &st->flow, st->since, totals);
+		judge_both(reason, st, is_state_of(peer_st, peer_sk, &peer) ? peer_st : 0);
+		report(EVENT_RETIRED, reason, &st->flow, &st->server, st->since, totals);
+	} else if (st->provisional) {
+		handshakes.delete(&pair);
 	}
 	return 1;
 }

@@ -28,10 +28,10 @@ PATHS = TEXT.map(lambda text: f"/{text}")
 VALID: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "scope": {
         "cgroup": TEXT,
-        "addresses": st.just("loopback"),
+        "addresses": st.sampled_from(["loopback", "host", "any"]),
         "exclude_ports": PORTS,
         "only_ports": PORTS,
-        "exclude_cgroups": st.just([]),
+        "exclude_cgroups": st.lists(st.sampled_from(["/a", "/system.slice/b.service"])),
     },
     "limits": {
         "max_connections": st.integers(1, 1_000_000),
@@ -116,7 +116,7 @@ def is_valid(key: str, value: Any) -> bool:
     if key == "cgroup":
         return isinstance(value, str)
     if key == "addresses":
-        return bool(value == "loopback")
+        return value in ("loopback", "host", "any")
     if key in ("bpffs", "state", "runtime"):
         return isinstance(value, str) and value.startswith("/") and len(value) > 1
     if key.endswith("_ports"):
@@ -125,7 +125,7 @@ def is_valid(key: str, value: Any) -> bool:
             for port in value
         )
     if key == "exclude_cgroups":
-        return bool(value == [])
+        return isinstance(value, list) and all(str(path).startswith("/") for path in value)
     if key == "drain_timeout_s":
         return (whole or isinstance(value, float)) and 0 <= value <= 3600
     low, high = (1, 1_000_000) if key == "max_connections" else (4096, 1 << 30)

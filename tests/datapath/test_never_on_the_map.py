@@ -23,6 +23,7 @@ from support.traffic import (
     dial,
     echo,
     listen,
+    set_linger,
     set_nodelay,
 )
 
@@ -175,7 +176,7 @@ def test_an_answer_to_somebody_else(cgroup: Path, generation: Generation) -> Non
     client_outside.connect(("127.0.0.1", server_port))
     server, _ = listener_inside.accept()
     # no TIME_WAIT: the tuple is free at once
-    client_outside.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    set_linger(client_outside, 0)
     for sock in (client_outside, server, listener_inside):
         sock.close()
 

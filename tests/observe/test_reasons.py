@@ -19,7 +19,8 @@ from daemon.client import Client
 from daemon.conftest import Host
 from sockredird import explain
 from sockredird.layout import COUNTERS
-from support import cgroups, kernel_echo, namespaces, textbook
+from support import cgroups, kernel_echo, namespaces, textbook, topology
+from support.topology import Family
 from support.traffic import Connection, connect, dial, listen
 
 from .conftest import Trace
@@ -152,6 +153,13 @@ def _syn(source: int, destination: int) -> None:
         raw.sendto(tcp, ("127.0.0.1", 0))
 
 
+def undecidable() -> str:
+    network = topology.masquerade(Family(4))
+    both = network.connect()
+    network.client.enter()
+    return keep(both.client, both.server)
+
+
 def map_full() -> str:
     for _ in range(FEW):
         usual()
@@ -249,6 +257,16 @@ def test_map_full(
     trace = tracing(lambda: host.actor().do(usual))
     actor = host.actor()
     check("declined", "map_full", actor.do(map_full), actor.pid, ask, trace)
+
+
+@produces("declined_undecidable")
+@pytest.mark.parametrize("host", [{"scope": {"addresses": "any"}}], indirect=True)
+def test_undecidable(
+    host: Host, enabled: Client, ask: Callable[..., Any], tracing: Callable[..., Trace]
+) -> None:
+    actor = host.actor()
+    trace = tracing(lambda: actor.do(usual))
+    check("declined", "undecidable", actor.do(undecidable), actor.pid, ask, trace)
 
 
 @produces("declined_peer_outside")

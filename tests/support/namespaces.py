@@ -9,11 +9,11 @@ from pathlib import Path
 
 CLONE_NEWNS = 0x00020000
 CLONE_NEWNET = 0x40000000
-_libc = ctypes.CDLL(None, use_errno=True)
+libc = ctypes.CDLL(None, use_errno=True)
 
 
 def _unshare(flags: int) -> None:
-    if _libc.unshare(flags) != 0:
+    if libc.unshare(flags) != 0:
         raise OSError(ctypes.get_errno(), "unshare")
 
 

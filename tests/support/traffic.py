@@ -123,6 +123,11 @@ def set_nodelay(sock: socket.socket) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
+def set_linger(sock: socket.socket, seconds: int) -> None:
+    """With 0, close() resets the connection, and its addresses are free at once."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, seconds))
+
+
 def connect(listener: socket.socket, address: str = "127.0.0.1") -> Connection:
     """A connection whose server end is accepted, so that the pair is complete or declined."""
     client = dial(listener, address)

@@ -1,0 +1,220 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Which connections are in scope, by their addresses, port and cgroup; and how a client end knows,
+ * before it is put on the sockhash, that its server end is on this host: a listener in scope has
+ * answered its SYN and left word in `answered`.
+ *
+ * addresses    in scope                                      word left under
+ * loopback     both ends on loopback addresses               flow and netns
+ * host         both ends on addresses of this host           flow and netns
+ * any          all; NAT may translate the server's address   that, and the client's address alone
+ *
+ * The client's address alone proves little: anybody may have the same in another netns. It only
+ * decides whether the client end is put on the sockhash and waits; the pair of sequence numbers
+ * decides what it is paired with.
+ */
+
+#define AF_INET 2
+#define AF_INET6 10
+#define ANSWER_VALID_NS 60000000000ULL	/* SYN-ACK retransmissions included */
+
+inline_fn __u16 local_port(struct bpf_sock_ops *skops)
+{
+	return skops->local_port;
+}
+
+inline_fn __u16 remote_port(struct bpf_sock_ops *skops)
+{
+	/* volatile: the compiler would narrow the load, which the verifier refuses here */
+	volatile __u32 port = skops->remote_port;
+
+	return bpf_ntohl(port);
+}
+
+inline_fn int is_loopback4(__u32 ip)
+{
+	return (ip & bpf_htonl(0xff000000)) == bpf_htonl(0x7f000000);
+}
+
+inline_fn void map_v4(__u32 *ip6, __u32 ip4)
+{
+	ip6[0] = 0;
+	ip6[1] = 0;
+	ip6[2] = bpf_htonl(0x0000ffff);
+	ip6[3] = ip4;
+}
+
+inline_fn int is_loopback(const __u32 *ip6)
+{
+	if (ip6[0] || ip6[1])
+		return 0;
+	if (ip6[2] == bpf_htonl(0x0000ffff))
+		return is_loopback4(ip6[3]);
+	return !ip6[2] && ip6[3] == bpf_htonl(1);
+}
+
+inline_fn int same_ip(const __u32 *a, const __u32 *b)
+{
+	return a[0] == b[0] && a[1] == b[1] && a[2] == b[2] && a[3] == b[3];
+}
+
+inline_fn int same_client(const struct flow *a, const struct flow *b)
+{
+	return same_ip(a->client_ip, b->client_ip) && a->client_port == b->client_port;
+}
+
+inline_fn int same_flow(const struct flow *a, const struct flow *b)
+{
+	return same_client(a, b) && same_ip(a->server_ip, b->server_ip) &&
+	       a->server_port == b->server_port && a->netns == b->netns;
+}
+
+/* The connection as this socket sees it; `side` is the side of this socket. */
+inline_fn int read_flow(struct bpf_sock_ops *skops, enum side side, struct flow *flow)
+{
+	__u32 local[4], remote[4], local4 = skops->local_ip4, remote4 = skops->remote_ip4;
+
+	/* loaded before the branch: the compiler would make one load of two, at an address it chose */
+	asm volatile("" : "+r"(local4), "+r"(remote4));
+	if (skops->family == AF_INET) {
+		map_v4(local, local4);
+		map_v4(remote, remote4);
+	} else if (skops->family == AF_INET6) {
+		local[0] = skops->local_ip6[0];
+		local[1] = skops->local_ip6[1];
+		local[2] = skops->local_ip6[2];
+		local[3] = skops->local_ip6[3];
+		remote[0] = skops->remote_ip6[0];
+		remote[1] = skops->remote_ip6[1];
+		remote[2] = skops->remote_ip6[2];
+		remote[3] = skops->remote_ip6[3];
+	} else {
+		return 0;
+	}
+	__builtin_memset(flow, 0, sizeof(*flow));
+	if (side == CLIENT) {
+		__builtin_memcpy(flow->client_ip, local, 16);
+		__builtin_memcpy(flow->server_ip, remote, 16);
+		flow->client_port = local_port(skops);
+		flow->server_port = remote_port(skops);
+	} else {
+		__builtin_memcpy(flow->client_ip, remote, 16);
+		__builtin_memcpy(flow->server_ip, local, 16);
+		flow->client_port = remote_port(skops);
+		flow->server_port = local_port(skops);
+	}
+	flow->netns = bpf_get_netns_cookie(skops);
+	return 1;
+}
+
+inline_fn int port_in_scope(__u16 port)
+{
+	int zero = 0;
+	struct ports *p = ports.lookup(&zero);
+
+	return p && (p->bits[port >> 3] >> (port & 7)) & 1;
+}
+
+/*
+ * Whether the other end has an address of this netns, as far as that is told without asking the
+ * routing table: a program that connects to an address of its host has that address itself, unless
+ * it chose another; those of the daemon's netns are in `own_addresses`.
+ */
+inline_fn int is_near(const struct flow *flow, enum side side)
+{
+	struct address remote = { .netns = flow->netns };
+
+	if (same_ip(flow->client_ip, flow->server_ip))
+		return 1;
+	__builtin_memcpy(remote.ip, side == CLIENT ? flow->server_ip : flow->client_ip, 16);
+	return is_loopback(remote.ip) || own_addresses.lookup(&remote);
+}
+
+enum reach {
+	OUT_OF_SCOPE,	/* by its addresses */
+	NEAR,		/* both ends have addresses of this netns */
+	FAR,		/* another netns, a translated address, or another host */
+};
+
+inline_fn enum reach reach_of(const struct flow *flow, enum side side)
+{
+	int zero = 0;
+	struct settings *s = settings.lookup(&zero);
+
+	if (!s)
+		return OUT_OF_SCOPE;
+	if (s->addresses == ADDRESSES_LOOPBACK)
+		return is_loopback(flow->client_ip) && is_loopback(flow->server_ip) ? NEAR :
+										      OUT_OF_SCOPE;
+	if (is_near(flow, side))
+		return NEAR;
+	return s->addresses == ADDRESSES_ANY ? FAR : OUT_OF_SCOPE;
+}
+
+inline_fn int translation_in_scope(void)
+{
+	int zero = 0;
+	struct settings *s = settings.lookup(&zero);
+
+	return s && s->addresses == ADDRESSES_ANY;
+}
+
+/* What client and server see alike through DNAT, and from whichever netns. */
+inline_fn void client_alone(struct flow *key, const struct flow *flow)
+{
+	__builtin_memset(key, 0, sizeof(*key));
+	__builtin_memcpy(key->client_ip, flow->client_ip, 16);
+	key->client_port = flow->client_port;
+}
+
+/* A listener in scope answers this SYN. */
+inline_fn void leave_word(const struct flow *flow, enum reach reach)
+{
+	__u64 now = bpf_ktime_get_ns();
+	struct flow key;
+
+	if (reach == NEAR) {
+		key = *flow;
+		answered.update(&key, &now);
+	}
+	if (translation_in_scope()) {
+		client_alone(&key, flow);
+		answered.update(&key, &now);
+	}
+}
+
+/* Nobody may take this word for that of another connection. */
+inline_fn int take_word(struct flow *key)
+{
+	__u64 *answer = answered.lookup(key);
+	__u64 then = answer ? *answer : 0;
+
+	if (!answer)
+		return 0;
+	answered.delete(key);
+	return bpf_ktime_get_ns() - then <= ANSWER_VALID_NS;
+}
+
+enum answer {
+	NOT_ANSWERED,
+	SOMEBODY_ANSWERED,	/* a SYN from this client's address, to whatever address */
+	FLOW_ANSWERED,		/* a listener in this netns answered this very SYN */
+};
+
+inline_fn enum answer take_words(const struct flow *flow, enum reach reach)
+{
+	enum answer answer = NOT_ANSWERED;
+	struct flow key;
+
+	if (translation_in_scope()) {
+		client_alone(&key, flow);
+		if (take_word(&key))
+			answer = SOMEBODY_ANSWERED;
+	}
+	if (reach == NEAR) {
+		key = *flow;
+		if (take_word(&key))
+			answer = FLOW_ANSWERED;
+	}
+	return answer;
+}

@@ -1,0 +1,46 @@
+"""Dumps over netlink(7): sock_diag, rtnetlink."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from collections.abc import Iterator
+
+# include/uapi/linux/netlink.h
+_NLMSG_ERROR, _NLMSG_DONE = 2, 3
+_NLM_F_REQUEST, _NLM_F_DUMP = 0x1, 0x300
+_NLA_TYPE_MASK = 0x3FFF
+_HEADER = struct.Struct("=IHHII")
+_ATTRIBUTE = struct.Struct("=HH")
+
+
+def dump(family: int, request: int, body: bytes, what: str) -> Iterator[bytes]:
+    """The messages, without their headers, that answer a request for all there is of a kind.
+
+    Raises OSError; `what` is for its text.
+    """
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, family) as netlink:
+        size = _HEADER.size + len(body)
+        netlink.send(_HEADER.pack(size, request, _NLM_F_REQUEST | _NLM_F_DUMP, 1, 0) + body)
+        while True:
+            data = netlink.recv(1 << 16)
+            while data:
+                length, kind, *_ = _HEADER.unpack_from(data)
+                if kind == _NLMSG_DONE:
+                    return
+                if kind == _NLMSG_ERROR:
+                    error = -struct.unpack_from("=i", data, _HEADER.size)[0]
+                    raise OSError(error, f"{what}: {os.strerror(error)}")
+                yield data[_HEADER.size : length]
+                data = data[(length + 3) & ~3 :]
+
+
+def attributes(raw: bytes) -> dict[int, bytes]:
+    """By type, nested ones as they are."""
+    found = {}
+    while len(raw) >= _ATTRIBUTE.size:
+        length, kind = _ATTRIBUTE.unpack_from(raw)
+        found[kind & _NLA_TYPE_MASK] = raw[_ATTRIBUTE.size : length]
+        raw = raw[(length + 3) & ~3 :]
+    return found
