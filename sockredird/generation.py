@@ -20,7 +20,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -168,9 +168,10 @@ class Generation:
         Afterwards it is as it was made, but for sockets that are still on the sockhash.
         """
         ports = libbpf.lookup(self._pins["ports"], _ZERO, PORTS_SIZE)
-        before = replace(self._settings)
+        before = self._settings
         libbpf.update(self._pins["ports"], _ZERO, _bits({port}))
-        self._settings.window_bytes = window_bytes
+        # no more of the scope than the port: what it leaves out may be where the trial is
+        self._settings = Settings(stopped=1, epoch=before.epoch, window_bytes=window_bytes)
         try:
             with links.held(self._pins, cgroup):
                 self._start()

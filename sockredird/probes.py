@@ -73,11 +73,27 @@ def _wrong(answer: Answer) -> str:
     return "" if answer["correct"] else "bytes were lost, swapped or late"
 
 
+def _pairing(trial: _Trial) -> Iterator[tuple[str, Verdict]]:
+    verdict = _redirect(trial)
+    yield "redirect", verdict
+    if verdict[0] != PASS:
+        yield "iterator", (WARN, "not tried: nothing was redirected")
+        return
+    walked = trial.subject.members()
+    if walked is not None and (walked.entries, walked.connections) == (2, 1):
+        yield "iterator", (PASS, "accelerated connections can be listed, and taken back to TCP")
+    else:
+        yield (
+            "iterator",
+            (FAIL, f"the sockhash is not listed as it is, so nothing could leave it: {walked}"),
+        )
+
+
 def _redirect(trial: _Trial) -> Verdict:
     for ipv6 in (False, True):
         answer = trial.sandbox.order("converse", ipv6=ipv6)
-        if "not_tried" in answer:
-            return WARN, _not_tried(answer)
+        if "not_tried" in answer:  # nor would be all the rest, each after a timeout
+            raise Unavailable(answer["not_tried"])
         if answer.get("missing"):
             continue
         if wrong := _wrong(answer):
@@ -85,13 +101,6 @@ def _redirect(trial: _Trial) -> Verdict:
         if answer["tcp_bytes"]:
             return FAIL, "connections stay on TCP: their messages are not redirected"
     return PASS, "connections are paired and their messages redirected"
-
-
-def _iterator(trial: _Trial) -> Verdict:
-    walked = trial.subject.members()
-    if walked is None or (walked.entries, walked.connections) != (2, 1):
-        return FAIL, f"the sockhash is not listed as it is, so nothing could leave it: {walked}"
-    return PASS, "accelerated connections can be listed, and taken back to TCP"
 
 
 def _redirected_data(trial: _Trial) -> Iterator[tuple[str, Verdict]]:
@@ -221,10 +230,6 @@ def _not_tried(answer: Answer) -> str:
 
 
 _SINGLE: dict[str, Callable[[_Trial], Verdict]] = {
-    "redirect": _redirect,
-    "iterator": _iterator,
-}
-_LATER: dict[str, Callable[[_Trial], Verdict]] = {
     "order": _order,
     "backpressure": _backpressure,
     "mptcp": _mptcp,
@@ -245,10 +250,9 @@ def try_out(sandbox: Sandbox, subject: Subject) -> list[Finding]:
 
 
 def _all(trial: _Trial) -> Iterator[tuple[str, Verdict]]:
-    for name, probe in _SINGLE.items():
-        yield name, probe(trial)
+    yield from _pairing(trial)
     yield from _redirected_data(trial)
-    for name, probe in _LATER.items():
+    for name, probe in _SINGLE.items():
         yield name, probe(trial)
     yield from _unload(trial)
 
