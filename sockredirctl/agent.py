@@ -26,11 +26,12 @@ def running() -> Iterator[None]:
         return
     terminal = termios.tcgetattr(sys.stdin)
     registered, theirs = os.pipe()
-    agent = subprocess.Popen(
-        # setpriv: no agent stays behind and reads the terminal if we are killed
-        ["setpriv", "--pdeathsig", "TERM", program, "--notify-fd", str(theirs), "--fallback"],
-        pass_fds=[theirs],
-    )
+    # setpriv: no agent stays behind and reads the terminal if we are killed
+    command = ["setpriv", "--pdeathsig", "TERM", program, "--notify-fd", str(theirs)]
+    if "XDG_SESSION_ID" in os.environ:
+        # leaves it to the desktop's agent; without a session, polkit would not ask either
+        command.append("--fallback")
+    agent = subprocess.Popen(command, pass_fds=[theirs])
     os.close(theirs)
     try:
         # it closes its end once polkit knows of it, or when it fails

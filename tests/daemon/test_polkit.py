@@ -322,7 +322,10 @@ def test_client_is_denied(guarded: Host, polkit: Polkit, root: Client) -> None:
     assert root.get("State") == "disabled"
 
 
-def test_client_brings_an_agent(guarded: Host, polkit: Polkit) -> None:
+@pytest.mark.parametrize("session", [False, True], ids=["no session", "session"])
+def test_client_brings_an_agent(
+    guarded: Host, polkit: Polkit, monkeypatch: pytest.MonkeyPatch, session: bool
+) -> None:
     """On a terminal pkttyagent runs while the daemon is asked again, and not any longer."""
     with tempfile.TemporaryDirectory(prefix="srt-agent-") as name:
         record = Path(name) / "record"
@@ -331,13 +334,16 @@ def test_client_brings_an_agent(guarded: Host, polkit: Polkit) -> None:
         agent.write_text(AGENT.format(record=record))
         for path in (record, agent, Path(name)):
             path.chmod(0o777)
+        monkeypatch.delenv("XDG_SESSION_ID", raising=False)
+        if session:
+            monkeypatch.setenv("XDG_SESSION_ID", "1")
         user = guarded.actor()
         user.begin(visitor.main_on_terminal, guarded.bus, f"{name}:/usr/bin:/bin", "enable")
         polkit.answer(polkit.await_check(), False, challenge=True)
         check = polkit.await_check()
         pid, *arguments = record.read_text().split()
         assert arguments[0] == "--notify-fd"
-        assert arguments[2:] == ["--fallback"]
+        assert arguments[2:] == (["--fallback"] if session else [])
         assert Path("/proc", pid).exists()
         polkit.answer(check, True)
         assert user.finish() == 0
