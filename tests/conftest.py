@@ -21,11 +21,12 @@ from sockredird.errors import UnsupportedKernel
 from sockredird.generation import Generation
 from sockredird.plan import Plan
 from support import cgroups, textbook
+from support.emulated import PATIENCE
 
 settings.register_profile("any-load", deadline=None)  # a loaded machine is no finding
 settings.load_profile("any-load")
 
-RETIRE_TIMEOUT_S = 10.0
+RETIRE_TIMEOUT_S = 10.0 * PATIENCE
 _numbers = itertools.count(1)
 
 

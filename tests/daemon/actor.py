@@ -21,8 +21,9 @@ from typing import Any
 import pytest
 
 from support import cgroups
+from support.emulated import PATIENCE
 
-TIMEOUT_S = 30.0
+TIMEOUT_S = 30.0 * PATIENCE
 
 
 def _serve(orders: Connection, cgroup: Path | None) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from sockredird.cgroup import mount_point
+from support.emulated import PATIENCE
 
 from . import pins
 from .actor import Actor
@@ -21,7 +22,7 @@ from .client import Client
 from .process import PYTHON, REPOSITORY, DaemonProcess, Tables, environment, toml
 
 _numbers = itertools.count(1)
-CTL_TIMEOUT_S = 40.0
+CTL_TIMEOUT_S = 40.0 * PATIENCE
 LOG_SHOWN = 6000
 
 

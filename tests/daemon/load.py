@@ -10,12 +10,13 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from support.emulated import PATIENCE
 from support.traffic import Stream, connect, echo, listen, pattern, wait_readable
 
 # ping-pong of small messages, and streams with up to OUTSTANDING chunks on the way
 SIZES = (64, 1, 4096, 700, 16384, 33)
 OUTSTANDING = 8
-ADVANCE_TIMEOUT_S = 20.0
+ADVANCE_TIMEOUT_S = 20.0 * PATIENCE
 
 
 @dataclass

@@ -11,12 +11,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from support.emulated import PATIENCE
+
 from .notify import NotifySocket
 
 REPOSITORY = Path(__file__).parents[2]
 PYTHON = "/usr/bin/python3"
 COMMAND = (PYTHON, "-X", "faulthandler", "-W", "error::DeprecationWarning", "-m", "sockredird")
-TIMEOUT_S = 30.0
+TIMEOUT_S = 30.0 * PATIENCE
 
 Tables = Mapping[str, Mapping[str, Any]]
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-TIMEOUT_S = 20.0
+from support.emulated import PATIENCE
+
+TIMEOUT_S = 20.0 * PATIENCE
 PAUSE_S = 0.01
 
 

@@ -13,6 +13,7 @@ from conftest import Datapath
 from sockredird.generation import Generation
 from support import memory
 from support.background import Background, retiring
+from support.emulated import times
 from support.processes import inside
 from support.traffic import (
     Connection,
@@ -35,7 +36,7 @@ MESSAGE_WINDOW = 16 * 256 + 256  # unread messages, bpf/sockredir.h
 TINY_MESSAGES = 400_000
 SMALL_SNDBUF = 32 * 1024
 RCVBUF = 256 * 1024
-SPILLS = 100
+SPILLS = times(100)
 
 
 def push(sock: socket.socket, limit: int, chunk: int = CHUNK) -> int:
@@ -109,7 +110,7 @@ def test_tiny_messages_stay_cheap(cgroup: Path, datapath: Datapath) -> None:
         if generation is None:
             assert (sent, used > HOPELESS) == (TINY_MESSAGES, True)
             return
-        assert sent < TINY_MESSAGES
+        # TCP packs those behind the spill, and may take all of them
         assert used < 16 * MIB
         assert generation.counters()["redirected_messages"] <= MESSAGE_WINDOW
         check_retired_after_draining(generation, both, Stream(), sent, "retired_messages")

@@ -11,13 +11,14 @@ from conftest import plan
 from sockredird.generation import Generation, Walked
 from support import textbook
 from support.background import Background
+from support.emulated import PATIENCE, times
 from support.fleet import Fleet, fleet
 from support.processes import inside
 from support.traffic import check_native, connect, connection, echo, listen, pattern, read_exactly
 
 CLIENTS = 16
-CYCLES = 50
-RETIRE_TIMEOUT_S = 20.0
+CYCLES = times(50)
+RETIRE_TIMEOUT_S = 20.0 * PATIENCE
 
 
 def empty(walked: Walked) -> bool:

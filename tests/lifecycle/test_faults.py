@@ -25,10 +25,11 @@ from sockredird.config import Config, Limits, Paths, Scope
 from sockredird.errors import SockredirError
 from sockredird.manager import DISABLED, ENABLED, Manager
 from support import processes
+from support.emulated import EMULATED
 
 CONVERSATIONS = 4
 # every step by `make torture`; else every seventh, failing and killing at different ones
-STRIDE = 1 if "SOCKREDIR_TORTURE" in os.environ else 7
+STRIDE = 1 if "SOCKREDIR_TORTURE" in os.environ else 29 if EMULATED else 7
 NEVER_REACHED, REACHED = 0, 1
 _numbers = itertools.count(1)
 

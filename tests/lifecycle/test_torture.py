@@ -14,10 +14,11 @@ from daemon.conftest import Host
 from daemon.process import REPOSITORY, DaemonProcess
 from lifecycle import trickle
 from lifecycle.builds import other_build, run_from
+from support.emulated import times
 
 CONVERSATIONS = 4
 MANY = "SOCKREDIR_TORTURE" in os.environ
-KILLS, UPGRADES, CYCLES = (1000, 200, 1000) if MANY else (20, 6, 20)
+KILLS, UPGRADES, CYCLES = (1000, 200, 1000) if MANY else (times(20), times(6), times(20))
 
 
 @pytest.fixture

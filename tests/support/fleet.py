@@ -10,6 +10,7 @@ from contextlib import closing, contextmanager
 from random import Random
 
 from support.background import Background
+from support.emulated import PATIENCE
 from support.traffic import Stream, listen, pattern, set_nodelay
 
 SIZES = (1, 64, 1000, 4096, 30_000, 100_000)
@@ -24,7 +25,7 @@ class Fleet:
     def __init__(self, clients: int, *, stall_timeout: int = 20, reconnect_every: int = 0) -> None:
         self.rounds = [0] * clients
         self.connections = 0
-        self._stall_timeout = stall_timeout
+        self._stall_timeout = stall_timeout * PATIENCE
         self._reconnect_every = reconnect_every
         self._progress = threading.Condition()
         self._ending = False
@@ -44,6 +45,7 @@ class Fleet:
 
     def wait(self, more: int, timeout: float = 30.0) -> None:
         """Returns once each client has had `more` rounds, or a thread met an error."""
+        timeout *= PATIENCE
         wanted = [count + more for count in self.rounds]
 
         def reached() -> bool:

@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 import pytest
 
 from support import cgroups
+from support.emulated import PATIENCE
 
 Test = TypeVar("Test", bound=Callable[..., None])
 TIMEOUT_S = 60.0
@@ -62,6 +63,7 @@ def run(
 
     A child that does not answer in time is killed, and the test fails with its stacks.
     """
+    timeout *= PATIENCE
     answers, theirs = multiprocessing.Pipe(duplex=False)
     with tempfile.TemporaryFile("w+") as stacks:
         pid = os.fork()
