@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import shutil
 import sys
 import time
 
@@ -49,7 +50,7 @@ async def _status(client: Client, arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps({**properties, "Stats": stats}))
     else:
-        print(render.status(properties, stats, time.time()))
+        print(render.status(properties, stats, time.time(), shutil.get_terminal_size().columns))
 
 
 async def _stats(client: Client, arguments: argparse.Namespace) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from datetime import datetime
 from typing import Any
 
@@ -57,7 +58,8 @@ def kernel(summary: dict[str, Any]) -> str:
     return ", ".join([summary["release"], *counts])
 
 
-def status(properties: dict[str, Any], stats: dict[str, int], now: float) -> str:
+def status(properties: dict[str, Any], stats: dict[str, int], now: float, width: int) -> str:
+    """At most `width` columns, but for words that are longer."""
     since = datetime.fromtimestamp(properties["Since"] / 1e6).astimezone()
     ago = duration(max(now - since.timestamp(), 0))
     lines = [
@@ -66,23 +68,26 @@ def status(properties: dict[str, Any], stats: dict[str, int], now: float) -> str
         *([f"     Problem: {properties['Problem']}"] if properties["Problem"] else []),
         f"       Scope: {scope(properties['Scope'])}",
         f"      Kernel: {kernel(properties['Kernel'])}",
-        f" Connections: {stats['active_connections']} accelerated now, "
-        f"{stats['accelerated_connections']} in all "
-        f"({stats['map_entries']} of {stats['map_capacity']} sockhash entries)",
+        f" Connections: {stats['active_connections']:,} accelerated now, "
+        f"{stats['accelerated_connections']:,} in all "
+        f"({stats['map_entries']:,} of {stats['map_capacity']:,} sockhash entries)",
         f"       Share: {share(stats)} of the connections in scope",
-        f"     Traffic: {stats['redirected_messages']} messages, "
+        f"     Traffic: {stats['redirected_messages']:,} messages, "
         f"{bytes_(stats['redirected_bytes'])} redirected",
     ]
     for kind in ("declined", "retired"):
         total = stats[f"{kind}_connections"]
         reasons = [
-            f"{name.partition('_')[2]} {value}"
+            f"{name.partition('_')[2]} {value:,}"
             for name, value in sorted(stats.items(), key=lambda item: -item[1])
             if name.startswith(f"{kind}_") and value and name != f"{kind}_connections"
         ]
         detail = f" ({', '.join(reasons)})" if reasons else ""
-        lines.append(f"{kind.capitalize():>12}: {total}{detail}")
-    return "\n".join(lines)
+        lines.append(f"{kind.capitalize():>12}: {total:,}{detail}")
+    wrapper = textwrap.TextWrapper(
+        width, subsequent_indent=" " * 14, break_long_words=False, break_on_hyphens=False
+    )
+    return "\n".join(map(wrapper.fill, lines))
 
 
 def stats(values: dict[str, int]) -> str:

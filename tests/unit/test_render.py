@@ -1,0 +1,36 @@
+"""Status fits on a terminal of 80 columns, whatever there is to say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sockredird.layout import COUNTERS
+from sockredirctl import render
+
+MANY = 10**9
+STATS = dict.fromkeys([*COUNTERS, "active_connections", "map_entries", "map_capacity"], MANY) | {
+    f"{kind}_connections": 10 * MANY for kind in ("declined", "retired")
+}
+PROPERTIES: dict[str, Any] = {
+    "Version": "0.1.0",
+    "State": "enabled",
+    "Since": 1,
+    "Problem": "cgroup /sys/fs/cgroup/system.slice/some.service was removed; " * 3,
+    "Scope": {
+        "addresses": "loopback",
+        "cgroup": "/system.slice/redis-server.service",
+        "only_ports": list(range(6000, 6030)),
+        "exclude_ports": [21, 23, 513, 514],
+        "exclude_cgroups": [],
+    },
+    "Kernel": {"release": "6.1.0-53", "checked": True, "passed": 13, "warned": 2, "failed": 1},
+}
+
+
+def test_status_fits() -> None:
+    lines = render.status(PROPERTIES, STATS, 100.0, 80).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert len(lines) < 24
+    text = " ".join(word for line in lines for word in line.split())
+    for value in (PROPERTIES["Problem"].strip(), "6029", "early_data 1,000,000,000"):
+        assert value in text
