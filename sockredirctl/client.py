@@ -24,10 +24,12 @@ _PROPERTIES = "org.freedesktop.DBus.Properties"
 _NOT_RUNNING = (
     "org.freedesktop.DBus.Error.ServiceUnknown",
     "org.freedesktop.DBus.Error.NameHasNoOwner",
-    "org.freedesktop.DBus.Error.NoReply",
-    "org.freedesktop.DBus.Error.Disconnected",
     "org.freedesktop.DBus.Error.Spawn.",
     "org.freedesktop.systemd1.",
+)
+_GONE = (
+    "org.freedesktop.DBus.Error.NoReply",  # it left the bus before it answered
+    "org.freedesktop.DBus.Error.Disconnected",
 )
 _ASK = "org.sockredir.Error.AccessDenied"
 _DENIED = ("org.freedesktop.DBus.Error.AccessDenied", _ASK)
@@ -181,6 +183,8 @@ def _explain(name: str, text: str) -> ClientError:
         return ClientError(
             "sockredird is not running: systemctl start sockredird", Exit.NOT_RUNNING
         )
+    if name.startswith(_GONE):
+        return ClientError("the daemon went away", Exit.NOT_RUNNING)
     if name.startswith(_DENIED):
         return ClientError(f"not allowed: {text}", Exit.DENIED)
     if name.startswith(_TIMED_OUT):

@@ -24,7 +24,7 @@ from sockredird.finding import Finding
 from sockredird.generation import Generation
 from sockredird.manager import Manager
 from sockredird.service import Service
-from sockredird.shared import Shared
+from sockredird.shared import Joined, Shared
 from sockredird.watcher import Watcher
 from sockredird.worker import Worker
 
@@ -58,6 +58,7 @@ class Daemon:
         self._interface: dbus.Manager1 | None = None
         self._relay = EventRelay(self._stop_tracing)
         self._endpoint = Endpoint(self._metrics)
+        self._counts = Joined(self._stats)
         self._findings = Shared(self._check)
         self._watchers: list[Watcher] = []
         self._appearance: Appearance | None = None
@@ -65,6 +66,7 @@ class Daemon:
         self._shown: dict[str, Variant] = {}
         self._retire_pause = RETIRE_PAUSE_S[0]
         self._retire_timer: asyncio.TimerHandle | None = None
+        self._retire_again = False  # asked for since the walk under way began
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def run(self) -> None:
@@ -159,6 +161,10 @@ class Daemon:
         await self._endpoint.use(self._manager.config.metrics.listen)
 
     async def stats(self) -> dict[str, int]:
+        """Everybody may ask, and each look walks the sockhash: those who ask together share one."""
+        return await self._counts.get()
+
+    async def _stats(self) -> dict[str, int]:
         await self._worker.run(self._manager.check)
         return await self._worker.run(self._manager.stats)
 
@@ -295,20 +301,25 @@ class Daemon:
         await self._worker.run(self._manager.recover)
 
     def _retire_soon(self) -> None:
+        self._retire_again = True
         self._retire_pause = RETIRE_PAUSE_S[0]
         if self._retire_timer is None:
-            self._retire_timer = self._loop.call_later(0, lambda: self._spawn(self._retire()))
+            self._retire_after(0)
+
+    def _retire_after(self, pause: float) -> None:
+        self._retire_timer = self._loop.call_later(pause, lambda: self._spawn(self._retire()))
 
     async def _retire(self) -> None:
         """Looks again later while a reader has not drained; nothing is pending otherwise."""
+        self._retire_again = False
         try:
             done = await self._worker.run(self._manager.finish_retirements)
         finally:
             self._retire_timer = None
-        if not done:
-            self._retire_timer = self._loop.call_later(
-                self._retire_pause, lambda: self._spawn(self._retire())
-            )
+        if self._retire_again:
+            self._retire_after(0)
+        elif not done:
+            self._retire_after(self._retire_pause)
             self._retire_pause = min(self._retire_pause * 2, RETIRE_PAUSE_S[1])
 
     # -- systemd -----------------------------------------------------------------------------
@@ -316,7 +327,7 @@ class Daemon:
     def _notify(self, *lines: str) -> None:
         status = f"STATUS=Acceleration {self._manager.state}"
         if self._manager.problem:
-            status += f" ({self._manager.problem})"
+            status += f" ({' '.join(self._manager.problem.split())})"
         self._service.notify(*lines, status)
 
 

@@ -92,9 +92,14 @@ class EventRelay:
     async def add(self, client: str) -> None:
         if self._bus is not None and client not in self._clients:
             self._clients[client] = _Subscriber(client)
-            await buscall.ask_bus(self._bus, "AddMatch", buscall.departure_rule(client))
-            # it may have left before the match was there
-            if not await buscall.ask_bus(self._bus, "NameHasOwner", client):
+            try:
+                await buscall.ask_bus(self._bus, "AddMatch", buscall.departure_rule(client))
+                # it may have left before the match was there
+                stays = await buscall.ask_bus(self._bus, "NameHasOwner", client)
+            except BaseException:
+                self._clients.pop(client, None)  # nobody would tell when it leaves
+                raise
+            if not stays:
                 await self.discard(client)
 
     async def discard(self, client: str) -> None:

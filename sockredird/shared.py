@@ -1,4 +1,4 @@
-"""One run of something expensive for all who ask for it at the same time."""
+"""One run of something expensive for many who ask for it."""
 
 from __future__ import annotations
 
@@ -40,5 +40,31 @@ class Shared(Generic[_Result]):
 
     def _ended(self, running: asyncio.Future[_Result]) -> None:
         self._running = None
-        if not running.cancelled():
-            running.exception()  # told to whoever waits; nobody may be left
+        _told_to_whoever_waits(running)
+
+
+class Joined(Generic[_Result]):
+    """As Shared, but every answer is from a run that began after the question."""
+
+    def __init__(self, produce: Callable[[], Awaitable[_Result]]) -> None:
+        self._produce = produce
+        self._running: asyncio.Future[_Result] | None = None
+        self._next: asyncio.Future[_Result] | None = None  # has not begun
+
+    async def get(self) -> _Result:
+        if self._next is None:
+            self._next = asyncio.ensure_future(self._run())
+            self._next.add_done_callback(_told_to_whoever_waits)
+        return await asyncio.shield(self._next)
+
+    async def _run(self) -> _Result:
+        if self._running is not None:
+            await asyncio.wait({self._running})
+        self._running, self._next = self._next, None
+        return await self._produce()
+
+
+def _told_to_whoever_waits(run: asyncio.Future[_Result]) -> None:
+    """Nobody may be left to hear of the failure."""
+    if not run.cancelled():
+        run.exception()

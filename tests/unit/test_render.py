@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from sockredird.layout import COUNTERS
 from sockredirctl import render
+from sockredird.layout import COUNTERS
 
 MANY = 10**9
 STATS = dict.fromkeys([*COUNTERS, "active_connections", "map_entries", "map_capacity"], MANY) | {

@@ -1,0 +1,74 @@
+"""Runs of something expensive that many ask for at the same time."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from sockredird.shared import Joined
+
+
+class Clock:
+    """What is produced: how often it was, and what it was when it began."""
+
+    def __init__(self) -> None:
+        self.runs = 0
+        self.value = 0
+
+    async def produce(self) -> int:
+        self.runs += 1
+        value = self.value
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        return value
+
+
+def test_joined_is_never_older_than_the_question() -> None:
+    clock = Clock()
+    joined = Joined(clock.produce)
+
+    async def ask() -> None:
+        before = clock.value
+        assert await joined.get() >= before
+
+    async def all_at_various_times() -> None:
+        asking = []
+        for _ in range(200):
+            clock.value += 1
+            asking += [asyncio.create_task(ask()) for _ in range(5)]
+            await asyncio.sleep(0)
+        await asyncio.gather(*asking)
+
+    asyncio.run(all_at_various_times())
+    assert clock.runs < 150
+
+
+def test_joined_is_one_run_for_all() -> None:
+    clock = Clock()
+    joined = Joined(clock.produce)
+
+    async def together() -> None:
+        await asyncio.gather(*(joined.get() for _ in range(1000)))
+
+    asyncio.run(together())
+    assert clock.runs == 1
+
+
+def test_a_failure_and_one_who_gives_up() -> None:
+    async def fail() -> int:
+        await asyncio.sleep(0)
+        raise OSError("injected")
+
+    async def main() -> None:
+        joined = Joined(fail)
+        impatient = asyncio.create_task(joined.get())
+        patient = asyncio.create_task(joined.get())
+        await asyncio.sleep(0)
+        impatient.cancel()
+        with pytest.raises(OSError, match="injected"):
+            await patient
+        with pytest.raises(OSError, match="injected"):
+            await joined.get()
+
+    asyncio.run(main())
