@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import textwrap
 from datetime import datetime
+from itertools import islice
 from typing import Any
+
+REASONS_SHOWN = 5  # of each kind; stats has all
 
 
 def scope(scope: dict[str, Any]) -> str:
@@ -58,6 +61,20 @@ def kernel(summary: dict[str, Any]) -> str:
     return ", ".join([summary["release"], *counts])
 
 
+def _reasons(kind: str, stats: dict[str, int]) -> str:
+    """How many, and what for most."""
+    counts = {
+        name.partition("_")[2]: value
+        for name, value in sorted(stats.items(), key=lambda item: -item[1])
+        if name.startswith(f"{kind}_") and value and name != f"{kind}_connections"
+    }
+    parts = [f"{reason} {value:,}" for reason, value in islice(counts.items(), REASONS_SHOWN)]
+    if rest := sum(islice(counts.values(), REASONS_SHOWN, None)):
+        parts.append(f"others {rest:,}")
+    detail = f" ({', '.join(parts)})" if parts else ""
+    return f"{kind.capitalize():>12}: {stats[f'{kind}_connections']:,}{detail}"
+
+
 def status(properties: dict[str, Any], stats: dict[str, int], now: float, width: int) -> str:
     """At most `width` columns, but for words that are longer."""
     since = datetime.fromtimestamp(properties["Since"] / 1e6).astimezone()
@@ -75,15 +92,7 @@ def status(properties: dict[str, Any], stats: dict[str, int], now: float, width:
         f"     Traffic: {stats['redirected_messages']:,} messages, "
         f"{bytes_(stats['redirected_bytes'])} redirected",
     ]
-    for kind in ("declined", "retired"):
-        total = stats[f"{kind}_connections"]
-        reasons = [
-            f"{name.partition('_')[2]} {value:,}"
-            for name, value in sorted(stats.items(), key=lambda item: -item[1])
-            if name.startswith(f"{kind}_") and value and name != f"{kind}_connections"
-        ]
-        detail = f" ({', '.join(reasons)})" if reasons else ""
-        lines.append(f"{kind.capitalize():>12}: {total:,}{detail}")
+    lines += [_reasons(kind, stats) for kind in ("declined", "retired")]
     wrapper = textwrap.TextWrapper(
         width, subsequent_indent=" " * 14, break_long_words=False, break_on_hyphens=False
     )

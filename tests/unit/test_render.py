@@ -9,7 +9,9 @@ from sockredird.layout import COUNTERS
 
 MANY = 10**9
 STATS = dict.fromkeys([*COUNTERS, "active_connections", "map_entries", "map_capacity"], MANY) | {
-    f"{kind}_connections": 10 * MANY for kind in ("declined", "retired")
+    "declined_connections": 10 * MANY,
+    "declined_early_data": MANY + 1,
+    "retired_connections": 10 * MANY,
 }
 PROPERTIES: dict[str, Any] = {
     "Version": "0.1.0",
@@ -32,5 +34,5 @@ def test_status_fits() -> None:
     assert max(map(len, lines)) <= 80
     assert len(lines) < 24
     text = " ".join(word for line in lines for word in line.split())
-    for value in (PROPERTIES["Problem"].strip(), "6029", "early_data 1,000,000,000"):
+    for value in (PROPERTIES["Problem"].strip(), "6029", "(early_data 1,000,000,001, "):
         assert value in text
