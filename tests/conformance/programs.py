@@ -14,11 +14,13 @@ import struct
 
 from conformance import observe
 from conformance.catalogue import behaviour, establishing
-from conformance.scene import Scene, delivered, send_all, unread, wait_events
+from conformance.scene import Scene, delivered, fill, send_all, unread, wait_events
 from support.traffic import dial, listen, pattern, read_exactly, read_to_end
 
 _libc = ctypes.CDLL(None, use_errno=True)
 MESSAGES = 64
+BEHIND = 5_000_000  # more than the window, and all of it delivered
+STALLED_S = 10
 
 
 class Iovec(ctypes.Structure):
@@ -114,6 +116,49 @@ def available(t: Scene) -> None:
     wait_events(t.far, select.POLLIN)
     t.note("something", unread(t.far) > 0)
     t.call("read", t.far.recv, 100)
+
+
+def _read_like_nginx(sock: socket.socket, size: int, buffer: int) -> tuple[bytes, str]:
+    """ngx_unix_recv(): edge-triggered; FIONREAD after a full buffer tells whether there is more."""
+    sock.setblocking(False)
+    epoll = select.epoll()
+    epoll.register(sock, select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET)
+    data = bytearray()
+    while len(data) < size:
+        if not epoll.poll(STALLED_S):
+            return bytes(data), "no event, though not all was read"
+        left = -1  # not known
+        while left != 0 and len(data) < size:
+            try:
+                chunk = sock.recv(buffer)
+            except BlockingIOError:
+                break
+            data += chunk
+            if left > 0:
+                left = max(left - len(chunk), 0)
+            elif len(chunk) == buffer:
+                left = unread(sock)
+            else:
+                break
+    return bytes(data), "all read"
+
+
+@behaviour()
+def read_by_events_and_fionread(t: Scene) -> None:
+    """edge-triggered reads that go on while FIONREAD is not 0 (nginx)"""
+    t.near.sendall(pattern(0, 200_000))
+    data, end = _read_like_nginx(t.far, 200_000, 4096)
+    t.note("stream", observe.same(data, pattern(0, 200_000)[: len(data)]))
+    t.note("end", end)
+
+
+@behaviour()
+def read_much_by_events_and_fionread(t: Scene) -> None:
+    """edge-triggered reads that go on while FIONREAD is not 0, by a reader that was behind"""
+    sent = fill(t.near, BEHIND)
+    data, end = _read_like_nginx(t.far, sent, 4096)
+    t.note("stream", observe.same(data, pattern(0, sent)[: len(data)]))
+    t.note("end", end)
 
 
 @behaviour()
