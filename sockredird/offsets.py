@@ -9,6 +9,7 @@ from sockredird.errors import UnsupportedKernel
 _REQUIRED = (
     ("sock", "sk_user_data"),
     ("sock", "sk_shutdown"),
+    ("sock", "sk_err"),
     ("sock", "sk_wq"),
     ("sock", "sk_rcvbuf"),
     ("sock", "sk_userlocks"),

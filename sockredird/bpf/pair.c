@@ -148,8 +148,9 @@ inline_fn void segment_received(struct bpf_sock_ops *skops)
 }
 
 /*
- * A socket that was connected before: connect(AF_UNSPEC) leaves it on the sockhash with its unread
- * messages (only close() takes it off), where the old peer's messages would reach the new one.
+ * A socket that was connected before. connect(AF_UNSPEC) leaves it on the sockhash (only close()
+ * takes it off), where its old peer's messages would reach the new one, should disconnected() have
+ * missed it.
  */
 inline_fn void forget(struct bpf_sock_ops *skops)
 {
@@ -165,6 +166,29 @@ inline_fn void forget(struct bpf_sock_ops *skops)
 	self = st->self;
 	peers.delete(&self);
 	sockets.sk_storage_delete(sk);
+}
+
+/*
+ * connect(AF_UNSPEC): tcp_disconnect() throws away what is unread, but does not know of the psock's
+ * queue, which goes with the entry. A reset, after which unread data can still be read, is told from
+ * it by the error that is set before the state (tcp_reset()).
+ */
+inline_fn void disconnected(struct bpf_sock_ops *skops)
+{
+	struct bpf_sock *sk = skops->sk;
+	struct sock_state *st;
+	struct tcp_sock *tp;
+	struct end self;
+	int err = 0;
+
+	if (!sk || (skops->args[0] != BPF_TCP_ESTABLISHED && skops->args[0] != BPF_TCP_CLOSE_WAIT))
+		return;
+	st = sockets.sk_storage_get(sk, NULL, 0);
+	tp = bpf_skc_to_tcp_sock(sk);
+	if (!st || !tp || KERNEL_FIELD(err, (__u64)tp, OFF_sock_sk_err) || err)
+		return;
+	self = st->self;
+	peers.delete(&self);
 }
 
 /*
@@ -433,6 +457,7 @@ int sockredir_pair(struct bpf_sock_ops *skops)
 			forget_handshake(skops);
 			if (tracing())
 				closed(skops);
+			disconnected(skops);
 		}
 		return 1;
 	case BPF_SOCK_OPS_PARSE_HDR_OPT_CB:

@@ -188,6 +188,7 @@ def used_again(t: Scene) -> None:
         delivered(first.server)
         t.call("disconnect", disconnect, first.client)
         t.note("FIONREAD", unread(first.client))
+        t.call("recv", first.client.recv, 100)
         t.call("peer's send", first.server.send, b"x", socket.MSG_NOSIGNAL)
         t.call("connect", first.client.connect, listener.getsockname())
         note_exchange(t, Connection(first.client, listener.accept()[0]))
