@@ -32,6 +32,7 @@ SOURCES = (
     "pair.c",
     "redirect.c",
     "list.c",
+    "nudge.c",
     "walk.c",
 )
 TIMEOUT_S = 60.0

@@ -42,6 +42,7 @@ from sockredird.layout import (
     ADDRESSES,
     COUNTER_SLOTS,
     COUNTERS,
+    LEFT_UNREAD,
     LISTENER,
     MANIFEST_SIZE,
     MEMBER,
@@ -328,10 +329,25 @@ class Generation:
         # sets, as the kernel visits a bucket again when its output did not fit in one read()
         ends: set[tuple[int, int, int]] = set()
         leaving: set[tuple[int, int, int]] = set()
+        overlooked = False
         for client_seq, server_seq, side, _mode, is_leaving, *_ in MEMBER.iter_unpack(data):
-            (leaving if is_leaving else ends).add((client_seq, server_seq, side))
+            if is_leaving == LEFT_UNREAD:
+                overlooked = True
+            else:
+                (leaving if is_leaving else ends).add((client_seq, server_seq, side))
+        if overlooked:
+            self._nudge()
         connections = len({end[:2] for end in ends})
         return Walked(len(ends) + len(leaving), connections, len(leaving))
+
+    def _nudge(self) -> None:
+        """Tells the pollers of sockets that left of data in them, see nudge.c."""
+        with (
+            libbpf.create_iterator_link(self._pins["nudge"]) as link,
+            libbpf.open_iterator(link) as lines,
+        ):
+            while libbpf.read_iterator(lines):
+                pass
 
     def retire(self, timeout: float, done: Callable[[Walked], bool]) -> bool:
         """Walks, a grace period apart, until `done` or for `timeout` seconds; whether it is done.

@@ -17,6 +17,7 @@ PROGRAMS: dict[str, tuple[str, ProgType]] = {
     "redirect": ("sockredir_msg", ProgType.SK_MSG),
     "walk": ("bpf_iter__sockmap", ProgType.TRACING),
     "owners": ("bpf_iter__task_file", ProgType.TRACING),
+    "nudge": ("bpf_iter__tcp", ProgType.TRACING),
 }
 # Programs that the sockets of each cgroup in scope run.
 ATTACHMENTS = {"pair": AttachType.CGROUP_SOCK_OPS}
@@ -83,6 +84,7 @@ VERDICT = struct.Struct("=QI4x")  # struct verdict
 VIEW = "7Q6I16s"  # struct view
 CONNECTION = struct.Struct(f"=Q{VIEW}{VIEW}II8s48s32s")  # struct connection
 MODES = ("unused", "redirected", "tcp")  # enum mode
+LEFT_UNREAD = 2  # struct member: the pair is off the sockhash, and has pollers to be told
 SIDES = ("client", "server")  # enum side
 
 
@@ -105,6 +107,7 @@ def map_shapes(max_connections: int, page_size: int) -> dict[str, MapShape]:
         "own_addresses": MapShape(MapType.HASH, ADDRESS.size, 4, OWN_ADDRESSES),
         "excluded": MapShape(MapType.HASH, STEP.size, 4, EXCLUDED_STEPS),
         "leaving": MapShape(MapType.LRU_HASH, 8, 12, LEAVING_PAIRS),
+        "unnoticed": MapShape(MapType.LRU_HASH, 12, 4, LEAVING_PAIRS),
         "callers": MapShape(MapType.LRU_HASH, FLOW.size, 32, TRACED_CONNECTIONS),
         "listeners": MapShape(MapType.LRU_HASH, LISTENER.size, OWNER.size, TRACED_CONNECTIONS),
         "closing": MapShape(MapType.LRU_HASH, 8, 32, TRACED_CONNECTIONS),

@@ -10,6 +10,8 @@ _REQUIRED = (
     ("sock", "sk_user_data"),
     ("sock", "sk_shutdown"),
     ("sock", "sk_err"),
+    ("sock", "sk_receive_queue"),
+    ("sock", "sk_rcvlowat"),
     ("sock", "sk_wq"),
     ("sock", "sk_rcvbuf"),
     ("sock", "sk_userlocks"),

@@ -7,6 +7,7 @@
  *   pair.c      sock_ops      pairs the two ends of a connection and puts them on the sockhash
  *   redirect.c  sk_msg        hands each message to the peer socket, or leaves it to TCP
  *   walk.c      iter/sockmap  visits the sockhash: lists it, retires what must leave it
+ *   nudge.c     iter/tcp      tells pollers of data on sockets that left
  * with trace.c (events) and list.c (what a listing shows of an end) between them.
  *
  * The loader concatenates the files and passes the offsets of kernel struct fields found in
@@ -238,13 +239,15 @@ struct verdict {
 struct member {
 	struct end self;
 	__u32 mode;
-	__u32 leaving;
+	__u32 leaving;		/* or LEFT_UNREAD */
 	__u32 unread;		/* bytes in this socket's psock queue */
 	__u64 since;
 	__u64 sent_bytes;
 	__u64 sent_messages;
 	struct flow flow;
 };
+
+#define LEFT_UNREAD 2	/* the pair is off the sockhash, see nudge.c */
 
 /* One end in a listing. */
 struct view {
@@ -307,6 +310,8 @@ BPF_F_TABLE("hash", struct address, __u32, own_addresses, OWN_ADDRESSES, BPF_F_N
 BPF_F_TABLE("hash", struct step, __u32, excluded, EXCLUDED_STEPS, BPF_F_NO_PREALLOC);
 /* LRU, as connections may close on their way out; one that is evicted starts again. */
 BPF_TABLE("lru_hash", struct pair, struct leaving, leaving, LEAVING_PAIRS);
+/* Ends that left with unread TCP data, of which their pollers may not know. */
+BPF_TABLE("lru_hash", struct end, __u32, unnoticed, LEAVING_PAIRS);
 BPF_ARRAY(settings, struct settings, 1);
 BPF_ARRAY(ports, struct ports, 1);
 BPF_PERCPU_ARRAY(counters, struct counters, 1);

@@ -149,7 +149,7 @@ inline_fn void judge_both(enum counter reason, struct sock_state *st, __u64 peer
 	judge(reason, &flow);
 }
 
-/* 1 if the pair is off the map. */
+/* Not 0 if the pair is off the map; LEFT_UNREAD if with unread TCP data. */
 inline_fn int retire(__u64 sk, struct sock_state *st, const struct settings *s)
 {
 	struct pair pair = st->self.pair;
@@ -190,7 +190,8 @@ inline_fn int retire(__u64 sk, struct sock_state *st, const struct settings *s)
 	} else if (st->provisional) {
 		handshakes.delete(&pair);
 	}
-	return 1;
+	/* after the deletion: FIONREAD tells of what comes from here on */
+	return note_unread(sk, &self) + note_unread(peer_sk, &peer) ? LEFT_UNREAD : 1;
 }
 
 int bpf_iter__sockmap(struct bpf_iter__sockmap *ctx)
@@ -202,6 +203,7 @@ int bpf_iter__sockmap(struct bpf_iter__sockmap *ctx)
 	struct sock_state *st;
 	struct member m = {};
 	__u64 psock;
+	int left;
 
 	if (!sk || !s)
 		return 0;
@@ -212,9 +214,14 @@ int bpf_iter__sockmap(struct bpf_iter__sockmap *ctx)
 		list(*(struct seq_file **)ctx->meta, (__u64)sk, st, s);
 		return 0;
 	}
-	if (retire((__u64)sk, st, s))
-		return 0;
 	m.self = st->self;
+	left = retire((__u64)sk, st, s);
+	if (left) {
+		m.leaving = left;
+		if (left == LEFT_UNREAD)
+			bpf_seq_write(*(struct seq_file **)ctx->meta, &m, sizeof(m));
+		return 0;
+	}
 	m.mode = st->mode;
 	m.leaving = s->stopped || READ_ONCE(st->stop) || st->mode == NATIVE;
 	m.since = st->since;

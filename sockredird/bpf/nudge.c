@@ -1,0 +1,57 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * iter/tcp: tells pollers of data once more.
+ *
+ * A program that reads on edges may ask FIONREAD whether to go on (nginx). On the sockhash that
+ * leaves out what came through TCP behind redirected data; the program waits for the next edge, and
+ * its peer may have nothing more to send. So a socket that comes off the sockhash with unread TCP
+ * data is noted, and here SO_RCVLOWAT is set to what it is, at which the kernel signals what can be
+ * read (tcp_set_rcvlowat()). Of all iterators only this one may set options; it is run for a note
+ * only, and sees the sockets of the daemon's network namespace.
+ */
+
+#define SOL_SOCKET 1
+#define SO_RCVLOWAT 18
+
+/* The kernel's struct bpf_iter__tcp; every member in an 8-byte slot. */
+struct bpf_iter__tcp {
+	__u64 meta;
+	__u64 sk_common;
+	__u64 uid;
+};
+
+/* Notes an end that leaves; 1 if it has unread TCP data. */
+inline_fn int note_unread(__u64 sk, struct end *end)
+{
+	__u64 next = 0, queue = sk + OFF_sock_sk_receive_queue;
+	__u32 one = 1;
+
+	if (!sk || KERNEL_FIELD(next, queue, 0) || next == queue)
+		return 0;
+	return !unnoticed.update(end, &one);
+}
+
+int bpf_iter__tcp(struct bpf_iter__tcp *ctx)
+{
+	struct sock *sk = (void *)ctx->sk_common;
+	struct sock_state *st;
+	struct tcp_sock *tp;
+	struct end self;
+	int lowat = 0;
+
+	if (!sk)
+		return 0;
+	tp = bpf_skc_to_tcp_sock(sk);
+	if (!tp)
+		return 0;
+	st = sockets.sk_storage_get(tp, NULL, 0);
+	if (!st)
+		return 0;
+	self = st->self;
+	if (!unnoticed.lookup(&self))
+		return 0;
+	unnoticed.delete(&self);
+	if (!KERNEL_FIELD(lowat, (__u64)tp, OFF_sock_sk_rcvlowat))
+		bpf_setsockopt(tp, SOL_SOCKET, SO_RCVLOWAT, &lowat, sizeof(lowat));
+	return 0;
+}
