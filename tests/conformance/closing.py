@@ -246,6 +246,8 @@ def blocked_reader_and_own_half_close(t: Scene) -> None:
     reader = t.blocked(t.near.recv, 100)
     t.near.shutdown(socket.SHUT_WR)
     t.call("peer's recv", t.far.recv, 100)
+    delivered(t.near)  # it is the acknowledgement of the FIN that wakes
+    reader.wait_blocked_or_done()
     t.far.sendall(b"answer")
     t.note("recv", reader.result())
 

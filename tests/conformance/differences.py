@@ -82,11 +82,13 @@ REASONS = {
         "was accepted, when it comes off (`sock_replace_proto()`): EOPNOTSUPP.",
         "Nothing; a program may fall back to SEND.",
     ),
-    "disconnect": Reason(
-        "Unread data after connect(AF_UNSPEC)",
-        "`tcp_disconnect()` does not purge the psock queue.",
-        "The data is dropped at the next connect() or listen(), and never reaches another "
-        "connection.",
+    "leaving": Reason(
+        "FIONREAD while a connection leaves",
+        "What exceeds the window goes through TCP, behind what was redirected before. On a "
+        "sockhash member FIONREAD counts the one or the other: redirected data since 6.12.75 and "
+        "6.18.14, TCP's before.",
+        "The connection becomes plain TCP once the redirected data is read, 50 ms later at the "
+        "most, and pollers are told again of what is left, so that nobody waits for ever.",
     ),
 }
 
@@ -133,6 +135,7 @@ DIFFERENCES = {
     "transmit_times": Difference("options"),
     "bytes_left": Difference("options"),
     "zerocopy": Difference("options"),
+    "fionread_while_leaving": Difference("leaving"),
     "truncate": Difference("flags"),
     "wait_all": Difference("flags"),
     "out_of_band": Difference("urgent"),
@@ -150,7 +153,6 @@ DIFFERENCES = {
         "io_uring zero copy",
         only=frozenset({"fresh client", "used client", "left client", "left server"}),
     ),
-    "used_again": Difference("disconnect"),
 }
 
 

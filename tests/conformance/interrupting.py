@@ -87,6 +87,7 @@ def reader_beside_a_sender(t: Scene) -> None:
     sender = t.blocked(t.near.sendall, pattern(0, 32 * MIB))
     t.note("stream", observe.same(read_exactly(t.far, 32 * MIB), pattern(0, 32 * MIB)))
     t.note("send", sender.result())
+    reader.wait_blocked_or_done()
     t.far.sendall(b"data")
     t.note("recv", reader.result())
 

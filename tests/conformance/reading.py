@@ -10,7 +10,16 @@ import struct
 
 from conformance import observe
 from conformance.catalogue import behaviour
-from conformance.scene import Scene, delivered, fill, send_all, unread, wait_events, wait_for
+from conformance.scene import (
+    Scene,
+    delivered,
+    fill,
+    queued,
+    send_all,
+    unread,
+    wait_events,
+    wait_for,
+)
 from support.traffic import pattern, read_exactly
 
 SO_TIMESTAMP = 29  # asm-generic/socket.h, the old layout
@@ -20,6 +29,8 @@ TCP_INQ = 36
 TCP_CM_INQ = TCP_INQ
 SOF_TIMESTAMPING = 1 << 9 | 1 << 4 | 1 << 7 | 1 << 11  # TX_ACK, SOFTWARE, OPT_ID, OPT_TSONLY
 STAMPED_AFTER = 100
+BEHIND = 5_000_000  # more than the window
+REDIRECTED = 4_400_000  # no more than that of it is redirected
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -238,6 +249,24 @@ def fionread(t: Scene) -> None:
     t.note("700 read", unread(t.far))
     read_exactly(t.far, 800)
     t.note("all read", unread(t.far))
+
+
+@behaviour()
+def fionread_while_leaving(t: Scene) -> None:
+    """FIONREAD of a reader that is far behind: all of what is queued"""
+    t.hold()
+    sent = fill(t.near, BEHIND)
+
+    def counted(read: int) -> str:
+        # what is not acknowledged may be queued already
+        return "all" if unread(t.far) + queued(t.near) >= sent - read else "a part"
+
+    t.note("at first", counted(0))
+    first = min(REDIRECTED, sent - 1000)
+    stream = read_exactly(t.far, first)
+    t.note("later", counted(first))
+    stream += read_exactly(t.far, sent - first)
+    t.note("stream", observe.same(stream, pattern(0, sent)))
 
 
 @behaviour()

@@ -110,9 +110,10 @@ def _listen(channel: Channel, behaviour: Behaviour, place: Plain) -> tuple[tuple
     vigil = Vigil(place.cgroup)
     deadline = time.monotonic() + LIMIT_S
     looked = time.monotonic()
-    unfinished = False
+    unfinished = held = False
     while True:
-        ready = wait([channel, *place.wakes()], SERVE_S if unfinished else LOOK_S)
+        wakes = [] if held else place.wakes()
+        ready = wait([channel, *wakes], SERVE_S if unfinished else LOOK_S)
         if channel in ready:
             try:
                 kind, what, value = channel.recv()
@@ -123,6 +124,9 @@ def _listen(channel: Channel, behaviour: Behaviour, place: Plain) -> tuple[tuple
                 notes[what] = value
             elif kind == "retire":
                 place.retire()
+                channel.send("")
+            elif kind == "hold":
+                held = True
                 channel.send("")
             elif kind == "missing":
                 channel.send(place.missing(*value))

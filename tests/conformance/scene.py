@@ -154,6 +154,10 @@ class Scene:
         """What is redirected from here on, the behaviour has sent."""
         self._ask("begin")
 
+    def hold(self) -> None:
+        """Nothing is taken off the sockhash from here on: the moment before, for looking at."""
+        self._ask("hold")
+
     # -- noting down ---------------------------------------------------------------------------
 
     def note(self, what: str, value: object) -> None:
