@@ -58,6 +58,7 @@ COUNTERS = (
     "declined_no_memory",
     "retired_window",
     "retired_messages",
+    "retired_small_stream",
     "retired_late_pairing",
     "retired_half_closed",
     "retired_peer_gone",
@@ -100,7 +101,7 @@ def map_shapes(max_connections: int, page_size: int) -> dict[str, MapShape]:
     """Every map of the datapath by its name, for a limit on connections."""
     return {
         "peers": MapShape(MapType.SOCKHASH, 12, 4, 2 * max_connections),
-        "sockets": MapShape(MapType.SK_STORAGE, 4, 384, 0),
+        "sockets": MapShape(MapType.SK_STORAGE, 4, 440, 0),
         "handshakes": MapShape(MapType.LRU_HASH, 8, 88, max_connections + ANSWERED_SYNS),
         "answered": MapShape(MapType.LRU_HASH, FLOW.size, 8, ANSWERED_SYNS),
         "unproven": MapShape(MapType.LRU_HASH, 8, FLOW.size, ANSWERED_SYNS),
@@ -113,6 +114,7 @@ def map_shapes(max_connections: int, page_size: int) -> dict[str, MapShape]:
         "closing": MapShape(MapType.LRU_HASH, 8, 32, TRACED_CONNECTIONS),
         "verdicts": MapShape(MapType.LRU_HASH, FLOW.size, VERDICT.size, VERDICTS),
         "settings": MapShape(MapType.ARRAY, 4, SETTINGS.size, 1),
+        "half_closes": MapShape(MapType.ARRAY, 4, 8, 1),
         "ports": MapShape(MapType.ARRAY, 4, PORTS_SIZE, 1),
         "counters": MapShape(MapType.PERCPU_ARRAY, 4, 8 * COUNTER_SLOTS, 1),
         "line": MapShape(MapType.PERCPU_ARRAY, 4, CONNECTION.size, 1),

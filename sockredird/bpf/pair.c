@@ -197,10 +197,22 @@ inline_fn void disconnected(struct bpf_sock_ops *skops)
  * the sockhash's recv() does not go back to wait (tcp_bpf_recvmsg()). So this end leaves the map
  * now, before anybody can wait, if nothing is queued or on its way to it.
  *
- * The peer's send() takes a reference to its psock, then its sk_msg program looks at our
- * sk_shutdown; here sk_shutdown was set (inet_shutdown()), then we look at that reference. With a
- * full barrier between each two, one of them sees the other.
+ * The peer's send() takes a reference to its psock, then its sk_msg program looks whether anybody
+ * was shut down meanwhile, and at our sk_shutdown if so; here sk_shutdown was set (inet_shutdown())
+ * and announced, then we look at that reference. With a full barrier between each two, one of them
+ * sees the other.
  */
+inline_fn void announce_half_close(struct sock_state *st)
+{
+	int zero = 0;
+	__u64 *count = half_closes.lookup(&zero);
+
+	full_barrier(st);
+	if (count)
+		__sync_fetch_and_add(count, 1);
+	full_barrier(st);
+}
+
 inline_fn void half_closed(struct bpf_sock_ops *skops)
 {
 	struct bpf_sock *sk = skops->sk;
@@ -226,7 +238,7 @@ inline_fn void half_closed(struct bpf_sock_ops *skops)
 
 		peer_sk = hs ? hs->server_sk : 0;
 	}
-	full_barrier(st);
+	announce_half_close(st);
 	if (!idle_sender(peer_sk) || !psock_queue_empty(psock))
 		return;
 	peers.delete(&self);

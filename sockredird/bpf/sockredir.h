@@ -101,6 +101,7 @@ enum counter {
 	DECLINED_NO_MEMORY,		/* no sk_storage */
 	RETIRED_WINDOW,			/* unread bytes reached the window */
 	RETIRED_MESSAGES,		/* too many unread messages, however small */
+	RETIRED_SMALL_STREAM,		/* small messages one way, which TCP merges */
 	RETIRED_LATE_PAIRING,		/* the first message came before the pair was complete */
 	RETIRED_HALF_CLOSED,		/* the peer will send no more: shutdown(2) */
 	RETIRED_PEER_GONE,		/* the peer was taken off the sockhash by somebody else */
@@ -122,6 +123,16 @@ struct sample {
 	__u64 messages;
 };
 
+/* Where a direction, and the task that sends, were at a time; see small_stream(). */
+struct stream {
+	__u64 task;		/* kernel address */
+	__u64 cpu_ns;		/* CPU time it has used */
+	__u64 waits;		/* how often it has waited for something */
+	__u64 messages;		/* sent */
+	__u64 bytes;
+	__u64 answers;		/* messages the peer has sent */
+};
+
 /* Per socket: this end, and the direction that starts here. */
 struct sock_state {
 	struct end self;
@@ -140,6 +151,8 @@ struct sock_state {
 	__u8 stop;			/* written by the iterator only */
 	__u8 provisional;		/* somebody answered this client's address; see scope.h */
 	__u64 barrier;			/* written by full_barrier() only */
+	__u64 half_closes;		/* of all sockets, when this direction last looked at its peer */
+	struct stream stream;		/* since when this direction may be one */
 	struct flow flow;		/* as the client end sees it */
 	struct place server;		/* known to the server end only */
 	__u64 checkpoint[16];		/* sent_bytes, MESSAGES_PER_SAMPLE messages apart */
@@ -314,6 +327,8 @@ BPF_TABLE("lru_hash", struct pair, struct leaving, leaving, LEAVING_PAIRS);
 BPF_TABLE("lru_hash", struct end, __u32, unnoticed, LEAVING_PAIRS);
 BPF_ARRAY(settings, struct settings, 1);
 BPF_ARRAY(ports, struct ports, 1);
+/* How often an accelerated socket was shut down or closed. Apart from what is written more often. */
+BPF_ARRAY(half_closes, __u64, 1);
 BPF_PERCPU_ARRAY(counters, struct counters, 1);
 BPF_PERCPU_ARRAY(line, struct connection, 1);	/* of a listing, too long for the stack */
 BPF_ARRAY(manifest, struct manifest, 1);

@@ -21,7 +21,7 @@ from sockredird import explain
 from sockredird.layout import COUNTERS
 from support import cgroups, kernel_echo, namespaces, textbook, topology
 from support.topology import Family
-from support.traffic import Connection, connect, dial, listen
+from support.traffic import Connection, connect, dial, listen, read_exactly
 
 from .conftest import Trace
 
@@ -187,6 +187,15 @@ def _flood(size: int, limit: int) -> str:
     return keep(both.client, both.server)
 
 
+def small_stream() -> str:
+    both = pair()
+    for _ in range(200):
+        for _ in range(64):
+            both.client.send(b"x" * 64)
+        read_exactly(both.server, 64 * 64)
+    return keep(both.client, both.server)
+
+
 def half_closed() -> str:
     both = pair()
     both.client.shutdown(socket.SHUT_WR)
@@ -208,6 +217,7 @@ DECLINES: dict[str, Callable[..., str]] = {
 RETIRES: dict[str, Callable[..., str]] = {
     "window": window,
     "messages": messages,
+    "small_stream": small_stream,
     "half_closed": half_closed,
 }
 # taken by somebody else from a map: the handshake was evicted, or the peer was deleted

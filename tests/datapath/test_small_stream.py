@@ -1,0 +1,81 @@
+"""Streams of small messages go to TCP, which merges them; whatever else is small stays."""
+
+from __future__ import annotations
+
+import select
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sockredird.generation import Generation
+from support.processes import inside
+from support.traffic import Connection, Stream, connection, echo, pattern
+
+BATCH = 64
+BATCHES = 200
+LIMIT_NS = 4000  # redirect.c: STREAM_NS
+
+
+def stream(both: Connection, size: int, between: Callable[[], object] = lambda: None) -> float:
+    """Sends batches of messages, each read before the next; nanoseconds of CPU per message."""
+    arrived = Stream()
+    position = 0
+    chunks = [pattern(i * size, size) for i in range(BATCH * BATCHES)]
+    start = time.thread_time_ns()
+    for chunk in chunks:
+        both.client.send(chunk)
+        position += size
+        if position % (BATCH * size) == 0:
+            arrived.read(both.server, BATCH * size)
+            between()
+    return (time.thread_time_ns() - start) / len(chunks)
+
+
+def retired(generation: Generation) -> int:
+    return generation.counters()["retired_small_stream"]
+
+
+@inside()
+def test_a_stream_of_small_messages_leaves(cgroup: Path, generation: Generation) -> None:
+    with connection() as both:
+        cpu_ns = stream(both, 64)
+        redirected = generation.counters()["redirected_messages"]
+        generation.retire(10, lambda walked: not walked.leaving)
+        # by how fast this machine is; between the two it may be either
+        if cpu_ns < LIMIT_NS * 0.75:
+            assert (retired(generation), generation.walk().entries) == (1, 0)
+            assert 1024 <= redirected < BATCH * BATCHES
+        elif cpu_ns > LIMIT_NS * 1.5:
+            assert (retired(generation), redirected) == (0, BATCH * BATCHES)
+        echo(both, 10)
+
+
+@pytest.mark.parametrize("size", [4096, 16384])
+def test_larger_messages_stay(cgroup: Path, generation: Generation, size: int) -> None:
+    stays(cgroup, generation, lambda both: stream(both, size))
+
+
+def test_conversations_stay(cgroup: Path, generation: Generation) -> None:
+    stays(cgroup, generation, lambda both: echo(both, BATCH * BATCHES, 64))
+
+
+def test_a_sender_that_waits_between_stays(cgroup: Path, generation: Generation) -> None:
+    """It may be slow in sending, so that there is nothing to merge."""
+
+    def wait() -> None:
+        select.select([], [], [], 1e-6)
+
+    stays(cgroup, generation, lambda both: stream(both, 64, wait))
+
+
+def stays(cgroup: Path, generation: Generation, talk: Callable[[Connection], object]) -> None:
+    @inside()
+    def run(cgroup: Path) -> None:
+        with connection() as both:
+            talk(both)
+            assert retired(generation) == 0
+            assert generation.walk().entries == 2
+
+    run(cgroup=cgroup)
