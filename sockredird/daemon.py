@@ -99,7 +99,7 @@ class Daemon:
             if self._addresses is not None:
                 self._addresses.close()
             self._endpoint.close()
-            await self._findings.idle()  # it has a directory on the bpffs
+            await self._findings.close()  # it has a directory on the bpffs
             self._worker.close()
             inventory.unlock(lock, root)
 

@@ -7,6 +7,8 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
+from sockredird.errors import Busy
+
 _Result = TypeVar("_Result")
 
 
@@ -16,11 +18,17 @@ class Shared(Generic[_Result]):
     def __init__(self, produce: Callable[[], Awaitable[_Result]]) -> None:
         self._produce = produce
         self._running: asyncio.Future[_Result] | None = None
+        self._closed = False
         self._last: tuple[float, _Result] | None = None
 
     async def get(self, max_age: float) -> _Result:
-        """A result at most `max_age` seconds old, that of a run under way, or of a new one."""
+        """A result at most `max_age` seconds old, that of a run under way, or of a new one.
+
+        Raises Busy once closed.
+        """
         if self._running is None:
+            if self._closed:
+                raise Busy("sockredird is stopping: try again when it has started")
             if self._last is not None and time.monotonic() - self._last[0] < max_age:
                 return self._last[1]
             self._running = asyncio.ensure_future(self._run())
@@ -28,8 +36,9 @@ class Shared(Generic[_Result]):
         # shielded: one caller who gives up must not take it from the others
         return await asyncio.shield(self._running)
 
-    async def idle(self) -> None:
-        """Returns when no run is under way."""
+    async def close(self) -> None:
+        """Waits for the run under way; there will be no other."""
+        self._closed = True
         if self._running is not None:
             await asyncio.wait([self._running])
 

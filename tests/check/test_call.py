@@ -86,6 +86,20 @@ def test_the_live_datapath_does_not_notice(host: Host, alone: bool) -> None:
         assert client.call("Stats")["retired_connections"] == 0
 
 
+def test_a_scope_without_the_daemon_s_own_cgroup(host: Host, other_cgroup: Path) -> None:
+    """What is left out of scope is not left out of the trial."""
+    left_out = f"/{other_cgroup.relative_to(cgroup.mount_point())}"
+    host.overrides["scope"] = {"exclude_cgroups": [left_out], "only_ports": [7]}
+    daemon = host.start()
+    (other_cgroup / "cgroup.procs").write_text(str(daemon.pid))
+    client = host.client()
+    client.call("Enable")
+    assert client.get("Scope")["exclude_cgroups"] == [left_out]
+    assert client.get("Kernel")["passed"] > 8
+    host.actor().do(load.echo_once, 10, 64)  # not to port 7
+    assert client.call("Stats")["accelerated_connections"] == 0
+
+
 # what the unit makes of a host: a cgroup of its own in a cgroupfs that is read-only
 CONFINE = 'echo $$ > "$1/cgroup.procs" && mount -o remount,bind,ro "$2" && shift 2 && exec "$@"'
 
