@@ -62,6 +62,7 @@ _sockredirctl() {
         list) options=(--limit --sort --port --pid --unit --json) ;;
         top) options=(--sort --interval --json) ;;
         explain) options=(--pid --port --json) ;;
+        learned) options=(--forget --all --json) ;;
         *) return ;;
     esac
     [[ -z $command ]] || options+=(--timeout --help)
@@ -77,11 +78,11 @@ _sockredirctl() {
         --port) mapfile -t words < <(__sockredirctl_ports) ;;
         --sort) words=(bytes messages rate message_rate unread age) ;;
         --unit) mapfile -t words < <(__sockredirctl_units) ;;
-        --interval | --limit | --timeout) ;;
+        --forget | --interval | --limit | --timeout) ;;
         *)
             words=("${options[@]}")
             if [[ -z $command && $current != -* ]]; then
-                words=(enable disable reload status stats check list top trace explain)
+                words=(enable disable reload status stats check list top trace explain learned)
             fi
             ;;
     esac

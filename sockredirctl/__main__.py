@@ -11,7 +11,7 @@ import time
 
 from dbus_next import Variant
 
-from sockredirctl import check, explain, render, trace
+from sockredirctl import check, explain, learned, render, trace
 from sockredirctl import list as list_
 from sockredirctl.client import Client
 from sockredirctl.errors import ClientError, Exit
@@ -111,6 +111,7 @@ def _parser() -> argparse.ArgumentParser:
         ("top", _top, [common, reading], "show them in a live table"),
         ("trace", trace.run, [common, reading], "show connections as they are accelerated or not"),
         ("explain", explain.run, [common, reading], "show why a connection is accelerated or not"),
+        ("learned", learned.run, [common, reading], "show listeners that are left on TCP, and why"),
     ):
         command = commands.add_parser(name, parents=parents, help=text, description=text)
         command.set_defaults(function=function)
@@ -140,6 +141,8 @@ def _parser() -> argparse.ArgumentParser:
             _add_top_arguments(command)
         elif function is explain.run:
             explain.add_arguments(command, _port)
+        elif function is learned.run:
+            learned.add_arguments(command)
     return parser
 
 

@@ -45,6 +45,8 @@ class Backend(Protocol):
     async def write_connections(self, fd: int, query: dict[str, Any]) -> None: ...
     async def explain(self, keys: dict[str, Any]) -> list[dict[str, Any]]: ...
     async def check(self, everything: bool) -> list[dict[str, str]]: ...
+    async def learned(self) -> list[dict[str, Any]]: ...
+    async def forget(self, identity: str) -> None: ...
     async def subscribe(self, client: str) -> None: ...
     async def unsubscribe(self, client: str) -> None: ...
     def properties(self) -> dict[str, Variant]: ...
@@ -170,6 +172,20 @@ class Manager1(ServiceInterface):  # type: ignore[misc]
     async def Check(self) -> "aa{sv}":
         everything = await self._authority.is_root(_caller.get())
         return [variants(finding) for finding in await self._backend.check(everything)]
+
+    @method()
+    @_answered
+    @no_type_check
+    async def Learned(self) -> "aa{sv}":
+        await self._authorise()
+        return [variants(item) for item in await self._backend.learned()]
+
+    @method()
+    @_answered
+    @no_type_check
+    async def Forget(self, identity: "s"):  # noqa: F821
+        await self._authorise()
+        await self._backend.forget(identity)
 
     @method()
     @_answered

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from sockredird import capabilities, child, errors
 from sockredird.errors import LoadFailed, SockredirError
-from sockredird.layout import CAPACITIES, PROGRAMS, map_shapes
+from sockredird.layout import ATTACHMENTS, CAPACITIES, PROGRAMS, map_shapes
 from sockredird.offsets import compiler_flags
 
 log = logging.getLogger(__name__)
@@ -28,9 +28,12 @@ SOURCES = (
     "trace.c",
     "cgroup.h",
     "scope.h",
+    "ends.h",
     "inflight.h",
+    "learn.c",
     "pair.c",
     "redirect.c",
+    "guard.c",
     "list.c",
     "nudge.c",
     "walk.c",
@@ -106,8 +109,8 @@ def _load(directory: Path, max_connections: int) -> None:
     try:
         module = BPF(text=source(), cflags=flags)
         pins = {
-            pin: module.load_func(function, program_type).fd
-            for pin, (function, program_type) in PROGRAMS.items()
+            pin: module.load_func(function, kind, attach_type=ATTACHMENTS.get(pin, -1)).fd
+            for pin, (function, kind) in PROGRAMS.items()
         }
     except Exception as error:  # BCC raises bare Exception
         first = str(error).splitlines()[0] if str(error) else type(error).__name__

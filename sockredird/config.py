@@ -7,7 +7,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ValidationError, confloat, conint, constr
+from pydantic import BaseModel, StrictBool, ValidationError, confloat, conint, constr
 
 from sockredird import exclusion
 from sockredird.errors import InvalidConfig
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     Text = str
     AbsolutePath = str
     Address = str
+    Switch = bool
 else:
     Port = conint(strict=True, ge=1, le=65535)
     Connections = conint(strict=True, ge=1, le=1_000_000)
@@ -32,6 +33,7 @@ else:
     Text = constr(strict=True, min_length=1)
     AbsolutePath = constr(strict=True, min_length=2)
     Address = constr(strict=True)
+    Switch = StrictBool
 
 
 class Scope(BaseModel, extra="forbid", frozen=True):
@@ -70,11 +72,18 @@ class Metrics(BaseModel, extra="forbid", frozen=True):
     listen: Address = ""
 
 
+class Learning(BaseModel, extra="forbid", frozen=True):
+    """`unprofitable`: leave listeners alone that acceleration does no good."""
+
+    unprofitable: Switch = True
+
+
 class Config(BaseModel, extra="forbid", frozen=True):
     scope: Scope = Scope()
     limits: Limits = Limits()
     paths: Paths = Paths()
     metrics: Metrics = Metrics()
+    learning: Learning = Learning()
 
 
 _SECTIONS: dict[str, type[BaseModel]] = {
@@ -82,6 +91,7 @@ _SECTIONS: dict[str, type[BaseModel]] = {
     "limits": Limits,
     "paths": Paths,
     "metrics": Metrics,
+    "learning": Learning,
 }
 
 

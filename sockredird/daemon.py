@@ -22,6 +22,7 @@ from sockredird.errors import BusUnavailable, SockredirError
 from sockredird.events import EventRelay
 from sockredird.finding import Finding
 from sockredird.generation import Generation
+from sockredird.layout import REQUEST_LEARNED, REQUEST_ULP
 from sockredird.manager import Manager
 from sockredird.service import Service
 from sockredird.shared import Joined, Shared
@@ -194,6 +195,12 @@ class Daemon:
         run = self._manager.kernel.run
         return await asyncio.to_thread(run, lambda: self._manager.generations, self._worker.wait)
 
+    async def learned(self) -> list[dict[str, Any]]:
+        return await self._worker.run(self._manager.learned)
+
+    async def forget(self, identity: str) -> None:
+        await self._worker.run(lambda: self._manager.forget(identity))
+
     async def _metrics(self) -> tuple[dict[str, Any], dict[str, int]]:
         shown = {name: value.value for name, value in self._shown.items()}
         return {"Version": __version__, **shown}, await self.stats()
@@ -277,7 +284,7 @@ class Daemon:
                     self._watchers.append(
                         Watcher(
                             generation,
-                            retire=self._retire_soon,
+                            request=self._request,
                             event=self._relay.record,
                             changed=lambda: self._spawn(self._worker.run(self._manager.check)),
                         )
@@ -299,6 +306,13 @@ class Daemon:
     async def _recover(self) -> None:
         self._await(None)
         await self._worker.run(self._manager.recover)
+
+    def _request(self, what: int) -> None:
+        """Of the datapath: enum request."""
+        if what in (REQUEST_LEARNED, REQUEST_ULP):
+            self._spawn(self._worker.run(self._manager.note_learned))
+        else:
+            self._retire_soon()
 
     def _retire_soon(self) -> None:
         self._retire_again = True

@@ -15,6 +15,7 @@ from sockredird.config import Scope
 from sockredird.errors import InvalidConfig
 from sockredird.generation import Generation
 from sockredird.layout import ADDRESS, FLOW
+from sockredird.learned import Learned
 from sockredird.sockdiag import Address, Namespace, Socket
 
 MOST = 200  # connections explained at a time
@@ -30,6 +31,11 @@ WORDS = {
     "mptcp": "it is a Multipath TCP subflow",
     "zerocopy": "SO_ZEROCOPY is set, and its completions do not come on a sockhash",
     "repair": "TCP_REPAIR is set: its sequence numbers are not those of a handshake",
+    "rcvlowat": "SO_RCVLOWAT is set, which a sockhash ignores",
+    "oobinline": "SO_OOBINLINE is set: urgent data is in use, which a sockhash does not know",
+    "option": "SO_TIMESTAMP, SO_TIMESTAMPING, SO_PEEK_OFF or TCP_INQ is set, which a sockhash "
+    "ignores",
+    "learned": "its listener is left alone, see sockredirctl learned",
     "kernel_socket": "a socket belongs to the kernel itself",
     "mismatch": "its sequence numbers are those of another connection",
     "map_full": "max_connections are accelerated",
@@ -58,6 +64,7 @@ class View:
     scope: Scope
     cgroup: str  # in scope, as in /proc/PID/cgroup
     generations: list[Generation]
+    learned: Learned
 
 
 @dataclass(frozen=True)
@@ -120,7 +127,13 @@ def explain(view: View, keys: dict[str, Any]) -> list[dict[str, Any]]:
             flow = subject.flow(namespace.cookie)
             member = members.get(flow, {})
             state, reason = _judge(view, subject, flow, member, names, namespace.cookie)
-        answers.append({**member, **_answer(view, subject, state, reason, processes, names)})
+        lesson = view.learned.about(namespace.cookie, subject.server.port)
+        if lesson and (state, reason) in (("in_scope", ""), ("tcp", "before_enable")):
+            state, reason = "tcp" if subject.client else "out_of_scope", "learned"
+        answer = _answer(view, subject, state, reason, processes, names)
+        if lesson and reason == "learned":
+            answer["detail"] += f": {lesson.sentence()}"
+        answers.append({**member, **answer})
     return answers
 
 

@@ -1,6 +1,6 @@
 """One generation of the datapath: a set of programs, maps and links pinned in one directory.
 
-    <bpffs>/generation-<n>/{pair,redirect,walk}    programs
+    <bpffs>/generation-<n>/{pair,redirect,guard,walk,...}    programs
                            {peers,sockets,...}     maps
                            members                 iterator link
                            attached-<prog>-<id>    cgroup links: live while they exist (links.py)
@@ -19,7 +19,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence, Set
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ from sockredird.layout import (
     COUNTER_SLOTS,
     COUNTERS,
     LEFT_UNREAD,
+    LESSON,
     LISTENER,
     MANIFEST_SIZE,
     MEMBER,
@@ -96,11 +97,19 @@ class Generation:
     # -- creation and adoption ---------------------------------------------------------------
 
     @classmethod
-    def create(cls, root: Path, number: int, plan: Plan, trial: Trial | None = None) -> Generation:
+    def create(
+        cls,
+        root: Path,
+        number: int,
+        plan: Plan,
+        trial: Trial | None = None,
+        prepare: Callable[[Generation], None] = lambda _generation: None,
+    ) -> Generation:
         """Compiles, loads and attaches; new connections are accelerated when it returns.
 
-        `trial` gets it before that, for tried_in(), and may raise. Raises LoadFailed or
-        UnsupportedKernel, leaving nothing behind.
+        `trial` gets it before that, for tried_in(), and may raise; then `prepare`, before it sees
+        the first connection in scope. Raises LoadFailed or UnsupportedKernel, leaving nothing
+        behind.
         """
         staging = root / f"staging-{number}"
         directory = root / f"generation-{number}"
@@ -117,6 +126,7 @@ class Generation:
             staging.rename(directory)
             made = directory
             generation = cls.adopt(directory)
+            prepare(generation)
             generation.attach(plan.cgroups)
             generation._start()  # from here on sockets are put on the sockhash
         except BaseException as error:
@@ -217,8 +227,8 @@ class Generation:
 
     @property
     def attached(self) -> bool:
-        """Whether the kernel runs the programs for any cgroup."""
-        return bool(links.live(self.directory))
+        """Whether new connections of any cgroup are seen."""
+        return links.runs(self.directory, "pair")
 
     @property
     def stopped(self) -> bool:
@@ -290,6 +300,23 @@ class Generation:
         self._settings.trial = cgroup_id
         self._write_settings()
 
+    # -- listeners left alone ----------------------------------------------------------------
+
+    def lessons(self) -> Iterator[tuple[bytes, bytes]]:
+        """struct listener and struct lesson of each listener that is left alone."""
+        for key in libbpf.keys(self._pins["learned"], LISTENER.size):
+            with suppress(FileNotFoundError):  # given up meanwhile
+                yield key, libbpf.lookup(self._pins["learned"], key, LESSON.size)
+
+    def teach(self, listener: bytes, lesson: bytes) -> None:
+        libbpf.update(self._pins["learned"], listener, lesson)
+
+    def unteach(self, listener: bytes) -> None:
+        """Its account is closed, too, or the next connection would bring it back."""
+        for name in ("balances", "learned"):
+            with suppress(FileNotFoundError):
+                libbpf.delete(self._pins[name], listener)
+
     # -- changes -----------------------------------------------------------------------------
 
     def attach(self, cgroups: Sequence[Path]) -> None:
@@ -303,6 +330,12 @@ class Generation:
         self.manifest["cgroups"] = numbers
         _note(self._pins["manifest"], self.manifest)
         links.keep_only(self.directory, numbers.values())
+
+    def kernel_tls(self, there: bool) -> None:
+        """Whether a program that asks for kTLS would get it by itself."""
+        if self._settings.ktls != there:
+            self._settings.ktls = int(there)
+            self._write_settings()
 
     def trace(self, on: bool) -> None:
         self._settings.trace = int(on)
@@ -318,7 +351,8 @@ class Generation:
             self._settings.stopped = 1
             self._settings.stopped_in = self._settings.epoch
             self._write_settings()
-        links.keep_only(self.directory, [])
+        # the guard stays: a ULP must not come onto a socket that is still on the sockhash
+        links.detach(self.directory, "pair")
 
     def walk(self) -> Walked:
         """Visits every socket on the sockhash and takes the retirements one step further."""
@@ -356,6 +390,9 @@ class Generation:
         """
         deadline = time.monotonic() + timeout
         pause = 0.0005
+        # a pair that a guard refused may leave at once
+        if not self._settings.stopped and done(self.walk()):
+            return True
         while True:
             libbpf.wait_for_programs()
             self._settings.epoch += 1
@@ -434,6 +471,7 @@ def _furnish(staging: Path, plan: Plan) -> None:
         window_bytes=plan.window_bytes,
         addresses=ADDRESSES.index(plan.addresses),
         excludes=len(plan.exclude_cgroups),
+        learn=int(plan.learn),
     )
     libbpf.update(pins["settings"], _ZERO, settings.pack())
     _write_own_addresses(pins["own_addresses"])

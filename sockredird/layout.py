@@ -15,19 +15,25 @@ from sockredird.uapi import AttachType, MapType, ProgType
 PROGRAMS: dict[str, tuple[str, ProgType]] = {
     "pair": ("sockredir_pair", ProgType.SOCK_OPS),
     "redirect": ("sockredir_msg", ProgType.SK_MSG),
+    "guard": ("sockredir_guard", ProgType.CGROUP_SOCKOPT),
     "walk": ("bpf_iter__sockmap", ProgType.TRACING),
     "owners": ("bpf_iter__task_file", ProgType.TRACING),
     "nudge": ("bpf_iter__tcp", ProgType.TRACING),
 }
-# Programs that the sockets of each cgroup in scope run.
-ATTACHMENTS = {"pair": AttachType.CGROUP_SOCK_OPS}
+# Programs that the sockets of each cgroup in scope run; the guard first, as no socket is to be on
+# the sockhash without it.
+ATTACHMENTS = {"guard": AttachType.CGROUP_SETSOCKOPT, "pair": AttachType.CGROUP_SOCK_OPS}
 ANSWERED_SYNS = 8192  # answered by a listener in scope; the client end is not established yet
 LEAVING_PAIRS = 16384  # that leave acceleration one by one, at the same time
 TRACED_CONNECTIONS = 8192  # whose programs are known by name, or one of whose ends has closed
 OWN_ADDRESSES = 4096  # of the daemon's network namespace
 EXCLUDED_STEPS = 1024  # names on the paths of excluded cgroups
 VERDICTS = 16384  # connections of which explain knows why they are not accelerated
+LESSONS = 4096  # listeners left alone
+BALANCED_LISTENERS = 8192  # of which is known whether acceleration does them good
 CAPACITIES = {
+    "LESSONS": LESSONS,
+    "BALANCED_LISTENERS": BALANCED_LISTENERS,
     "ANSWERED_SYNS": ANSWERED_SYNS,
     "LEAVING_PAIRS": LEAVING_PAIRS,
     "TRACED_CONNECTIONS": TRACED_CONNECTIONS,
@@ -51,6 +57,10 @@ COUNTERS = (
     "declined_mptcp",
     "declined_zerocopy",
     "declined_repair",
+    "declined_rcvlowat",
+    "declined_oobinline",
+    "declined_option",
+    "declined_learned",
     "declined_kernel_socket",
     "declined_mismatch",
     "declined_map_full",
@@ -63,12 +73,18 @@ COUNTERS = (
     "retired_half_closed",
     "retired_peer_gone",
     "retired_other_sockmap",
+    "retired_rcvlowat",
+    "retired_zerocopy",
+    "retired_oobinline",
+    "retired_repair",
+    "retired_option",
+    "retired_ulp",
     "retired_disable",
 )
 
-COUNTER_SLOTS = 32
+COUNTER_SLOTS = 64
 
-SETTINGS = struct.Struct("=8IQ")  # struct settings
+SETTINGS = struct.Struct("=10IQ")  # struct settings
 MEMBER = struct.Struct("=3I3I3Q48s")  # struct member
 FLOW = struct.Struct("=16s16sQHH4x")  # struct flow
 PLACE = struct.Struct("=16sQI4x")  # struct place
@@ -78,9 +94,25 @@ EXCLUDED = 1 << 31
 ADDRESSES = ("loopback", "host", "any")  # enum addresses
 OWNER = struct.Struct("=I16s")  # struct owner
 EVENT = struct.Struct("=QII6QI16sI16sII48s")  # struct event
-EVENT_KINDS = ("active_established", "accelerated", "declined", "retired", "closed")
+EVENT_KINDS = ("active_established", "accelerated", "declined", "retired", "closed", "learned")
+# enum lesson_kind; the last ones are for as long as samples say so
+LESSON_KINDS = (
+    "",
+    "ulp",
+    "rcvlowat",
+    "zerocopy",
+    "oobinline",
+    "repair",
+    "option",
+    "spills",
+    "short connections",
+    "early data",
+)
+PASSING_LESSONS = LESSON_KINDS[7:]
+REQUEST_LEARNED, REQUEST_ULP = 1, 2  # enum request
 OPENED = struct.Struct("=QI16s4x")  # struct opened
 LISTENER = struct.Struct("=QI4x")  # struct listener
+LESSON = struct.Struct("=QQQIII16s4x")  # struct lesson
 VERDICT = struct.Struct("=QI4x")  # struct verdict
 VIEW = "7Q6I16s"  # struct view
 CONNECTION = struct.Struct(f"=Q{VIEW}{VIEW}II8s48s32s")  # struct connection
@@ -101,7 +133,7 @@ def map_shapes(max_connections: int, page_size: int) -> dict[str, MapShape]:
     """Every map of the datapath by its name, for a limit on connections."""
     return {
         "peers": MapShape(MapType.SOCKHASH, 12, 4, 2 * max_connections),
-        "sockets": MapShape(MapType.SK_STORAGE, 4, 440, 0),
+        "sockets": MapShape(MapType.SK_STORAGE, 4, 448, 0),
         "handshakes": MapShape(MapType.LRU_HASH, 8, 88, max_connections + ANSWERED_SYNS),
         "answered": MapShape(MapType.LRU_HASH, FLOW.size, 8, ANSWERED_SYNS),
         "unproven": MapShape(MapType.LRU_HASH, 8, FLOW.size, ANSWERED_SYNS),
@@ -113,8 +145,10 @@ def map_shapes(max_connections: int, page_size: int) -> dict[str, MapShape]:
         "listeners": MapShape(MapType.LRU_HASH, LISTENER.size, OWNER.size, TRACED_CONNECTIONS),
         "closing": MapShape(MapType.LRU_HASH, 8, 32, TRACED_CONNECTIONS),
         "verdicts": MapShape(MapType.LRU_HASH, FLOW.size, VERDICT.size, VERDICTS),
+        "learned": MapShape(MapType.HASH, LISTENER.size, LESSON.size, LESSONS),
+        "balances": MapShape(MapType.LRU_HASH, LISTENER.size, 4, BALANCED_LISTENERS),
         "settings": MapShape(MapType.ARRAY, 4, SETTINGS.size, 1),
-        "half_closes": MapShape(MapType.ARRAY, 4, 8, 1),
+        "alerts": MapShape(MapType.ARRAY, 4, 8, 1),
         "ports": MapShape(MapType.ARRAY, 4, PORTS_SIZE, 1),
         "counters": MapShape(MapType.PERCPU_ARRAY, 4, 8 * COUNTER_SLOTS, 1),
         "line": MapShape(MapType.PERCPU_ARRAY, 4, CONNECTION.size, 1),
@@ -136,6 +170,8 @@ class Settings:
     listing: int = 0
     addresses: int = 0  # index in ADDRESSES
     excludes: int = 0
+    learn: int = 0
+    ktls: int = 0
     trial: int = 0
 
     def pack(self) -> bytes:
@@ -208,10 +244,15 @@ class Event:
         time, kind, reason, *numbers, cpu, lost, flow = EVENT.unpack(raw)
         totals, (client_pid, client_comm, server_pid, server_comm) = numbers[:6], numbers[6:]
         name = EVENT_KINDS[kind]
+        word = ""
+        if name == "learned":
+            word = LESSON_KINDS[reason]
+        elif name in ("declined", "retired"):
+            word = reason_name(reason)
         return cls(
             time,
             name,
-            reason_name(reason) if name in ("declined", "retired") else "",
+            word,
             Flow.unpack(flow),
             End(client_pid, text(client_comm), *totals[:3]),
             End(server_pid, text(server_comm), *totals[3:]),

@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-from collections.abc import Iterator
 from ctypes import POINTER, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
 from pathlib import Path
 from types import TracebackType
@@ -46,6 +45,8 @@ class _MapCreateOpts(ctypes.Structure):
         ("map_flags", c_uint32),
     ]
 
+
+KEYS_TRIES = 10
 
 RingCallback = ctypes.CFUNCTYPE(c_int, c_void_p, c_void_p, c_size_t)
 
@@ -209,15 +210,25 @@ def delete(fd: Fd, key: bytes) -> None:
     check(lib.bpf_map_delete_elem(fd.number, key), "map delete")
 
 
-def keys(fd: Fd, key_size: int) -> Iterator[bytes]:
-    """Of a map that nobody else changes meanwhile."""
-    key = None
+def keys(fd: Fd, key_size: int) -> list[bytes]:
+    """Those of a hash map; one that is added or deleted meanwhile may be missing, or there.
+
+    Raises OSError if it changes faster than it can be read.
+    """
     following = ctypes.create_string_buffer(key_size)
-    while (result := lib.bpf_map_get_next_key(fd.number, key, following)) == 0:
-        key = following.raw
-        yield key
-    if result != -errno.ENOENT:
-        check(result, "map keys")
+    for _ in range(KEYS_TRIES):
+        found: dict[bytes, None] = {}
+        before: bytes | None = None
+        # after a key that was deleted meanwhile the kernel begins again, and so do we
+        while before not in found:
+            if before is not None:
+                found[before] = None
+            result = lib.bpf_map_get_next_key(fd.number, before, following)
+            if result == -errno.ENOENT:
+                return list(found)
+            check(result, "map keys")
+            before = following.raw
+    raise OSError(errno.EAGAIN, "map keys: they keep changing")
 
 
 def possible_cpus() -> int:

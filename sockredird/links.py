@@ -27,6 +27,12 @@ def _name(program: str, number: int) -> str:
     return f"attached-{program}-{number}"
 
 
+def _program(name: str) -> str:
+    match = _NAME.fullmatch(name)
+    assert match is not None
+    return match[1]
+
+
 def is_link(name: str) -> bool:
     """Whether a pin of this name is a cgroup link of ours."""
     match = _NAME.fullmatch(name)
@@ -63,6 +69,11 @@ def check(directory: Path, pins: dict[str, Fd]) -> None:
             )
 
 
+def runs(directory: Path, program: str) -> bool:
+    """Whether the sockets of any cgroup run the program."""
+    return any(_program(name) == program for name in live(directory))
+
+
 def live(directory: Path) -> set[str]:
     """Names of the links whose cgroup is still there."""
     found = set()
@@ -93,6 +104,13 @@ def attach(directory: Path, pins: dict[str, Fd], cgroup: Path) -> int:
             with _make(pins[program], cgroup, cgroup_fd, attach_type) as link:
                 libbpf.pin(link, path)
         return number
+
+
+def detach(directory: Path, program: str) -> None:
+    """Detaches one program from all cgroups."""
+    for path in pinned(directory):
+        if _program(path.name) == program:
+            path.unlink(missing_ok=True)
 
 
 @contextmanager

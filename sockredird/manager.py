@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from sockredird import compiler, config, explain, inventory, sandbox
 from sockredird.check import KernelCheck
 from sockredird.config import Config, Scope
-from sockredird.errors import InvalidConfig, SockredirError
+from sockredird.errors import InvalidConfig, LoadFailed, SockredirError
 from sockredird.explain import View
 from sockredird.generation import Generation, Walked, discard
 from sockredird.health import Health
 from sockredird.intent import Intent
+from sockredird.learned import Learned, has_kernel_tls
 from sockredird.plan import Plan
 from sockredird.totals import Totals
 
@@ -35,6 +36,15 @@ def _nothing_leaving(walked: Walked) -> bool:
 
 def _empty(walked: Walked) -> bool:
     return walked.entries == 0
+
+
+@contextmanager
+def _noting() -> Iterator[None]:
+    """What is learned decides no more than how fast it is: nothing else may fail for it."""
+    try:
+        yield
+    except OSError as error:
+        log.warning("what was learned cannot be read now: %s", error)
 
 
 class Manager:
@@ -59,6 +69,7 @@ class Manager:
         self._tracing = False
         self._root = Path(settings.paths.bpffs)
         self._intent = Intent(Path(settings.paths.state) / "enabled.json")
+        self._learned = Learned(Path(settings.paths.state) / "learned.json")
         self._totals = Totals(Path(settings.paths.runtime) / "counters.json")
         self.kernel = KernelCheck(self._root, Path(settings.paths.runtime))
 
@@ -74,6 +85,7 @@ class Manager:
         sandbox.clear(self._root)
         overrides = self._intent.remembered()
         self._totals.load()
+        self._learned.load()
         for directory in staging:
             log.info("removing the leftovers of an interrupted change: %s", directory)
             discard(directory)
@@ -84,6 +96,7 @@ class Manager:
                 generation.stop()
                 self.draining.append(generation)
         if self.live is not None:
+            self.note_learned()
             self._upgrade(self.live)
         elif overrides is not None:
             self._restore(overrides)
@@ -191,6 +204,7 @@ class Manager:
             exclude_cgroups=tuple(scope.exclude_cgroups),
             max_connections=self.config.limits.max_connections,
             window_bytes=self.config.limits.window_bytes,
+            learn=self.config.learning.unprofitable,
         )
 
     def _replace(self, plan: Plan) -> None:
@@ -201,12 +215,17 @@ class Manager:
         """
         inventory.check_bpffs(self._root)
         number = inventory.next_number(self._root)
+        self.note_learned()
         with self.kernel.gate(self.generations) as trial:
-            generation = Generation.create(self._root, number, plan, trial)
+            generation = Generation.create(
+                *(self._root, number, plan, trial),
+                prepare=lambda new: self._learned.teach(new, passing=plan.learn),
+            )
         if self.live is not None:
             self._retire_all(self.live)
         self.live = generation
         self._health.enabled(generation)
+        self.note_learned()
         self.trace(self._tracing)
         log.info("enabled: generation=%d cgroups=%s", number, " ".join(map(str, plan.cgroups)))
 
@@ -222,6 +241,8 @@ class Manager:
         for generation in list(self.draining):
             if generation.retire(timeout, _empty):
                 self._totals.carry(generation)
+                with _noting():
+                    self._learned.take_over(generation, self.live)
                 self.draining.remove(generation)
                 self._changed()  # its ring buffers are let go of
                 generation.remove()
@@ -287,12 +308,32 @@ class Manager:
         stats["map_capacity"] = self.live.capacity() if self.live else 0
         return stats
 
+    def note_learned(self) -> None:
+        """The datapath has learned something, or a program there asked for kTLS."""
+        if self.live is not None:
+            with _noting():
+                self.live.kernel_tls(has_kernel_tls())
+                self._learned.sync(self.live)
+
+    def learned(self) -> list[dict[str, Any]]:
+        self.note_learned()
+        return self._learned.shown()
+
+    def forget(self, identity: str) -> None:
+        """An empty `identity` means all. Raises InvalidConfig if there is no such entry."""
+        self.note_learned()
+        try:
+            self._learned.forget(identity, self.generations)
+        except OSError as error:
+            raise LoadFailed(f"cannot forget: {error}; try again") from error
+
     def view(self) -> View:
         return View(
             enabled=self.live is not None,
             scope=self.scope,
             cgroup=self.scope.cgroup,
             generations=self.generations,
+            learned=self._learned,
         )
 
     def _enter(self, state: str) -> None:

@@ -14,6 +14,9 @@ _REQUIRED = (
     ("sock", "sk_rcvlowat"),
     ("sock", "sk_wq"),
     ("sock", "sk_rcvbuf"),
+    ("sock", "sk_rcvlowat"),
+    ("sock", "sk_tsflags"),
+    ("sock", "sk_peek_off"),
     ("sock", "sk_userlocks"),
     ("sock", "sk_kern_sock"),
     ("sock", "__sk_common.skc_flags"),
@@ -45,6 +48,7 @@ _REQUIRED = (
     ("tcp_sock", "write_seq"),
     ("tcp_sock", "bytes_acked"),
     ("tcp_sock", "repair"),
+    ("tcp_sock", "recvmsg_inq"),
 )
 # What exclude_cgroups needs.
 _EXCLUDING = (("cgroup", "level"), ("cgroup", "ancestors"), ("kernfs_node", "name"))
@@ -96,14 +100,18 @@ def compiler_flags() -> list[str]:
                 flags += _flags(struct, path, field)
         found = {f.offset for f in (kernel.field(s, p) for s, p in _TIMERS) if f is not None}
         pprev = kernel.field("timer_list", "entry.pprev")
-        zerocopy = kernel.enumerator("sock_flags", "SOCK_ZEROCOPY")
-        if pprev is None or zerocopy is None or not found:
+        sock_flags = {
+            name: kernel.enumerator("sock_flags", name)
+            for name in ("SOCK_ZEROCOPY", "SOCK_URGINLINE", "SOCK_RCVTSTAMP")
+        }
+        if pprev is None or None in sock_flags.values() or not found:
             raise UnsupportedKernel(
                 "the kernel's BTF lacks struct timer_list or enum sock_flags; "
                 "Linux 6.1 or later is needed"
             )
         flags += [f"-DOFF_timer_{i}={offset}" for i, offset in enumerate(sorted(found))]
-        flags += [f"-DOFF_timer_list_pprev={pprev.offset}", f"-DBIT_SOCK_ZEROCOPY={zerocopy}"]
+        flags += [f"-DBIT_{name}={bit}" for name, bit in sock_flags.items()]
+        flags += [f"-DOFF_timer_list_pprev={pprev.offset}"]
         return flags
     finally:
         kernel.close()

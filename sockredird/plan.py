@@ -22,6 +22,7 @@ class Plan:
     window_bytes: int
     addresses: str = "loopback"  # of layout.ADDRESSES
     exclude_cgroups: tuple[str, ...] = ()
+    learn: bool = True
 
     def manifest(self) -> dict[str, Any]:
         """What creating a generation for this plan now would note down."""
@@ -32,4 +33,5 @@ class Plan:
             "scope": self.scope,
             "max_connections": self.max_connections,
             "window_bytes": self.window_bytes,
+            "learn": self.learn,
         }

@@ -25,6 +25,7 @@ class ProgType(IntEnum):
 
     SOCK_OPS = 13
     SK_MSG = 16
+    CGROUP_SOCKOPT = 25
     TRACING = 26
 
 
@@ -33,6 +34,7 @@ class AttachType(IntEnum):
 
     CGROUP_SOCK_OPS = 3
     SK_MSG_VERDICT = 7
+    CGROUP_SETSOCKOPT = 22
     TRACE_FENTRY = 24
     TRACE_ITER = 28
 

@@ -22,11 +22,12 @@ class Watcher:
         self,
         generation: Generation,
         *,
-        retire: Callable[[], None],
+        request: Callable[[int], None],
         event: Callable[[bytes], None],
         changed: Callable[[], None],
     ) -> None:
-        """Calls `retire` when a pair has to leave, `event` for each record, `changed` on removals.
+        """Calls `request` with what the datapath asks for, `event` for each record, `changed`
+        on removals.
 
         Raises OSError if the generation is on its way out already.
         """
@@ -36,7 +37,7 @@ class Watcher:
         self._loop = asyncio.get_running_loop()
         self._rings = RingBuffers()
         try:
-            self._rings.add(generation.requests, lambda _record: retire())
+            self._rings.add(generation.requests, lambda record: request(record[0]))
             self._rings.add(generation.events, event)
             directories = {cgroup.parent for cgroup in generation.cgroups}
             self._watch = Watch([generation.directory, *sorted(directories)])

@@ -2,8 +2,7 @@
 /*
  * What a listing shows of a connection, and iter/task_file: which processes have its ends open.
  *
- * The server end writes the line for both: each end knows the address of the other's state, which is
- * read like all kernel memory and believed only if it says the same pair.
+ * The server end writes the line for both, see ends.h.
  */
 
 #define IPPROTO_TCP 6
@@ -94,9 +93,6 @@ inline_fn void take_sample(struct sock_state *st, __u64 now)
 	st->sample[0].messages = st->sent_messages;
 }
 
-#define STATE_FIELD(dst, st, field) \
-	KERNEL_FIELD(dst, st, __builtin_offsetof(struct sock_state, field))
-
 inline_fn void rates(struct view *v, __u64 st, __u64 now)
 {
 	struct sample from = {};
@@ -141,14 +137,16 @@ inline_fn __u32 queued(__u64 sk, __u64 sender_st)
 inline_fn void look(struct view *v, __u64 sk, __u64 st, __u32 isn_1, __u64 now, __u32 listing)
 {
 	__u32 owners_of = 0;
+	__u64 refused = 0;
 	__u8 small = 0;
 
 	STATE_FIELD(v->bytes, st, sent_bytes);
 	STATE_FIELD(v->messages, st, sent_messages);
 	STATE_FIELD(small, st, mode);
 	v->mode = small;
+	STATE_FIELD(refused, st, refused);
 	STATE_FIELD(small, st, reason);
-	v->reason = small;
+	v->reason = refused ? refused : small;
 	rates(v, st, now);
 	STATE_FIELD(owners_of, st, listing);
 	if (owners_of == listing) {
@@ -160,16 +158,6 @@ inline_fn void look(struct view *v, __u64 sk, __u64 st, __u32 isn_1, __u64 now, 
 	KERNEL_FIELD(v->uid, sk, OFF_sock_sk_uid);
 	v->inode = inode_of(sk);
 	v->cgroup = cgroup_of(sk);
-}
-
-/* The state of a live end at the address, and not what the memory is used for by now. */
-inline_fn int is_state_of(__u64 st, __u64 sk, const struct end *end)
-{
-	struct end found = {};
-
-	return st && psock_of(sk) && !STATE_FIELD(found, st, self) && found.side == end->side &&
-	       found.pair.client_seq == end->pair.client_seq &&
-	       found.pair.server_seq == end->pair.server_seq;
 }
 
 inline_fn void total(struct totals *t, __u64 sk, __u64 st, __u32 isn_1)
@@ -199,13 +187,14 @@ inline_fn void list(struct seq_file *seq, __u64 sk, struct sock_state *st, const
 	c->pair = self.pair;
 	c->flow = st->flow;
 	c->age = now - st->since;
-	c->leaving = s->stopped || READ_ONCE(st->stop) || st->mode == NATIVE;
+	c->leaving = s->stopped || READ_ONCE(st->stop) || st->mode == NATIVE ||
+		     st->refused;
 	if (self.side == SERVER) {
 		c->server = st->server;
 		look(&c->view[SERVER], sk, own_st, self.pair.server_seq, now, s->listing);
 		c->view[SERVER].unread = queued(sk, peer_st);
 		c->known = 1 << SERVER;
-		if (is_state_of(peer_st, peer_sk, &peer)) {
+		if (is_state_of_open(peer_st, peer_sk, &peer)) {
 			look(&c->view[CLIENT], peer_sk, peer_st, peer.pair.client_seq, now,
 			     s->listing);
 			c->view[CLIENT].unread = queued(peer_sk, own_st);

@@ -40,6 +40,9 @@ inline_fn void decline_both(enum counter reason, struct flow *of_client, struct 
 inline_fn enum counter unsuitable(__u64 sk)
 {
 	__u64 ulp = 0, flags = 0;
+	__u32 lowat = 0;
+	__u16 timestamping = 0;
+	__s32 peek_off = -1;
 
 #ifdef OFF_tcp_sock_is_mptcp
 	/* before the ULP, which an MPTCP subflow has as well */
@@ -50,6 +53,16 @@ inline_fn enum counter unsuitable(__u64 sk)
 		return DECLINED_ULP;
 	if (KERNEL_FIELD(flags, sk, OFF_sock_skc_flags) || (flags >> BIT_SOCK_ZEROCOPY) & 1)
 		return DECLINED_ZEROCOPY;
+	if ((flags >> BIT_SOCK_URGINLINE) & 1)
+		return DECLINED_OOBINLINE;
+	/* set before, or on the listener, from which it is inherited */
+	if (KERNEL_FIELD(lowat, sk, OFF_sock_sk_rcvlowat) || lowat > 1)
+		return DECLINED_RCVLOWAT;
+	if ((flags >> BIT_SOCK_RCVTSTAMP) & 1 ||
+	    KERNEL_FIELD(timestamping, sk, OFF_sock_sk_tsflags) || timestamping ||
+	    KERNEL_FIELD(peek_off, sk, OFF_sock_sk_peek_off) || peek_off >= 0 ||
+	    kernel_bits(sk, OFF_tcp_sock_recvmsg_inq, MASK_tcp_sock_recvmsg_inq))
+		return DECLINED_OPTION;
 	if (kernel_bits(sk, OFF_sock_sk_kern_sock, MASK_sock_sk_kern_sock))
 		return DECLINED_KERNEL_SOCKET;
 	if (kernel_bits(sk, OFF_tcp_sock_repair, MASK_tcp_sock_repair))
@@ -75,6 +88,32 @@ inline_fn enum counter refused(int err)
 		return DECLINED_NO_MEMORY;
 	}
 	return DECLINED_ULP;	/* EINVAL: sk_psock_init() takes no socket with a ULP */
+}
+
+/* The reason to decline that belongs to one to retire. */
+inline_fn enum counter declined_for(__u64 refused)
+{
+	switch (refused) {
+	case RETIRED_ZEROCOPY:
+		return DECLINED_ZEROCOPY;
+	case RETIRED_OOBINLINE:
+		return DECLINED_OOBINLINE;
+	case RETIRED_REPAIR:
+		return DECLINED_REPAIR;
+	case RETIRED_OPTION:
+		return DECLINED_OPTION;
+	case RETIRED_ULP:
+		return DECLINED_ULP;
+	}
+	return DECLINED_RCVLOWAT;
+}
+
+/* 0, or what a program asked for between connect() and now, see guard.c. */
+inline_fn enum counter refused_while_connecting(struct bpf_sock *sk)
+{
+	struct sock_state *st = sockets.sk_storage_get(sk, NULL, 0);
+
+	return st && st->refused ? declined_for(st->refused) : 0;
 }
 
 /* Puts one end on the sockhash; 0, or why it could not. */
@@ -202,17 +241,6 @@ inline_fn void disconnected(struct bpf_sock_ops *skops)
  * and announced, then we look at that reference. With a full barrier between each two, one of them
  * sees the other.
  */
-inline_fn void announce_half_close(struct sock_state *st)
-{
-	int zero = 0;
-	__u64 *count = half_closes.lookup(&zero);
-
-	full_barrier(st);
-	if (count)
-		__sync_fetch_and_add(count, 1);
-	full_barrier(st);
-}
-
 inline_fn void half_closed(struct bpf_sock_ops *skops)
 {
 	struct bpf_sock *sk = skops->sk;
@@ -238,7 +266,7 @@ inline_fn void half_closed(struct bpf_sock_ops *skops)
 
 		peer_sk = hs ? hs->server_sk : 0;
 	}
-	announce_half_close(st);
+	alert(st);
 	if (!idle_sender(peer_sk) || !psock_queue_empty(psock))
 		return;
 	peers.delete(&self);
@@ -253,7 +281,7 @@ inline_fn void syn_answered(struct bpf_sock_ops *skops)
 	if (skops->is_fullsock || !read_flow(skops, SERVER, &flow))
 		return;
 	reach = reach_of(&flow, SERVER);
-	if (reach != OUT_OF_SCOPE && port_in_scope(flow.server_port))
+	if (reach != OUT_OF_SCOPE && port_in_scope(flow.server_port) && !left_alone(&flow))
 		leave_word(&flow, reach);
 }
 
@@ -288,6 +316,13 @@ inline_fn void client_established(struct bpf_sock_ops *skops)
 	pair.client_seq = skops->snd_nxt;
 	pair.server_seq = skops->rcv_nxt;
 	answer = take_words(&hs.flow, reach);
+	if (answer == NOT_ANSWERED && is_learned(&hs.flow)) {
+		if (!port_in_scope(hs.flow.server_port))
+			return;
+		count(DECLINED_LEARNED, 1);
+		report(EVENT_DECLINED, DECLINED_LEARNED, &hs.flow, NULL, bpf_ktime_get_ns(), NULL);
+		return;
+	}
 	if (answer == NOT_ANSWERED)
 		return unanswered(&pair, &hs.flow);
 	if (on_trial(sk))
@@ -305,6 +340,8 @@ inline_fn void client_established(struct bpf_sock_ops *skops)
 		return;
 	hs.answered = answer == FLOW_ANSWERED;
 	reason = unsuitable((__u64)tp);
+	if (!reason)
+		reason = refused_while_connecting(sk);
 	if (!reason && (KERNEL_FIELD(write_seq, (__u64)tp, OFF_tcp_sock_write_seq) ||
 			write_seq != pair.client_seq))
 		reason = DECLINED_EARLY_DATA;
@@ -349,6 +386,10 @@ inline_fn void client_outside(struct pair *pair, struct flow *flow, enum reach r
 
 	/* or a client in scope that takes this client's port would believe the word left */
 	take_words(flow, reach);
+	if (is_learned(flow)) {
+		unproven.delete(pair);
+		return;		/* the client end has counted it */
+	}
 	if (!of_client)
 		return decline(DECLINED_PEER_OUTSIDE, flow);
 	/* the same address: its SYN was answered with a cookie, or before acceleration was enabled */
@@ -370,6 +411,7 @@ inline_fn void server_established(struct bpf_sock_ops *skops)
 	enum counter reason;
 	__u32 write_seq = 0;
 	enum reach reach;
+	__u64 refused = 0;
 
 	if (!sk || !read_flow(skops, SERVER, &flow) || on_trial(sk))
 		return;
@@ -401,6 +443,10 @@ inline_fn void server_established(struct bpf_sock_ops *skops)
 			write_seq != pair.client_seq))
 		reason = DECLINED_EARLY_DATA;
 	if (!reason)
+		STATE_FIELD(refused, hs->client_st, refused);
+	if (refused)
+		reason = declined_for(refused);
+	if (!reason)
 		reason = join(skops, sk, SERVER, &flow, &pair, hs);
 	if (!reason) {
 		/* The client's first message finds the pair complete through this. */
@@ -416,6 +462,11 @@ inline_fn void server_established(struct bpf_sock_ops *skops)
 	peers.delete(&client);
 	client_flow = hs->flow;
 	handshakes.delete(&pair);
+	if (reason == DECLINED_EARLY_DATA) {
+		struct listener l = listener_in(&flow);
+
+		balance(&l, &client_flow, (__u64)tp, -EARLY_DATA_COST, LESSON_EARLY_DATA);
+	}
 	decline_both(reason, &client_flow, &flow);
 }
 
@@ -463,6 +514,8 @@ int sockredir_pair(struct bpf_sock_ops *skops)
 		note_listener(bpf_get_netns_cookie(skops), local_port(skops));
 		return 1;
 	case BPF_SOCK_OPS_STATE_CB:
+		if (skops->args[0] == BPF_TCP_ESTABLISHED)
+			settle(skops);
 		if (skops->args[1] == BPF_TCP_FIN_WAIT1)
 			half_closed(skops);
 		if (skops->args[1] == BPF_TCP_CLOSE) {

@@ -15,14 +15,29 @@
 #define STREAM_NS 4000		/* CPU time from message to message: with more, there is little to merge */
 #define STREAM_MESSAGES 1024	/* after these it is one */
 
+/*
+ * The kernel numbers a MSG_ZEROCOPY send once for each piece that tcp_bpf_push() hands to TCP, until
+ * the socket is off the map. In one piece it has the one completion that the program waits for.
+ */
+inline_fn int by_tcp(struct sk_msg_md *msg, const struct sock_state *st)
+{
+	if (st->refused == RETIRED_ZEROCOPY)
+		bpf_msg_pull_data(msg, 0, msg->size, 0);
+	return SK_PASS;
+}
+
 /* This direction is TCP from here on, and the daemon is asked to take the pair off the map. */
 inline_fn int leave(struct sock_state *st, enum counter reason)
 {
-	__u64 wake = 0;
-
 	st->reason = reason;
 	st->mode = NATIVE;
-	requests.ringbuf_output(&wake, sizeof(wake), 0);
+	ask(REQUEST_WALK);
+	if (reason == RETIRED_WINDOW || reason == RETIRED_MESSAGES ||
+	    reason == RETIRED_SMALL_STREAM) {
+		struct listener l = listener_of(st);
+
+		balance(&l, &st->flow, server_of(st), -SPILL_COST, LESSON_SPILLS);
+	}
 	return SK_PASS;
 }
 
@@ -38,13 +53,16 @@ inline_fn int peer_gone(struct bpf_sock *sk, struct sock_state *st)
 }
 
 /*
- * The peer has called shutdown(2); see half_closed(). Looking costs 50 ns, a third of the whole
- * program, so a message looks only if some accelerated socket was shut down since the last one did.
+ * Whether something happened to either end that makes this direction TCP: the peer has called
+ * shutdown(2), see half_closed(), or a guard has refused one, see guard.c. Looking costs 100 ns, as
+ * much as the rest of the program, so a message looks only if anything happened to any accelerated
+ * socket since the last one did.
  */
-inline_fn int peer_half_closed(struct sock_state *st)
+inline_fn int alerted(struct sock_state *st)
 {
 	int zero = 0;
-	__u64 *count = half_closes.lookup(&zero), now;
+	__u64 *count = alerts.lookup(&zero), now;
+	enum counter reason;
 	__u8 how = 0;
 
 	if (!count)
@@ -53,10 +71,15 @@ inline_fn int peer_half_closed(struct sock_state *st)
 	full_barrier(st);
 #endif
 	now = READ_ONCE(*count);
-	if (now == st->half_closes)
+	if (now == st->alerts)
 		return 0;
+	reason = refusal(st, st->peer_st);
+	if (reason) {
+		leave(st, reason);
+		return 1;
+	}
 	if (!KERNEL_FIELD(how, st->peer_sk, OFF_sock_sk_shutdown) && !how) {
-		st->half_closes = now;
+		st->alerts = now;
 		return 0;
 	}
 	st->reason = RETIRED_HALF_CLOSED;
@@ -69,16 +92,14 @@ inline_fn int peer_half_closed(struct sock_state *st)
  * TCP for good. The end that outlives its peer's half-close is taken off the map by the next walk;
  * one is asked for only if much follows: for each short answer, walks would cost more than they save.
  */
-inline_fn int stay(struct sock_state *st, __u32 size)
+inline_fn int stay(struct sk_msg_md *msg, struct sock_state *st, __u32 size)
 {
-	__u64 wake = 0;
-
 	if (st->reason != RETIRED_HALF_CLOSED || !st->budget_bytes)
-		return SK_PASS;
+		return by_tcp(msg, st);
 	st->budget_bytes -= size < st->budget_bytes ? size : st->budget_bytes;
 	if (!st->budget_bytes)
-		requests.ringbuf_output(&wake, sizeof(wake), 0);
-	return SK_PASS;
+		ask(REQUEST_WALK);
+	return by_tcp(msg, st);
 }
 
 /* The first message of a direction: may it, and all that follow, be redirected (I1)? */
@@ -229,7 +250,7 @@ int sockredir_msg(struct sk_msg_md *msg)
 	if (!st || !s)
 		return SK_PASS;
 	if (st->mode == NATIVE)
-		return stay(st, size);
+		return stay(msg, st, size);
 	/* after shutdown(SHUT_WR) TCP refuses to send, with EPIPE; a redirect would deliver */
 	if (sk->state != BPF_TCP_ESTABLISHED && sk->state != BPF_TCP_CLOSE_WAIT)
 		return SK_PASS;
@@ -239,8 +260,8 @@ int sockredir_msg(struct sk_msg_md *msg)
 	}
 	if (st->mode == UNDECIDED && !first_message(sk, st))
 		return leave(st, RETIRED_LATE_PAIRING);
-	if (peer_half_closed(st))
-		return SK_PASS;
+	if (alerted(st))
+		return by_tcp(msg, st);
 	if (!st->budget_bytes || !st->budget_messages) {
 		enum counter reason = refill(st, s);
 

@@ -3,9 +3,12 @@
  * Types and maps shared by the programs of the datapath:
  *   cgroup.h                 the cgroup of a socket
  *   scope.h                  which connections are in scope, and is the other end on this host?
+ *   ends.h                   what is read of sockets, and of the state of other sockets
  *   inflight.h               is a redirect towards a socket on its way?
+ *   learn.c                  listeners whose connections are left alone
  *   pair.c      sock_ops      pairs the two ends of a connection and puts them on the sockhash
  *   redirect.c  sk_msg        hands each message to the peer socket, or leaves it to TCP
+ *   guard.c     setsockopt    takes connections off of which a program asks what only TCP can
  *   walk.c      iter/sockmap  visits the sockhash: lists it, retires what must leave it
  *   nudge.c     iter/tcp      tells pollers of data on sockets that left
  * with trace.c (events) and list.c (what a listing shows of an end) between them.
@@ -94,6 +97,10 @@ enum counter {
 	DECLINED_MPTCP,
 	DECLINED_ZEROCOPY,		/* SO_ZEROCOPY */
 	DECLINED_REPAIR,		/* TCP_REPAIR: sequence numbers are the program's, not a handshake's */
+	DECLINED_RCVLOWAT,		/* SO_RCVLOWAT above 1 */
+	DECLINED_OOBINLINE,		/* SO_OOBINLINE */
+	DECLINED_OPTION,		/* SO_TIMESTAMP, SO_TIMESTAMPING, SO_PEEK_OFF, TCP_INQ */
+	DECLINED_LEARNED,		/* the listener is left alone, see learn.c */
 	DECLINED_KERNEL_SOCKET,
 	DECLINED_MISMATCH,		/* sequence numbers met, addresses did not; or their key is taken */
 	DECLINED_MAP_FULL,		/* no room on the sockhash */
@@ -106,6 +113,12 @@ enum counter {
 	RETIRED_HALF_CLOSED,		/* the peer will send no more: shutdown(2) */
 	RETIRED_PEER_GONE,		/* the peer was taken off the sockhash by somebody else */
 	RETIRED_OTHER_SOCKMAP,		/* an sk_skb program of somebody else reads at the peer */
+	RETIRED_RCVLOWAT,		/* setsockopt(2) on an accelerated socket, these six */
+	RETIRED_ZEROCOPY,
+	RETIRED_OOBINLINE,
+	RETIRED_REPAIR,
+	RETIRED_OPTION,
+	RETIRED_ULP,
 	RETIRED_DISABLE,
 	COUNTERS
 };
@@ -151,8 +164,9 @@ struct sock_state {
 	__u8 stop;			/* written by the iterator only */
 	__u8 provisional;		/* somebody answered this client's address; see scope.h */
 	__u64 barrier;			/* written by full_barrier() only */
-	__u64 half_closes;		/* of all sockets, when this direction last looked at its peer */
+	__u64 alerts;			/* of all sockets, when this direction last looked at its ends */
 	struct stream stream;		/* since when this direction may be one */
+	__u64 refused;			/* enum counter: why neither direction may redirect; by guards */
 	struct flow flow;		/* as the client end sees it */
 	struct place server;		/* known to the server end only */
 	__u64 checkpoint[16];		/* sent_bytes, MESSAGES_PER_SAMPLE messages apart */
@@ -190,6 +204,8 @@ struct settings {
 	__u32 listing;		/* number of the listing under way; 0: walks retire instead */
 	__u32 addresses;	/* enum addresses */
 	__u32 excludes;		/* number of excluded cgroups */
+	__u32 learn;		/* leave alone listeners that acceleration does no good */
+	__u32 ktls;		/* the kernel has TCP_ULP "tls", as far as the daemon has seen */
 	__u64 trial;		/* id of a cgroup left to a datapath that is being tried; 0: none */
 };
 
@@ -200,7 +216,30 @@ struct ports {
 	__u8 bits[65536 / 8];
 };
 
-enum event_kind { EVENT_ACTIVE, EVENT_ACCELERATED, EVENT_DECLINED, EVENT_RETIRED, EVENT_CLOSED };
+enum event_kind {
+	EVENT_ACTIVE,
+	EVENT_ACCELERATED,
+	EVENT_DECLINED,
+	EVENT_RETIRED,
+	EVENT_CLOSED,
+	EVENT_LEARNED,
+};
+
+/* Why the connections of a listener are left alone. */
+enum lesson_kind {
+	LESSON_NONE,
+	/* what a program there does: for good */
+	LESSON_ULP,
+	LESSON_RCVLOWAT,
+	LESSON_ZEROCOPY,
+	LESSON_OOBINLINE,
+	LESSON_REPAIR,
+	LESSON_OPTION,
+	/* acceleration does no good there: for as long as samples say so */
+	LESSON_SPILLS,
+	LESSON_SHORT,
+	LESSON_EARLY_DATA,
+};
 
 /* What one direction carried. */
 struct totals {
@@ -212,7 +251,7 @@ struct totals {
 struct event {
 	__u64 time;		/* CLOCK_MONOTONIC, ns */
 	__u32 kind;
-	__u32 reason;		/* enum counter */
+	__u32 reason;		/* enum counter; of EVENT_LEARNED, enum lesson_kind */
 	struct totals totals[2];	/* by enum side: the direction that starts there */
 	struct owner owner[2];	/* pid 0: not known */
 	__u32 cpu;
@@ -231,6 +270,17 @@ struct caller {
 struct listener {
 	__u64 netns;
 	__u32 port;
+	__u32 pad;
+};
+
+/* Why and since when the connections of a listener are left alone. */
+struct lesson {
+	__u64 time;		/* CLOCK_MONOTONIC, ns */
+	__u64 sampled;		/* when a connection was last accelerated all the same */
+	__u64 cgroup;		/* id, of the server end's */
+	__u32 kind;		/* enum lesson_kind */
+	__u32 skipped;		/* connections left alone since */
+	struct owner owner;	/* who did what was learned; pid 0 if that is no program's doing */
 	__u32 pad;
 };
 
@@ -299,7 +349,7 @@ struct connection {
 	struct place server;	/* netns 0: not known */
 };
 
-#define COUNTER_SLOTS 32	/* a power of two, not less than COUNTERS */
+#define COUNTER_SLOTS 64	/* a power of two, not less than COUNTERS */
 
 struct counters {
 	__u64 value[COUNTER_SLOTS];
@@ -327,8 +377,12 @@ BPF_TABLE("lru_hash", struct pair, struct leaving, leaving, LEAVING_PAIRS);
 BPF_TABLE("lru_hash", struct end, __u32, unnoticed, LEAVING_PAIRS);
 BPF_ARRAY(settings, struct settings, 1);
 BPF_ARRAY(ports, struct ports, 1);
-/* How often an accelerated socket was shut down or closed. Apart from what is written more often. */
-BPF_ARRAY(half_closes, __u64, 1);
+/*
+ * How often something happened to an accelerated socket that either direction has to know before its
+ * next message: it was shut down or closed, or a guard refused it. Apart from what is written more
+ * often.
+ */
+BPF_ARRAY(alerts, __u64, 1);
 BPF_PERCPU_ARRAY(counters, struct counters, 1);
 BPF_PERCPU_ARRAY(line, struct connection, 1);	/* of a listing, too long for the stack */
 BPF_ARRAY(manifest, struct manifest, 1);
@@ -336,6 +390,9 @@ BPF_TABLE("lru_hash", struct flow, struct caller, callers, TRACED_CONNECTIONS);
 BPF_TABLE("lru_hash", struct listener, struct owner, listeners, TRACED_CONNECTIONS);
 BPF_TABLE("lru_hash", struct pair, struct closing, closing, TRACED_CONNECTIONS);
 BPF_TABLE("lru_hash", struct flow, struct verdict, verdicts, VERDICTS);
+BPF_HASH(learned, struct listener, struct lesson, LESSONS);
+/* By listener: messages that acceleration saved, less those that pairing cost; see learn.c. */
+BPF_TABLE("lru_hash", struct listener, __s32, balances, BALANCED_LISTENERS);
 BPF_RINGBUF_OUTPUT(requests, 1);	/* wakes the daemon to walk; full means it is awake already */
 BPF_RINGBUF_OUTPUT(events, 64);
 

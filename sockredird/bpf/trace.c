@@ -71,11 +71,13 @@ inline_fn __u32 events_lost(void)
 }
 
 /*
- * `server` where that is known, or NULL; `since` is when the connection was established; `totals`
- * of both ends, or NULL.
+ * `reason` is an enum counter, or lesson_kind; `totals` are of both ends, or NULL; `since` is when
+ * the connection was established; `server` where that is known, or NULL; `by` is who uses the socket
+ * on `side`, or NULL.
  */
-inline_fn void report(enum event_kind kind, enum counter reason, struct flow *flow,
-		      const struct place *server, __u64 since, const struct totals *totals)
+inline_fn void report_by(enum event_kind kind, __u32 reason, struct flow *flow,
+			 const struct place *server, __u64 since, const struct totals *totals,
+			 enum side side, const struct owner *by)
 {
 	struct event *e;
 
@@ -98,7 +100,15 @@ inline_fn void report(enum event_kind kind, enum counter reason, struct flow *fl
 		e->totals[SERVER] = totals[SERVER];
 	}
 	name_owners(e, flow, server, since);
+	if (by)
+		e->owner[side] = *by;
 	events.ringbuf_submit(e, 0);
+}
+
+inline_fn void report(enum event_kind kind, enum counter reason, struct flow *flow,
+		      const struct place *server, __u64 since, const struct totals *totals)
+{
+	report_by(kind, reason, flow, server, since, totals, CLIENT, NULL);
 }
 
 /* The last word on a connection, kept for `explain`. Not on the path of a message. */

@@ -100,9 +100,9 @@ inline_fn int both_stopped(struct sock_state *st, struct pair *pair, const struc
 	if (!l) {
 		struct leaving new = { .created = s->epoch, .stopped_in = s->epoch };
 
-		if (st->mode != NATIVE && !left_waiting(st))
+		if (st->mode != NATIVE && !st->refused && !left_waiting(st))
 			return 0;
-		new.reason = st->reason;
+		new.reason = st->refused ? st->refused : st->reason;
 		leaving.update(pair, &new);
 		l = leaving.lookup(pair);
 		if (!l)
@@ -149,6 +149,19 @@ inline_fn void judge_both(enum counter reason, struct sock_state *st, __u64 peer
 	judge(reason, &flow);
 }
 
+/*
+ * Whether a guard has refused this pair and nobody sends, so that no grace period has to pass: a
+ * sender takes a reference to its psock, then looks whether it was alerted; here it is, then we look
+ * at the references. With a full barrier between each two, as in half_closed(), one sees the other.
+ */
+inline_fn int refused_and_idle(__u64 sk, struct sock_state *st, __u64 peer_sk, __u64 peer_st)
+{
+	if (!peer_sk || !refusal(st, peer_st))
+		return 0;
+	alert(st);
+	return idle_sender(sk) && idle_sender(peer_sk);
+}
+
 /* Not 0 if the pair is off the map; LEFT_UNREAD if with unread TCP data. */
 inline_fn int retire(__u64 sk, struct sock_state *st, const struct settings *s)
 {
@@ -156,10 +169,8 @@ inline_fn int retire(__u64 sk, struct sock_state *st, const struct settings *s)
 	struct end self = st->self, peer = st->peer;
 	__u64 peer_sk = st->peer_sk, peer_st = st->peer_st;
 	struct totals totals[2] = {};
-	__u32 reason = READ_ONCE(st->reason);
+	__u32 reason;
 
-	if (!both_stopped(st, &pair, s))
-		return 0;
 	if (!peer_sk) {
 		struct handshake *hs = handshakes.lookup(&pair);
 
@@ -168,6 +179,11 @@ inline_fn int retire(__u64 sk, struct sock_state *st, const struct settings *s)
 			peer_st = hs->server_st;
 		}
 	}
+	reason = refusal(st, peer_st);
+	if (!reason)
+		reason = READ_ONCE(st->reason);
+	if (!both_stopped(st, &pair, s) && !refused_and_idle(sk, st, peer_sk, peer_st))
+		return 0;
 	/* That end knows this one, so it retires both, and sees what is in flight between them. */
 	if (!peer_sk && server_met(&pair))
 		return 0;
@@ -176,7 +192,7 @@ inline_fn int retire(__u64 sk, struct sock_state *st, const struct settings *s)
 	if (reason < RETIRED_WINDOW || reason >= COUNTERS)
 		reason = RETIRED_DISABLE;
 	total(&totals[self.side & 1], sk, (__u64)st, isn_1_of(&self));
-	if (is_state_of(peer_st, peer_sk, &peer))
+	if (is_state_of_open(peer_st, peer_sk, &peer))
 		total(&totals[peer.side & 1], peer_sk, peer_st, isn_1_of(&peer));
 	leaving.delete(&pair);
 	peers.delete(&peer);
@@ -185,7 +201,7 @@ inline_fn int retire(__u64 sk, struct sock_state *st, const struct settings *s)
 	if (peer_sk) {
 		handshakes.delete(&pair);
 		count(reason, 1);
-		judge_both(reason, st, is_state_of(peer_st, peer_sk, &peer) ? peer_st : 0);
+		judge_both(reason, st, is_state_of_open(peer_st, peer_sk, &peer) ? peer_st : 0);
 		report(EVENT_RETIRED, reason, &st->flow, &st->server, st->since, totals);
 	} else if (st->provisional) {
 		handshakes.delete(&pair);
@@ -223,7 +239,7 @@ int bpf_iter__sockmap(struct bpf_iter__sockmap *ctx)
 		return 0;
 	}
 	m.mode = st->mode;
-	m.leaving = s->stopped || READ_ONCE(st->stop) || st->mode == NATIVE;
+	m.leaving = s->stopped || READ_ONCE(st->stop) || st->mode == NATIVE || st->refused;
 	m.since = st->since;
 	m.sent_bytes = st->sent_bytes;
 	m.sent_messages = st->sent_messages;

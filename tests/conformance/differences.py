@@ -57,16 +57,9 @@ REASONS = {
         "`tcp_bpf_sendmsg()` sends MSG_OOB in line; nothing tells the receiver of a mark.",
         "The ports of FTP, telnet, rlogin and rsh are excluded by default.",
     ),
-    "options": Reason(
-        "Options that the sockhash does not honour",
-        "SO_RCVLOWAT, SO_TIMESTAMP, SO_TIMESTAMPING, SO_PEEK_OFF, TCP_INQ, TCP_REPAIR and "
-        "SO_ZEROCOPY act where TCP queues and sends packets, which redirected data does not pass.",
-        "Nothing yet. Sockets that have SO_ZEROCOPY or TCP_REPAIR before they are connected are "
-        "not accelerated.",
-    ),
     "no packets": Reason(
         "There are no packets",
-        "TCP_INFO, TCP_REPAIR and TCP_ZEROCOPY_RECEIVE tell of bytes in packets and sequence "
+        "TCP_INFO and TCP_ZEROCOPY_RECEIVE tell of bytes in packets and sequence "
         "numbers, of which redirected data has none.",
         "`sockredirctl list` shows what a connection carries.",
     ),
@@ -127,21 +120,11 @@ DIFFERENCES = {
     "two_readers": Difference("woken for nothing"),
     "reader_beside_a_sender": Difference("woken for nothing"),
     "blocked_sender_and_reset": Difference("lost error"),
-    # the option is refused on TCP before 6.9
-    "peek_offset": Difference("options", since=(6, 9)),
-    "low_water_mark": Difference("options"),
-    "low_water_mark_blocking": Difference("options"),
-    "arrival_times": Difference("options"),
-    "transmit_times": Difference("options"),
-    "bytes_left": Difference("options"),
-    "zerocopy": Difference("options"),
     "fionread_while_leaving": Difference("leaving"),
     "truncate": Difference("flags"),
     "wait_all": Difference("flags"),
     "out_of_band": Difference("urgent"),
-    "out_of_band_in_line": Difference("urgent"),
     "tcp_info_bytes": Difference("no packets"),
-    "repair_sequence": Difference("no packets"),
     "zerocopy_receive": Difference("no packets"),
     "corked": Difference("early"),
     "more_to_come": Difference("early"),

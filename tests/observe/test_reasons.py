@@ -8,6 +8,7 @@ import struct
 import subprocess
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +18,7 @@ from dbus_next import Variant
 from daemon import pins
 from daemon.client import Client
 from daemon.conftest import Host
+from guard.behaviour import OPTIONS
 from sockredird import explain
 from sockredird.layout import COUNTERS
 from support import cgroups, kernel_echo, namespaces, textbook, topology
@@ -25,13 +27,12 @@ from support.traffic import Connection, connect, dial, listen, read_exactly
 
 from .conftest import Trace
 
-SO_ZEROCOPY = 60
 IPPROTO_MPTCP = 262
 TCP_REPAIR = 19
 MIB = 1 << 20
 REASONS = {name for name in COUNTERS if name.startswith(("declined_", "retired_"))}
 # takes a kernel module: tests/vm/guest/typed/test_ulp.py
-IN_A_VM = {"declined_ulp"}
+IN_A_VM = {"declined_ulp", "retired_ulp"}
 
 Test = TypeVar("Test", bound=Callable[..., None])
 _produced: set[str] = set()
@@ -71,12 +72,20 @@ def early_data() -> str:
         return keep(client, listener.accept()[0])
 
 
-def zerocopy() -> str:
+def optioned(name: str) -> str:
+    """An option that was set before connect()."""
     with listen() as listener:
         client = socket.socket()
-        client.setsockopt(socket.SOL_SOCKET, SO_ZEROCOPY, 1)
+        OPTIONS[name].set(client)
         client.connect(listener.getsockname())
         return keep(client, listener.accept()[0])
+
+
+def learned() -> str:
+    with listen() as listener:
+        OPTIONS["oobinline"].set(connect(listener).server)
+        both = connect(listener)
+        return keep(both.client, both.server)
 
 
 def peer_outside(other: str) -> str:
@@ -196,6 +205,12 @@ def small_stream() -> str:
     return keep(both.client, both.server)
 
 
+def set_option(name: str) -> str:
+    both = pair()
+    OPTIONS[name].set(both.client)
+    return keep(both.client, both.server)
+
+
 def half_closed() -> str:
     both = pair()
     both.client.shutdown(socket.SHUT_WR)
@@ -207,10 +222,14 @@ def half_closed() -> str:
 FEW = 4
 DECLINES: dict[str, Callable[..., str]] = {
     "early_data": early_data,
-    "zerocopy": zerocopy,
+    "zerocopy": partial(optioned, "zerocopy"),
     "mptcp": mptcp,
     "kernel_socket": kernel_socket,
     "repair": repair,
+    "rcvlowat": partial(optioned, "rcvlowat"),
+    "oobinline": partial(optioned, "oobinline"),
+    "option": partial(optioned, "option"),
+    "learned": learned,
     "no_memory": no_memory,
     "mismatch": mismatch,
 }
@@ -219,6 +238,7 @@ RETIRES: dict[str, Callable[..., str]] = {
     "messages": messages,
     "small_stream": small_stream,
     "half_closed": half_closed,
+    **{name: partial(set_option, name) for name in ("rcvlowat", "zerocopy", "oobinline", "repair")},
 }
 # taken by somebody else from a map: the handshake was evicted, or the peer was deleted
 THEFTS = {"late_pairing": "handshakes", "peer_gone": "peers"}

@@ -10,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sockredird import layout
-from sockredird.layout import COUNTERS, EVENT_KINDS, Event, Flow, Settings
+from sockredird.layout import (
+    COUNTERS,
+    EVENT_KINDS,
+    LESSON_KINDS,
+    PASSING_LESSONS,
+    Event,
+    Flow,
+    Settings,
+)
 from support import cstructs
 
 PAGE = 4096
@@ -30,6 +38,14 @@ def test_event_kinds() -> None:
     assert len(cstructs.enumerators("event_kind")) == len(EVENT_KINDS)
 
 
+def test_lesson_kinds() -> None:
+    names = [name.removeprefix("LESSON_").lower() for name in cstructs.enumerators("lesson_kind")]
+    short = names.index("short")
+    names[0], names[short] = "", "short connections"
+    assert tuple(name.replace("_", " ") for name in names) == LESSON_KINDS
+    assert LESSON_KINDS[7:] == PASSING_LESSONS == LESSON_KINDS[names.index("spills") :]
+
+
 @pytest.mark.parametrize(
     ("record", "packed"),
     [
@@ -37,6 +53,7 @@ def test_event_kinds() -> None:
         ("member", layout.MEMBER),
         ("flow", layout.FLOW),
         ("event", layout.EVENT),
+        ("lesson", layout.LESSON),
     ],
 )
 def test_record_sizes(record: str, packed: struct.Struct) -> None:
@@ -62,6 +79,8 @@ def test_the_layout_rules_see_padding() -> None:
         ("settings", None, "settings"),
         ("counters", None, "counters"),
         ("manifest", None, "manifest"),
+        ("learned", "listener", "lesson"),
+        ("balances", "listener", None),
     ],
 )
 def test_map_sizes(name: str, key: str | None, value: str | None) -> None:
@@ -142,6 +161,8 @@ def test_events_read_back(
     port: int,
 ) -> None:
     flow = flow_bytes(packed(address), packed(address), 1, port, port)
+    if EVENT_KINDS[kind] == "learned":
+        reason %= len(LESSON_KINDS)
     at = cstructs.struct("event").offsets
     raw = bytearray(cstructs.struct("event").size)
     struct.pack_into("=Q", raw, at["time"], time)
@@ -154,5 +175,7 @@ def test_events_read_back(
     if event.kind in ("declined", "retired"):
         assert COUNTERS[reason].endswith(f"_{event.reason}")
         assert event.reason
+    elif event.kind == "learned":
+        assert event.reason == LESSON_KINDS[reason]
     else:
         assert event.reason == ""

@@ -1,0 +1,154 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * cgroup/setsockopt: a program asks of its socket what no member of a sockhash can do. It runs with
+ * the socket locked, before the kernel carries the call out.
+ *
+ * From here on no message is redirected in either direction; the daemon takes the pair off the map,
+ * as programs of this type may not. TCP_ULP cannot wait for that: it fails as on a kernel without
+ * the protocol, after which TLS libraries encrypt by themselves.
+ */
+
+#define SOL_SOCKET 1
+#define SO_OOBINLINE 10
+#define SO_RCVLOWAT 18
+#define SO_TIMESTAMP_OLD 29
+#define SO_TIMESTAMPNS_OLD 35
+#define SO_TIMESTAMPING_OLD 37
+#define SO_PEEK_OFF 42
+#define SO_ZEROCOPY 60
+#define SO_TIMESTAMP_NEW 63
+#define SO_TIMESTAMPNS_NEW 64
+#define SO_TIMESTAMPING_NEW 65
+#define SOL_TCP 6
+#define TCP_REPAIR 19
+#define TCP_ULP 31
+#define TCP_INQ 36
+#define TCP_REPAIR_ON 1
+#define ENOENT 2
+
+/* 0, or why the call does not go together with a sockhash. */
+inline_fn enum counter asked_for(struct bpf_sockopt *ctx, __u32 level, __u32 name)
+{
+	__s32 *value = ctx->optval;
+
+	if (level == SOL_TCP && name == TCP_ULP)
+		return RETIRED_ULP;
+	if ((void *)(value + 1) > ctx->optval_end)
+		return 0;	/* EINVAL */
+	if (level == SOL_TCP && name == TCP_INQ)
+		return *value ? RETIRED_OPTION : 0;
+	if (level == SOL_TCP)
+		return name == TCP_REPAIR && *value == TCP_REPAIR_ON ? RETIRED_REPAIR : 0;
+	switch (name) {
+	case SO_RCVLOWAT:
+		return *value > 1 || *value < 0 ? RETIRED_RCVLOWAT : 0;
+	case SO_ZEROCOPY:
+		return *value ? RETIRED_ZEROCOPY : 0;
+	case SO_OOBINLINE:
+		return *value ? RETIRED_OOBINLINE : 0;
+	case SO_TIMESTAMP_OLD:
+	case SO_TIMESTAMP_NEW:
+	case SO_TIMESTAMPNS_OLD:
+	case SO_TIMESTAMPNS_NEW:
+	case SO_TIMESTAMPING_OLD:
+	case SO_TIMESTAMPING_NEW:
+		return *value ? RETIRED_OPTION : 0;
+	case SO_PEEK_OFF:
+		return *value >= 0 ? RETIRED_OPTION : 0;
+	}
+	return 0;
+}
+
+inline_fn enum lesson_kind lesson_for(enum counter reason)
+{
+	switch (reason) {
+	case RETIRED_ZEROCOPY:
+		return LESSON_ZEROCOPY;
+	case RETIRED_OOBINLINE:
+		return LESSON_OOBINLINE;
+	case RETIRED_REPAIR:
+		return LESSON_REPAIR;
+	case RETIRED_OPTION:
+		return LESSON_OPTION;
+	case RETIRED_ULP:
+		return LESSON_ULP;
+	default:
+		return LESSON_RCVLOWAT;
+	}
+}
+
+/* Neither direction of this pair redirects from here on; both ends leave the map. */
+inline_fn void refuse(struct sock_state *st, enum counter reason)
+{
+	if (!st->refused)
+		WRITE_ONCE(st->refused, (__u64)reason);
+	alert(st);
+	ask(REQUEST_WALK);
+}
+
+/*
+ * A server that asks will ask again on its next connection. Of a client only what cannot be made
+ * good is learned, so that no client decides about the others of its server: TCP_ULP, and
+ * SO_RCVLOWAT once something waits in the queue, where it is readable at once.
+ */
+inline_fn int worth_learning(const struct sock_state *st, enum counter reason, __u64 sk)
+{
+	__u64 psock;
+
+	if (st->self.side == SERVER || reason == RETIRED_ULP)
+		return 1;
+	psock = psock_of(sk);
+	return reason == RETIRED_RCVLOWAT && psock && !psock_queue_empty(psock);
+}
+
+int sockredir_guard(struct bpf_sockopt *ctx)
+{
+	struct bpf_sock *sk = ctx->sk;
+	__u32 level = ctx->level, name = ctx->optname;
+	struct owner o = {};
+	struct sock_state *st;
+	enum counter reason;
+	struct settings *s;
+	struct listener l;
+	__u64 address = 0;
+	int zero = 0;
+
+	/* longer than what the kernel copied for us (a page): it takes the program's own, or fails */
+	if (ctx->optlen > ctx->optval_end - ctx->optval)
+		ctx->optlen = 0;
+	if ((level != SOL_SOCKET && level != SOL_TCP) || !sk)
+		return 1;
+	reason = asked_for(ctx, level, name);
+	if (!reason)
+		return 1;
+	s = settings.lookup(&zero);
+	/*
+	 * While it connects the option may be set after the connection is established and looked at:
+	 * this call holds the socket's lock, but the kernel lets go of it before it sets the option.
+	 */
+	st = sockets.sk_storage_get(sk, NULL, 0);
+	if (!st && sk->state == BPF_TCP_SYN_SENT && s && !s->stopped)
+		st = sockets.sk_storage_get(sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!st || !s)
+		return 1;
+	/* a pointer as a number */
+	read_kernel(&address, sizeof(address), &sk);
+	if (!psock_of(address)) {
+		if (sk->state == BPF_TCP_SYN_SENT)
+			WRITE_ONCE(st->refused, (__u64)reason);
+		return 1;	/* not on the map, or off it already */
+	}
+	if (reason != RETIRED_ULP || s->ktls)
+		refuse(st, reason);
+	if (reason == RETIRED_ULP && !s->ktls)
+		ask(REQUEST_ULP);	/* the daemon looks whether it has */
+	else if (worth_learning(st, reason, address)) {
+		l = listener_of(st);
+		owner_of_task(&o, bpf_get_current_task());
+		learn(lesson_for(reason), &l, &st->flow,
+		      st->self.side == SERVER ? address : server_of(st), st->self.side & 1, &o);
+	}
+	if (reason == RETIRED_ULP)
+		bpf_set_retval(-ENOENT);
+	return 1;
+}

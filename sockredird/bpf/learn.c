@@ -1,0 +1,161 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Listeners whose connections are left alone. The map `learned` is the list; the daemon keeps a copy
+ * on disk, shows it, and takes from it what it is told to forget.
+ *
+ * Some are there for good, since a program did what no member of a sockhash can (guard.c). Others
+ * are there because acceleration does them no good, for as long as that is so: pairing a connection
+ * costs about what PAIRING_COST redirected messages save, and a listener's balance is what its
+ * connections saved less what they cost. One that falls to -BALANCE_LIMIT is left alone but for
+ * samples, and is given up again when those bring the balance back to 0.
+ */
+
+#define PAIRING_COST 4		/* messages */
+#define SPILL_COST 64		/* a direction that filled its window: 32 in a row are left alone */
+#define EARLY_DATA_COST 16	/* a pair undone: 128 in a row, as with TCP_DEFER_ACCEPT */
+#define BALANCE_LIMIT 2048	/* 1024 connections of one request and one answer in a row */
+#define SAMPLE_EVERY 64		/* connections, a power of two */
+#define SAMPLE_AFTER_NS 1000000000ULL	/* at the latest, where they are few */
+
+inline_fn struct listener listener_in(const struct flow *flow)
+{
+	struct listener l = { .netns = flow->netns, .port = flow->server_port };
+
+	return l;
+}
+
+/* As the server end sees itself; as the client does where that is not known (yet). */
+inline_fn struct listener listener_of(const struct sock_state *st)
+{
+	struct listener l = listener_in(&st->flow);
+	struct end peer = st->peer;
+	__u64 peer_st = st->peer_st;
+	struct place server = st->server;
+
+	if (st->self.side == CLIENT && is_state_of(peer_st, &peer))
+		STATE_FIELD(server, peer_st, server);
+	if (server.netns) {
+		l.netns = server.netns;
+		l.port = server.port;
+	}
+	return l;
+}
+
+inline_fn int is_learned(const struct flow *flow)
+{
+	struct listener l = listener_in(flow);
+
+	return learned.lookup(&l) != 0;
+}
+
+/* Whether the connection that begins with this SYN is to be left alone. */
+inline_fn int left_alone(const struct flow *flow)
+{
+	struct listener l = listener_in(flow);
+	struct lesson *lesson = learned.lookup(&l);
+	__u64 now;
+
+	if (!lesson)
+		return 0;
+	if (lesson->kind < LESSON_SPILLS)
+		return 1;
+	now = bpf_ktime_get_ns();
+	/* two CPUs may count one connection for two */
+	if (++lesson->skipped % SAMPLE_EVERY && now - lesson->sampled < SAMPLE_AFTER_NS)
+		return 1;
+	lesson->sampled = now;
+	return 0;
+}
+
+/* `o` names who did it, on `side`, or is NULL; `server_sk` is the server end's socket, or 0. */
+inline_fn void learn(enum lesson_kind kind, struct listener *l, struct flow *flow, __u64 server_sk,
+		     enum side side, const struct owner *o)
+{
+	struct lesson new = { .kind = kind }, *old = learned.lookup(l);
+
+	/* what is there for good is not replaced */
+	if (old && (old->kind < LESSON_SPILLS || kind >= LESSON_SPILLS))
+		return;
+	new.time = bpf_ktime_get_ns();
+	new.sampled = new.time;
+	if (server_sk)
+		new.cgroup = cgroup_of(server_sk);
+	if (o)
+		new.owner = *o;
+	learned.update(l, &new);
+	report_by(EVENT_LEARNED, kind, flow, NULL, new.time, NULL, side, o);
+	ask(REQUEST_LEARNED);
+}
+
+/* Puts `saved` messages, or fewer than 0, to a listener's account. Once per connection. */
+inline_fn void balance(struct listener *l, struct flow *flow, __u64 server_sk, __s32 saved,
+		       enum lesson_kind kind)
+{
+	struct lesson *lesson;
+	__s32 before = 0, after, *account;
+	int zero = 0;
+	struct settings *s = settings.lookup(&zero);
+
+	if (!s || !s->learn)
+		return;
+	account = balances.lookup(l);
+	if (account) {
+		before = *account;
+	} else {
+		lesson = learned.lookup(l);
+		if (lesson && lesson->kind >= LESSON_SPILLS)
+			before = -BALANCE_LIMIT;
+	}
+	/* two CPUs may lose one of two amounts: this is an estimate */
+	after = before + saved;
+	if (after > BALANCE_LIMIT)
+		after = BALANCE_LIMIT;
+	if (after <= -BALANCE_LIMIT) {
+		after = -BALANCE_LIMIT;
+		learn(kind, l, flow, server_sk, SERVER, NULL);
+	}
+	if (account)
+		*account = after;
+	else
+		balances.update(l, &after);
+	if (before >= 0 || after < 0)
+		return;
+	lesson = learned.lookup(l);
+	if (lesson && lesson->kind >= LESSON_SPILLS) {
+		learned.delete(l);
+		ask(REQUEST_LEARNED);
+	}
+}
+
+/* The server end of a pair has left ESTABLISHED, the client's still is there. */
+inline_fn void settle(struct bpf_sock_ops *skops)
+{
+	struct bpf_sock *sk = skops->sk;
+	struct sock_state *st;
+	struct tcp_sock *tp;
+	struct listener l;
+	struct end peer;
+	__u64 messages = 0, peer_st;
+	__u8 reason = 0;
+
+	if (!sk)
+		return;
+	st = sockets.sk_storage_get(sk, NULL, 0);
+	tp = bpf_skc_to_tcp_sock(sk);
+	if (!st || !tp || st->self.side != SERVER || st->reason || st->refused)
+		return;
+	peer = st->peer;
+	peer_st = st->peer_st;
+	if (!is_state_of(peer_st, &peer))
+		return;
+	/* one that spilled was put to the account when it did; one retired was no fair sample */
+	STATE_FIELD(reason, peer_st, reason);
+	STATE_FIELD(messages, peer_st, sent_messages);
+	messages += st->sent_messages;
+	if (reason)
+		return;
+	if (messages > BALANCE_LIMIT + PAIRING_COST)
+		messages = BALANCE_LIMIT + PAIRING_COST;
+	l = listener_of(st);
+	balance(&l, &st->flow, (__u64)tp, (__s32)messages - PAIRING_COST, LESSON_SHORT);
+}

@@ -1,0 +1,151 @@
+"""Listeners that acceleration does no good are left alone, until it does."""
+
+from __future__ import annotations
+
+import re
+import socket
+import time
+from contextlib import closing, suppress
+from pathlib import Path
+
+import pytest
+
+from sockredird.compiler import BPF_DIR
+from sockredird.generation import Generation
+from sockredird.layout import LESSON, LESSON_KINDS, LISTENER
+from support.background import retiring
+from support.processes import inside
+from support.traffic import Connection, connect, dial, echo, listen
+
+NAMES = dict(re.findall(r"#define (\w+) (\d+)", (BPF_DIR / "learn.c").read_text()))
+LIMIT, EVERY = int(NAMES["BALANCE_LIMIT"]), int(NAMES["SAMPLE_EVERY"])
+SHORT = LIMIT // (int(NAMES["PAIRING_COST"]) - 2)  # connections of two messages
+SPILLS = LIMIT // int(NAMES["SPILL_COST"])
+EARLY = LIMIT // int(NAMES["EARLY_DATA_COST"])
+TCP_DEFER_ACCEPT = 9
+
+
+def whys(generation: Generation) -> list[str]:
+    return [LESSON_KINDS[LESSON.unpack(value)[3]] for _key, value in generation.lessons()]
+
+
+def accelerated(generation: Generation) -> int:
+    return generation.counters()["accelerated_connections"]
+
+
+def exchange(listener: socket.socket, rounds: int = 1) -> None:
+    both = connect(listener)
+    echo(both, rounds)
+    both.client.close()
+    while both.server.recv(1):
+        pass
+    both.server.close()
+
+
+@inside(timeout=120)
+def test_short_connections(cgroup: Path, generation: Generation) -> None:
+    with listen() as listener, listen() as other:
+        for _ in range(SHORT - 1):
+            exchange(listener)
+        assert accelerated(generation) == SHORT - 1
+        assert whys(generation) == []
+        exchange(listener)
+        assert whys(generation) == ["short connections"]
+
+        before, began = accelerated(generation), time.monotonic()
+        for _ in range(2 * EVERY):
+            exchange(listener)
+        samples = accelerated(generation) - before
+        assert 2 <= samples <= 3 + (time.monotonic() - began)
+        declined = generation.counters()["declined_learned"]
+        assert declined == 2 * EVERY - samples
+        # another port has its own account
+        exchange(other)
+        assert accelerated(generation) == before + samples + 1
+
+        # messages enough in a sample make up for it
+        before = accelerated(generation)
+        for _ in range(EVERY):
+            if accelerated(generation) > before:
+                break
+            exchange(listener, LIMIT)
+        assert whys(generation) == []
+        before = accelerated(generation)
+        for _ in range(10):
+            exchange(listener)
+        assert accelerated(generation) == before + 10
+
+
+@inside(timeout=120)
+def test_long_connections_are_not_learned(cgroup: Path, generation: Generation) -> None:
+    """Every so many short ones, one that makes up for them."""
+    with listen() as listener:
+        for number in range(2 * SHORT):
+            exchange(listener, 1 if number % 10 else 16)
+        assert accelerated(generation) == 2 * SHORT
+        assert whys(generation) == []
+
+
+@inside(timeout=120)
+def test_open_connections_are_not_learned(cgroup: Path, generation: Generation) -> None:
+    """Only what has ended is known to have been short."""
+    with listen() as listener:
+        kept = [connect(listener) for _ in range(400)]
+        for both in kept:
+            echo(both, 1)
+        assert accelerated(generation) == 400
+        assert whys(generation) == []
+
+
+def fill(both: Connection) -> None:
+    both.client.setblocking(False)
+    with suppress(BlockingIOError):
+        for _ in range(1000):
+            both.client.send(b"x" * 65536)
+
+
+@pytest.mark.parametrize("generation", [{"window_bytes": 65536}], indirect=True)
+@inside(timeout=120)
+def test_spills(cgroup: Path, generation: Generation) -> None:
+    with retiring(generation), listen() as listener:
+        for number in range(SPILLS):
+            assert whys(generation) == [], number
+            with closing(connect(listener)) as both:
+                fill(both)
+        assert whys(generation) == ["spills"]
+        assert accelerated(generation) == SPILLS
+
+
+@inside(timeout=120)
+def test_early_data(cgroup: Path, generation: Generation) -> None:
+    with listen() as listener:
+        listener.setsockopt(socket.IPPROTO_TCP, TCP_DEFER_ACCEPT, 30)
+
+        def once() -> None:
+            client = dial(listener)
+            client.sendall(b"x")
+            listener.accept()[0].close()
+            client.close()
+
+        for _ in range(EARLY):
+            assert whys(generation) == []
+            once()
+        assert whys(generation) == ["early data"]
+        assert generation.counters()["declined_early_data"] == EARLY
+        once()
+        assert generation.counters()["declined_learned"] == 1
+
+
+@inside(timeout=120)
+def test_forgetting_begins_again(cgroup: Path, generation: Generation) -> None:
+    with listen() as listener:
+        for _ in range(SHORT):
+            exchange(listener)
+        ((key, _),) = generation.lessons()
+        assert LISTENER.unpack(key)[1] == listener.getsockname()[1]
+        generation.unteach(key)
+        before = accelerated(generation)
+        for _ in range(SHORT - 1):
+            exchange(listener)
+        assert accelerated(generation) == before + SHORT - 1
+        assert whys(generation) == []
