@@ -55,7 +55,7 @@ _sockredirctl() {
     local -a options
     case $command in
         '') options=(--help --version) ;;
-        enable) options=(--cgroup --port) ;;
+        enable) options=(--unit --cgroup --exclude-cgroup --addresses --port --exclude-port) ;;
         disable | reload) ;;
         status | check | trace) options=(--json) ;;
         stats) options=(--format --json) ;;
@@ -69,13 +69,14 @@ _sockredirctl() {
 
     local -a words
     case $previous in
-        --cgroup)
+        --addresses) words=(loopback host any) ;;
+        --cgroup | --exclude-cgroup)
             compopt -o nospace
             mapfile -t words < <(__sockredirctl_cgroups "$current")
             ;;
         --format) words=(text json openmetrics prometheus) ;;
         --pid) mapfile -t words < <(__sockredirctl_pids) ;;
-        --port) mapfile -t words < <(__sockredirctl_ports) ;;
+        --port | --exclude-port) mapfile -t words < <(__sockredirctl_ports) ;;
         --sort) words=(bytes messages rate message_rate unread age) ;;
         --unit) mapfile -t words < <(__sockredirctl_units) ;;
         --forget | --interval | --limit | --timeout) ;;

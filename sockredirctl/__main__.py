@@ -20,13 +20,25 @@ from sockredirctl.errors import ClientError, Exit
 async def _enable(client: Client, arguments: argparse.Namespace) -> None:
     scope: dict[str, Variant] = {}
     if arguments.cgroup is not None:
-        scope["cgroup"] = Variant("s", arguments.cgroup)
-    if arguments.port:
-        scope["only_ports"] = Variant("au", arguments.port)
+        # units in the file would take precedence
+        scope |= {"cgroup": Variant("s", arguments.cgroup), "units": Variant("as", [])}
+    if arguments.addresses is not None:
+        scope["addresses"] = Variant("s", arguments.addresses)
+    for key, signature, values in (
+        ("units", "as", arguments.unit),
+        ("exclude_cgroups", "as", arguments.exclude_cgroup),
+        ("only_ports", "au", arguments.port),
+        ("exclude_ports", "au", arguments.exclude_port),
+    ):
+        if values:
+            scope[key] = Variant(signature, values)
     if scope:
         await client.call("EnableWith", "a{sv}", scope)
     else:
         await client.call("Enable")
+    waiting = [unit for unit, path in (await client.properties())["Units"].items() if not path]
+    if waiting:
+        print(f"not running, and waited for: {', '.join(waiting)}", file=sys.stderr)
 
 
 async def _disable(client: Client, _arguments: argparse.Namespace) -> None:
@@ -116,18 +128,7 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, parents=parents, help=text, description=text)
         command.set_defaults(function=function)
         if function is _enable:
-            command.add_argument(
-                "--cgroup",
-                metavar="PATH",
-                help="accelerate within this cgroup (as in /proc/PID/cgroup) until disabled",
-            )
-            command.add_argument(
-                "--port",
-                type=_port,
-                action="append",
-                metavar="PORT",
-                help="accelerate connections to this listening port only; may be repeated",
-            )
+            _add_scope_arguments(command)
         elif function is _stats:
             command.add_argument(
                 "--format",
@@ -144,6 +145,52 @@ def _parser() -> argparse.ArgumentParser:
         elif function is learned.run:
             learned.add_arguments(command)
     return parser
+
+
+def _add_scope_arguments(command: argparse.ArgumentParser) -> None:
+    where = command.add_mutually_exclusive_group()
+    where.add_argument(
+        "--unit",
+        type=_unit,
+        action="append",
+        metavar="UNIT",
+        help="accelerate within and between these systemd units; may be repeated",
+    )
+    where.add_argument(
+        "--cgroup",
+        metavar="PATH",
+        help="accelerate within this cgroup (as in /proc/PID/cgroup)",
+    )
+    command.add_argument(
+        "--exclude-cgroup",
+        action="append",
+        metavar="PATH",
+        help="but for this cgroup and those below; may be repeated",
+    )
+    command.add_argument(
+        "--addresses",
+        choices=["loopback", "host", "any"],
+        help="between loopback addresses, all of this host, or any (NAT, containers)",
+    )
+    command.add_argument(
+        "--port",
+        type=_port,
+        action="append",
+        metavar="PORT",
+        help="accelerate connections to this listening port only; may be repeated",
+    )
+    command.add_argument(
+        "--exclude-port",
+        type=_port,
+        action="append",
+        metavar="PORT",
+        help="not to this one, in place of those in the file; may be repeated",
+    )
+
+
+def _unit(text: str) -> str:
+    """As systemctl(1) takes them."""
+    return text if "." in text else f"{text}.service"
 
 
 def _add_top_arguments(command: argparse.ArgumentParser) -> None:

@@ -8,11 +8,25 @@ from itertools import islice
 from typing import Any
 
 REASONS_SHOWN = 5  # of each kind; stats has all
+_BETWEEN = {
+    "loopback": "loopback connections",
+    "host": "connections between addresses of this host",
+    "any": "connections on this host, of any address",
+}
 
 
-def scope(scope: dict[str, Any]) -> str:
-    """A scope in words, e.g. 'loopback connections in cgroup /, but port 22'."""
-    words = f"{scope['addresses']} connections in cgroup {scope['cgroup']}"
+def scope(scope: dict[str, Any], units: dict[str, str]) -> str:
+    """A scope in words, e.g. 'loopback connections in cgroup /, except port 22'."""
+    words = _BETWEEN[scope["addresses"]]
+    if scope["units"]:
+        names = (
+            name if units.get(name, "?") else f"{name} (not running)" for name in scope["units"]
+        )
+        words += " in " + ", ".join(names)
+    else:
+        words += f" in cgroup {scope['cgroup']}"
+    if scope["exclude_cgroups"]:
+        words += ", except cgroup " + ", ".join(scope["exclude_cgroups"])
     if scope["only_ports"]:
         words += ", port " + ", ".join(map(str, scope["only_ports"])) + " only"
     if scope["exclude_ports"]:
@@ -83,7 +97,7 @@ def status(properties: dict[str, Any], stats: dict[str, int], now: float, width:
         f"sockredird {properties['Version']} - same-host TCP acceleration",
         f"       State: {properties['State']} since {since:%a %Y-%m-%d %H:%M:%S %Z}; {ago} ago",
         *([f"     Problem: {properties['Problem']}"] if properties["Problem"] else []),
-        f"       Scope: {scope(properties['Scope'])}",
+        f"       Scope: {scope(properties['Scope'], properties['Units'])}",
         f"      Kernel: {kernel(properties['Kernel'])}",
         f" Connections: {stats['active_connections']:,} accelerated now, "
         f"{stats['accelerated_connections']:,} in all "

@@ -222,6 +222,12 @@ class Manager1(ServiceInterface):  # type: ignore[misc]
 
     @dbus_property(access=PropertyAccess.READ)
     @no_type_check
+    def Units(self) -> "a{ss}":
+        """Units in scope by name: the cgroup of each, empty while it has none."""
+        return self._backend.properties()["Units"].value
+
+    @dbus_property(access=PropertyAccess.READ)
+    @no_type_check
     def Problem(self) -> "s":  # noqa: F821
         """What is wrong with the datapath, and the remedy; empty if nothing is."""
         return self._backend.properties()["Problem"].value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -48,6 +49,12 @@ def own() -> Path:
     if not name or ".." in path.parts or not (path / "cgroup.procs").exists():
         raise UnsupportedKernel(f"the cgroup of this process, {name!r}, is not below {path}")
     return path
+
+
+def outermost(paths: Iterable[Path]) -> tuple[Path, ...]:
+    """Those that exist, and are not below another: a program attached to both would run twice."""
+    there = {path for path in paths if (path / "cgroup.procs").exists()}
+    return tuple(sorted(path for path in there if not there & {*path.parents}))
 
 
 def cgroup_id(path: Path) -> int:

@@ -7,6 +7,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import pydantic
 from pydantic import BaseModel, StrictBool, ValidationError, confloat, conint, constr
 
 from sockredird import exclusion
@@ -14,6 +15,8 @@ from sockredird.errors import InvalidConfig
 
 DEFAULT_PATH = Path("/etc/sockredird/sockredird.toml")
 
+_UNIT = r"^[A-Za-z0-9:_.\\@-]{1,247}\.(service|scope|slice|socket|mount|swap)$"  # with a cgroup
+_PATTERN = "regex" if pydantic.VERSION.startswith("1.") else "pattern"
 # Class keywords and con*() are what pydantic 1.10 and 2.x both take without a warning. Everything
 # is strict: a port given as "80" is a mistake, not a port.
 if TYPE_CHECKING:
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     Window = int
     Seconds = float
     Text = str
+    Unit = str
     AbsolutePath = str
     Address = str
     Switch = bool
@@ -31,6 +35,7 @@ else:
     Window = conint(strict=True, ge=4096, le=1 << 30)
     Seconds = conint(strict=True, ge=0, le=3600) | confloat(strict=True, ge=0, le=3600)
     Text = constr(strict=True, min_length=1)
+    Unit = constr(strict=True, **{_PATTERN: _UNIT})
     AbsolutePath = constr(strict=True, min_length=2)
     Address = constr(strict=True)
     Switch = StrictBool
@@ -40,6 +45,7 @@ class Scope(BaseModel, extra="forbid", frozen=True):
     """Which connections are accelerated."""
 
     cgroup: Text = "/"
+    units: list[Unit] = []
     addresses: Literal["loopback", "host", "any"] = "loopback"
     exclude_ports: list[Port] = [21, 23, 513, 514]
     only_ports: list[Port] = []

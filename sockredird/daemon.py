@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from sockredird.layout import REQUEST_LEARNED, REQUEST_ULP
 from sockredird.manager import Manager
 from sockredird.service import Service
 from sockredird.shared import Joined, Shared
+from sockredird.units import Units
 from sockredird.watcher import Watcher
 from sockredird.worker import Worker
 
@@ -36,6 +37,7 @@ RECONNECT_PAUSE_S = 1.0
 CHECK_MAX_AGE_S = 60.0  # of findings, for those who may not have the kernel tried at any time
 SCOPE_SIGNATURES = {
     "cgroup": "s",
+    "units": "as",
     "addresses": "s",
     "exclude_ports": "au",
     "only_ports": "au",
@@ -52,7 +54,8 @@ class Daemon:
         self._load: Callable[[], Config] = lambda: config.load(path, required=required)
         self._loop = asyncio.get_running_loop()
         self._worker = Worker()
-        self._manager = Manager(settings, self._changed)
+        self._units = Units(lambda: self._spawn(self._worker.run(self._manager.follow_units)))
+        self._manager = Manager(settings, self._changed, self._follow_units)
         self._service = Service()
         self._stopping = asyncio.Event()
         self._bus: MessageBus
@@ -101,7 +104,9 @@ class Daemon:
                 self._addresses.close()
             self._endpoint.close()
             await self._findings.close()  # it has a directory on the bpffs
-            self._worker.close()
+            self._units.lose()
+            # not here: a job may be waiting for this loop
+            await asyncio.to_thread(self._worker.close)
             inventory.unlock(lock, root)
 
     # -- the bus -----------------------------------------------------------------------------
@@ -111,6 +116,7 @@ class Daemon:
         try:
             if not await dbus.name_is_free(bus):
                 raise BusUnavailable(f"the bus name {dbus.NAME} is taken: another sockredird runs")
+            self._units.use(bus)
             if first:
                 await self._worker.run(self._manager.start)
                 self._show()
@@ -137,6 +143,7 @@ class Daemon:
         log.warning("the D-Bus system bus went away; the datapath goes on without it")
         self._interface = None
         self._relay.lose()
+        self._units.lose()
         return False
 
     async def _reconnect(self) -> None:
@@ -237,6 +244,10 @@ class Daemon:
         self._tasks.add(task)
         task.add_done_callback(done)
 
+    def _follow_units(self, units: Sequence[str]) -> dict[str, str]:
+        """Called by the manager, in the worker thread."""
+        return asyncio.run_coroutine_threadsafe(self._units.follow(units), self._loop).result()
+
     def _changed(self) -> None:
         """Called by the manager, in the worker thread."""
         self._loop.call_soon_threadsafe(self._show)
@@ -252,6 +263,7 @@ class Daemon:
             "State": Variant("s", manager.state),
             "Since": Variant("t", manager.since),
             "Scope": Variant("a{sv}", scope),
+            "Units": Variant("a{ss}", dict(manager.units)),
             "Problem": Variant("s", manager.problem),
         }
         self._watch([*([manager.live] if manager.live else []), *manager.draining])

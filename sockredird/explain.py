@@ -5,7 +5,7 @@ What the datapath said of it comes first; of what it never saw, the live socket 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,7 +62,7 @@ class View:
 
     enabled: bool
     scope: Scope
-    cgroup: str  # in scope, as in /proc/PID/cgroup
+    cgroups: tuple[str, ...]  # in scope, as in /proc/PID/cgroup
     generations: list[Generation]
     learned: Learned
 
@@ -250,10 +250,16 @@ def _judge_listener(view: View, subject: Subject, names: Names) -> tuple[str, st
 def _out_of_scope(view: View, sockets: list[Socket], server_port: int, names: Names) -> str:
     if server_port not in view.scope.ports():
         return "port"
-    base = view.cgroup.rstrip("/") + "/"
-    if any(s.cgroup and not (names.path(s.cgroup) + "/").startswith(base) for s in sockets):
+    paths = [names.path(s.cgroup) for s in sockets if s.cgroup]
+    if not all(_is_below(path, view.cgroups) for path in paths):
+        return "cgroup"
+    if any(_is_below(path, view.scope.exclude_cgroups) for path in paths):
         return "cgroup"
     return ""
+
+
+def _is_below(path: str, cgroups: Iterable[str]) -> bool:
+    return any(f"{path}/".startswith(cgroup.rstrip("/") + "/") for cgroup in cgroups if cgroup)
 
 
 def _unsuitable(sockets: list[Socket]) -> str:
@@ -296,7 +302,11 @@ def _detail(view: View, subject: Subject, reason: str, names: Names) -> str:
         detail += f': addresses = "{view.scope.addresses}"'
     elif reason == "cgroup":
         paths = sorted({names.path(s.cgroup) for s in subject.sockets})
-        detail += f": {view.cgroup} is in scope, the sockets belong to {', '.join(paths)}"
+        inside = ", ".join(filter(None, view.cgroups)) or "no unit that runs"
+        detail += f": {inside} is in scope"
+        if view.scope.exclude_cgroups:
+            detail += f" except {', '.join(view.scope.exclude_cgroups)}"
+        detail += f", the sockets belong to {', '.join(paths)}"
     elif reason == "port":
         only = view.scope.only_ports
         detail += f": {subject.server.port}, " + (

@@ -211,6 +211,8 @@ class Generation:
             for cgroup, number in self.cgroups.items():
                 # the kernel lets go of a removed cgroup's links only some time later
                 if not is_cgroup(cgroup, number):
+                    if self.follows_units:
+                        continue  # its unit has stopped
                     return f"cgroup {cgroup} was removed"
                 if not links.complete(self.directory, number):
                     return f"{self.directory}: detached from {cgroup}"
@@ -224,6 +226,11 @@ class Generation:
     def cgroups(self) -> dict[Path, int]:
         """The cgroups, with their ids, whose sockets run the programs if nobody detached them."""
         return {Path(path): number for path, number in self.manifest["cgroups"].items()}
+
+    @property
+    def follows_units(self) -> bool:
+        """Whether it is attached to the cgroups of systemd units, of which there may be none."""
+        return bool(self.manifest["scope"].get("units"))
 
     @property
     def attached(self) -> bool:
@@ -324,9 +331,13 @@ class Generation:
 
         Raises LoadFailed, or OSError if one is gone; links made before that stay.
         """
-        numbers = {
-            str(cgroup): links.attach(self.directory, self._pins, cgroup) for cgroup in cgroups
-        }
+        numbers = {}
+        for cgroup in cgroups:
+            try:
+                numbers[str(cgroup)] = links.attach(self.directory, self._pins, cgroup)
+            except FileNotFoundError:
+                if not self.follows_units:  # whose cgroups go when they stop
+                    raise
         self.manifest["cgroups"] = numbers
         _note(self._pins["manifest"], self.manifest)
         links.keep_only(self.directory, numbers.values())

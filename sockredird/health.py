@@ -49,6 +49,8 @@ class Health:
 
     def of_disabled(self, scope: Scope) -> str:
         """Why Enable would fail, as far as that is easily told."""
+        if scope.units:
+            return ""
         try:
             self.find_cgroup(scope)
         except SockredirError as error:
@@ -57,6 +59,8 @@ class Health:
 
     def awaited(self, scope: Scope) -> Path | None:
         """The cgroup in scope, if it is not that of the last attempt: gone, or made anew."""
+        if scope.units:
+            return None
         try:
             path = cgroup.directory(scope.cgroup)
             return None if cgroup.is_cgroup(path, self._cgroup) else path

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from sockredird import compiler, config, explain, inventory, sandbox
+from sockredird import cgroup, compiler, config, explain, inventory, sandbox
 from sockredird.check import KernelCheck
 from sockredird.config import Config, Scope
 from sockredird.errors import InvalidConfig, LoadFailed, SockredirError
@@ -38,6 +38,10 @@ def _empty(walked: Walked) -> bool:
     return walked.entries == 0
 
 
+def _outermost(units: dict[str, str]) -> tuple[Path, ...]:
+    return cgroup.outermost(cgroup.directory(path) for path in units.values() if path)
+
+
 @contextmanager
 def _noting() -> Iterator[None]:
     """What is learned decides no more than how fast it is: nothing else may fail for it."""
@@ -54,13 +58,19 @@ class Manager:
         self,
         settings: Config,
         changed: Callable[[], None],
+        follow: Callable[[Sequence[str]], dict[str, str]] = lambda _units: {},
     ) -> None:
-        """`changed` is called after every change of what is shown, in the worker thread."""
+        """`changed` is called after every change of what is shown, in the worker thread.
+
+        `follow` is Units.follow(); follow_units() has to be called when it says so.
+        """
         self.config = settings
         self.scope = settings.scope
         self.state = DISABLED
         self.since = time.time_ns() // 1000
         self.problem = ""
+        self.units: dict[str, str] = {}  # in scope, by name: their cgroups, empty while not running
+        self._follow = follow
         self.live: Generation | None = None
         self.draining: list[Generation] = []
         self._health = Health()
@@ -90,7 +100,8 @@ class Manager:
             log.info("removing the leftovers of an interrupted change: %s", directory)
             discard(directory)
         for generation in generations:
-            if generation.attached and not generation.stopped and self.live is None:
+            working = not generation.stopped and (generation.attached or generation.follows_units)
+            if working and self.live is None:
                 self._adopt_live(generation)
             else:
                 generation.stop()
@@ -128,6 +139,11 @@ class Manager:
         if self._intent.remembered() is None:
             # a crash between attaching and remembering, or between forgetting and detaching
             self._intent.remember(self.scope.as_dict())
+        try:
+            self._follow_live()
+        except (SockredirError, OSError) as error:
+            # what is attached stays so
+            log.error("cannot follow the units in scope: %s", error)
         self._enter(ENABLED)
 
     def _upgrade(self, old: Generation) -> None:
@@ -161,8 +177,11 @@ class Manager:
                 self._replace(plan)
             except BaseException:
                 self._intent.remember(before)
+                with suppress(SockredirError, OSError):
+                    self._follow_live()
                 raise
         self.scope = scope
+        self._follow_live()
         self.problem = ""
         if self.live is not None:
             self._health.enabled(self.live)
@@ -176,6 +195,7 @@ class Manager:
         elif self.draining:
             self.drain(float(self.config.limits.drain_timeout_s))
         self.scope = self.config.scope
+        self._follow_live()
         self.problem = ""
         self._enter(DRAINING if self.draining else DISABLED)
 
@@ -188,7 +208,7 @@ class Manager:
             if self._intent.remembered() is not None:
                 self.enable()
             else:
-                self._health.find_cgroup(settings.scope)
+                self._cgroups(settings.scope)
                 self.scope = settings.scope
         except SockredirError:
             self.config = old
@@ -198,7 +218,7 @@ class Manager:
     def _plan(self, scope: Scope) -> Plan:
         return Plan(
             scope=scope.as_dict(),
-            cgroups=(self._health.find_cgroup(scope),),
+            cgroups=self._cgroups(scope),
             ports=scope.ports(),
             addresses=scope.addresses,
             exclude_cgroups=tuple(scope.exclude_cgroups),
@@ -206,6 +226,36 @@ class Manager:
             window_bytes=self.config.limits.window_bytes,
             learn=self.config.learning.unprofitable,
         )
+
+    def _cgroups(self, scope: Scope) -> tuple[Path, ...]:
+        """In scope now. Raises InvalidConfig if there is no such one, or no systemd to ask."""
+        if not scope.units:
+            return (self._health.find_cgroup(scope),)
+        return _outermost(self._follow(scope.units))
+
+    def _follow_live(self) -> None:
+        """Attaches the live generation to the units in scope as they are now, and follows those.
+
+        Raises InvalidConfig or LoadFailed; what is attached stays so.
+        """
+        self.units = self._follow(self.scope.units if self.live is not None else [])
+        if self.live is None or not self.live.follows_units:
+            return
+        paths = _outermost(self.units)
+        try:
+            if self.live.cgroups != {path: cgroup.cgroup_id(path) for path in paths}:
+                self.live.attach(paths)
+                log.info("attached to %s", " ".join(map(str, paths)) or "no unit: none is running")
+        except FileNotFoundError as error:
+            log.info("a unit has stopped meanwhile, and will be told of: %s", error)
+
+    def follow_units(self) -> None:
+        """A unit in scope has started, or stopped."""
+        try:
+            self._follow_live()
+        except (SockredirError, OSError) as error:
+            log.error("units in scope: %s", error)
+        self._changed()
 
     def _replace(self, plan: Plan) -> None:
         """A new generation, then the end of the old one: there is no moment without either.
@@ -331,7 +381,7 @@ class Manager:
         return View(
             enabled=self.live is not None,
             scope=self.scope,
-            cgroup=self.scope.cgroup,
+            cgroups=tuple(self.units.values()) if self.scope.units else (self.scope.cgroup,),
             generations=self.generations,
             learned=self._learned,
         )

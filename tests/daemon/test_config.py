@@ -28,6 +28,7 @@ PATHS = TEXT.map(lambda text: f"/{text}")
 VALID: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "scope": {
         "cgroup": TEXT,
+        "units": st.lists(st.sampled_from(["a.service", "-.slice", "b-c@1.scope"]), max_size=3),
         "addresses": st.sampled_from(["loopback", "host", "any"]),
         "exclude_ports": PORTS,
         "only_ports": PORTS,
@@ -124,6 +125,8 @@ def is_valid(key: str, value: Any) -> bool:
             isinstance(port, int) and not isinstance(port, bool) and 0 < port < 65536
             for port in value
         )
+    if key == "units":
+        return bool(value == [])
     if key == "exclude_cgroups":
         return isinstance(value, list) and all(str(path).startswith("/") for path in value)
     if key == "drain_timeout_s":

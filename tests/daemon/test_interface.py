@@ -36,11 +36,13 @@ PROPERTY_TYPES = {
     "State": "s",
     "Since": "t",
     "Scope": "a{sv}",
+    "Units": "a{ss}",
     "Problem": "s",
     "Kernel": "a{sv}",
 }
 SCOPE_TYPES = {
     "cgroup": "s",
+    "units": "as",
     "addresses": "s",
     "exclude_ports": "au",
     "only_ports": "au",
@@ -81,6 +83,7 @@ def test_properties_of_a_disabled_daemon(host: Host, client: Client) -> None:
     assert {name: value.signature for name, value in scope.items()} == SCOPE_TYPES
     assert plain(scope) == {
         "cgroup": host.scope,
+        "units": [],
         "addresses": "loopback",
         "exclude_ports": [21, 23, 513, 514],
         "only_ports": [],

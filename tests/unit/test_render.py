@@ -17,9 +17,11 @@ PROPERTIES: dict[str, Any] = {
     "Version": "0.1.0",
     "State": "enabled",
     "Since": 1,
+    "Units": {},
     "Problem": "cgroup /sys/fs/cgroup/system.slice/some.service was removed; " * 3,
     "Scope": {
         "addresses": "loopback",
+        "units": [],
         "cgroup": "/system.slice/redis-server.service",
         "only_ports": list(range(6000, 6030)),
         "exclude_ports": [21, 23, 513, 514],

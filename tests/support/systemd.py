@@ -1,0 +1,139 @@
+"""A stand-in for systemd on a private bus: units, with real cgroups behind them, start and stop.
+
+Only what sockredird asks of org.freedesktop.systemd1(5), in the words that systemd uses: a unit's
+object is there once it is loaded, its ControlGroup is empty unless it runs, and what is signalled
+is ActiveState, to those who called Subscribe().
+"""
+
+# No `from __future__ import annotations`: dbus-next reads D-Bus signatures from annotations.
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, no_type_check
+
+from dbus_next import PropertyAccess
+from dbus_next.aio import MessageBus
+from dbus_next.service import ServiceInterface, dbus_property, method
+
+from sockredird.cgroup import mount_point
+from support import cgroups
+
+NAME = "org.freedesktop.systemd1"
+TIMEOUT_S = 20
+
+
+class _Unit(ServiceInterface):  # type: ignore[misc]
+    def __init__(self) -> None:
+        super().__init__(f"{NAME}.Unit")
+        self.state = "inactive"
+
+    @dbus_property(access=PropertyAccess.READ)
+    @no_type_check
+    def ActiveState(self) -> "s":  # noqa: F821
+        return self.state
+
+
+class _Service(ServiceInterface):  # type: ignore[misc]
+    def __init__(self) -> None:
+        super().__init__(f"{NAME}.Service")
+        self.cgroup = ""
+
+    @dbus_property(access=PropertyAccess.READ)
+    @no_type_check
+    def ControlGroup(self) -> "s":  # noqa: F821
+        return self.cgroup
+
+
+class _Manager(ServiceInterface):  # type: ignore[misc]
+    def __init__(self, load: Callable[[str], str]) -> None:
+        super().__init__(f"{NAME}.Manager")
+        self._load = load
+        self.subscribed = False
+
+    @method()
+    @no_type_check
+    def Subscribe(self):
+        self.subscribed = True
+
+    @method()
+    @no_type_check
+    def LoadUnit(self, name: "s") -> "o":  # noqa: F821
+        return self._load(name)
+
+
+class Systemd:
+    """Runs in a thread of its own until close()."""
+
+    def __init__(self, address: str, root: Path) -> None:
+        """Cgroups of units are made in `root`, e.g. <root>/a.service."""
+        self._root = root
+        self._units: dict[str, tuple[_Unit, _Service]] = {}
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        self._manager = _Manager(self._load)
+        self._bus: MessageBus = self._do(self._connect(address))
+
+    def _do(self, job: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(job, self._loop).result(TIMEOUT_S)
+
+    async def _connect(self, address: str) -> MessageBus:
+        bus = await MessageBus(address).connect()
+        bus.export("/org/freedesktop/systemd1", self._manager)
+        await bus.request_name(NAME)
+        return bus
+
+    def _load(self, name: str) -> str:
+        # bus_label_escape(): what is neither letter nor digit as _xx
+        label = "".join(c if c.isalnum() else f"_{ord(c):02x}" for c in name)
+        path = f"/org/freedesktop/systemd1/unit/{label}"
+        if name not in self._units:
+            self._units[name] = (_Unit(), _Service())
+            for interface in self._units[name]:
+                self._bus.export(path, interface)
+        return path
+
+    async def _set(self, name: str, state: str, cgroup: str) -> None:
+        self._load(name)
+        unit, service = self._units[name]
+        service.cgroup = cgroup
+        unit.state = state
+        if self._manager.subscribed:
+            unit.emit_properties_changed({"ActiveState": state})
+
+    def start(self, name: str) -> Path:
+        """The unit's cgroup, a new one each time."""
+        path = self._root / name
+        path.mkdir()
+        self.reveal(name, path)
+        return path
+
+    def reveal(self, name: str, path: Path) -> None:
+        """As start(), in a cgroup that the test has made."""
+        self._do(self._set(name, "active", f"/{path.relative_to(mount_point())}"))
+
+    def conceal(self, name: str) -> None:
+        self._do(self._set(name, "inactive", ""))
+
+    def stop(self, name: str) -> None:
+        """Kills what runs in it."""
+        cgroups.remove(self._root / name)
+        self.conceal(name)
+
+    def close(self) -> None:
+        """Stops all units and leaves the bus, if that has not been done."""
+        if self._loop.is_closed():
+            return
+        for name, (_, service) in list(self._units.items()):
+            if service.cgroup:
+                self.stop(name)
+        self._loop.call_soon_threadsafe(self._bus.disconnect)
+        self._do(self._bus.wait_for_disconnect())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(TIMEOUT_S)
+        # dbus-next leaves them to the garbage collector, which pytest hears of
+        self._bus._stream.close()
+        self._bus._sock.close()
+        self._loop.close()
