@@ -19,7 +19,7 @@ from . import pins
 from .actor import Actor
 from .bus import private_bus
 from .client import Client
-from .process import PYTHON, REPOSITORY, DaemonProcess, Tables, environment, toml
+from .process import PYTHON, REPOSITORY, WARNINGS, DaemonProcess, Tables, environment, toml
 
 _numbers = itertools.count(1)
 CTL_TIMEOUT_S = 40.0 * PATIENCE
@@ -107,7 +107,7 @@ class Host:
     @contextmanager
     def ctl_process(self, *arguments: str, bus: str = "") -> Iterator[subprocess.Popen[str]]:
         with subprocess.Popen(
-            [PYTHON, "-W", "error::DeprecationWarning", "-m", "sockredirctl", *arguments],
+            [PYTHON, *WARNINGS, "-m", "sockredirctl", *arguments],
             env=environment(bus or self.bus),
             cwd=REPOSITORY,
             stdin=subprocess.DEVNULL,

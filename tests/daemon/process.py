@@ -17,7 +17,9 @@ from .notify import NotifySocket
 
 REPOSITORY = Path(__file__).parents[2]
 PYTHON = "/usr/bin/python3"
-COMMAND = (PYTHON, "-X", "faulthandler", "-W", "error::DeprecationWarning", "-m", "sockredird")
+# dbus-next 0.2.3 predates Python 3.13
+WARNINGS = ("-Werror::DeprecationWarning", "-Wignore::DeprecationWarning:dbus_next.service")
+COMMAND = (PYTHON, "-X", "faulthandler", *WARNINGS, "-m", "sockredird")
 TIMEOUT_S = 30.0 * PATIENCE
 
 Tables = Mapping[str, Mapping[str, Any]]

@@ -89,7 +89,8 @@ def disable(manager: Manager) -> None:
 
 def other_limits(manager: Manager) -> None:
     limits = Limits(max_connections=1025 + os.getpid() % 1024, drain_timeout_s=20.0)
-    manager.reload(manager.config.copy(update={"limits": limits}))
+    before = manager.config
+    manager.reload(Config(scope=before.scope, limits=limits, paths=before.paths))
 
 
 def nothing(manager: Manager) -> None:

@@ -67,6 +67,7 @@ class Fleet:
             thread.join(self._stall_timeout + 10)
         self._listener.shutdown(socket.SHUT_RDWR)
         self._threads[0].join(10)
+        self._listener.close()
 
     def _prepare(self, sock: socket.socket, number: int) -> None:
         set_nodelay(sock)
