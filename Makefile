@@ -3,6 +3,7 @@
 # make bench    figures for docs/benchmarks and the README, in ten minutes; QUICK=1: in one, beside them
 # make vm-test  the package on Debian kernels in virtual machines; KERNEL=6.1, 6.12, 7.3 or all
 # make semantics  docs/semantics.md, from what the conformance suite finds on this kernel
+# make kernels  docs/kernels.md, from what the virtual machines found; semantics.md, too
 # make check    static checks: Python, manual pages, unit, D-Bus policy
 # make deb      dist/sockredird_*.deb
 # make demo     builds and installs the package, shows it at work
@@ -36,8 +37,8 @@ SOURCES := $(wildcard sockredird sockredirctl tests bench) \
 	$(shell grep -lsE '^\#!.*python3' packaging/* tools/*)
 MANPAGES := $(wildcard man/*.[58])
 
-.PHONY: all install-deps test torture semantics bench vm-test check check-deps check-python check-man \
-	check-systemd check-dbus check-packaging deb lintian demo clean
+.PHONY: all install-deps test torture semantics bench vm-test kernels check check-deps \
+	check-python check-man check-systemd check-dbus check-packaging deb lintian demo clean
 all: deb
 
 install-deps:
@@ -75,6 +76,11 @@ vm-test: deb
 	$(ROOT) env PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=tests $(PYTHON) -m vm --kernel $(KERNEL) \
 		--pytest="$(VM_PYTEST_ARGS)" --package dist/sockredird_*_all.deb \
 		$(RUNTIME_DEPS) $(TEST_DEPS) $(VM_PACKAGES)
+
+# From the results of the last `make vm-test`.
+kernels:
+	PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=.:tests $(PYTHON) -m vm.document
+	PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=.:tests $(PYTHON) -m conformance.document
 
 check: check-python check-man check-systemd check-dbus check-packaging
 
@@ -114,24 +120,33 @@ check-systemd: | check-deps
 check-dbus: | check-deps
 	$(ROOT) packaging/check-dbus
 
-check-packaging:
-	for script in packaging/apt-install packaging/debian/*.prerm packaging/debian/*.postrm; do \
-		sh -n $$script || exit 1; done
+check-packaging: | check-deps
+	for script in packaging/apt-install packaging/debian/*.prerm packaging/debian/*.postrm \
+		packaging/debian/tests/installed; do sh -n $$script || exit 1; done
 	bash -n .ci/run
+	bash -n completions/sockredirctl.bash
+	zsh -n completions/_sockredirctl
 
-# A copy of the tree, as dpkg-buildpackage wants debian/ at its top and leaves its traces there.
-# Only binary packages (-b): a source package would want an .orig tarball.
+# The binary package is built from the source package, which holds all of a checkout, with debian/
+# where dpkg-buildpackage wants it. To build it elsewhere, from dist/sockredird_*.dsc:
+#   dpkg-source -x sockredird_*.dsc && cd sockredird-*/ && sudo apt build-dep . && dpkg-buildpackage
 # --ignore-builtin-builddeps: there is nothing to compile, so no C compiler is needed.
+UPSTREAM = $(shell sed -n '1s/[^0-9]*\([0-9.]*\)-.*/\1/p' packaging/debian/changelog)
+DEB_TREE = build/deb/sockredird-$(UPSTREAM)
 deb:
 	@$(APT_INSTALL) $(BUILD_DEPS)
 	rm -rf build/deb dist
-	mkdir -p build/deb/sockredird dist
-	cp -R LICENSE pyproject.toml sockredird sockredirctl systemd completions dbus polkit docs man packaging \
-		build/deb/sockredird
+	mkdir -p $(DEB_TREE) dist
+	cp -R LICENSE Makefile README.md pyproject.toml bench completions dbus docs man packaging polkit \
+		sockredirctl sockredird systemd tests tools $(DEB_TREE)
 	find build/deb -name __pycache__ -prune -exec rm -r {} +
-	mv build/deb/sockredird/packaging/debian build/deb/sockredird/debian
-	cd build/deb/sockredird && dpkg-buildpackage -b -us -uc --ignore-builtin-builddeps
-	cp build/deb/*.deb build/deb/*.buildinfo build/deb/*.changes dist
+	mv $(DEB_TREE)/packaging/debian build/deb
+	tar --create --xz --sort=name --owner=0 --group=0 --numeric-owner --directory=build/deb \
+		--mtime="$$(dpkg-parsechangelog -l build/deb/debian/changelog -S Date)" \
+		--file=build/deb/sockredird_$(UPSTREAM).orig.tar.xz sockredird-$(UPSTREAM)
+	mv build/deb/debian $(DEB_TREE)
+	cd $(DEB_TREE) && dpkg-buildpackage -us -uc --ignore-builtin-builddeps
+	find build/deb -maxdepth 1 -type f -exec cp {} dist \;
 
 lintian: deb
 	@$(APT_INSTALL) lintian
