@@ -8,22 +8,27 @@ import shutil
 import signal
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
 
 from vm import disk, qemu, report, roots, sources
+from vm.guest.boots import BOOTS
 from vm.kernels import KERNELS, Kernel
 
 REPOSITORY = Path(__file__).parents[2]
 BUILD = REPOSITORY / "build" / "vm"
 SHARE_ROOM = 256 << 20
+# What tests of a checkout look at beside the packages, which are those installed
+CHECKOUT = ("completions", "dbus", "docs", "man", "polkit", "tests")
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="vm")
     parser.add_argument("--kernel", choices=[*KERNELS, "all"], default="all")
     parser.add_argument("--package", type=Path, required=True, help="the .deb under test")
-    parser.add_argument("--timeout", type=float, default=1500, help="seconds for each guest")
+    parser.add_argument("--timeout", type=float, default=2400, help="seconds for each guest")
+    parser.add_argument("--jobs", type=int, default=2, help="guests at a time")
     parser.add_argument("--pytest", default="", help="arguments for pytest in the guest")
     parser.add_argument("packages", nargs="*", help="Debian packages installed in the guest")
     return parser.parse_args()
@@ -34,58 +39,71 @@ def fill_share(package: Path, pytest_arguments: str, tree: Path) -> None:
     ignore = shutil.ignore_patterns("__pycache__", ".*")
     shutil.copytree(guest, tree / "guest", ignore=ignore)
     shutil.move(tree / "guest" / "boot", tree / "boot")
-    shutil.copytree(REPOSITORY / "tests", tree / "checkout" / "tests", ignore=ignore)
+    for part in CHECKOUT:
+        shutil.copytree(REPOSITORY / part, tree / "checkout" / part, ignore=ignore)
     shutil.copy(REPOSITORY / "pyproject.toml", tree / "checkout")
     (tree / "package").mkdir()
     shutil.copy(package, tree / "package")
+    shutil.copytree(REPOSITORY / "packaging/debian/tests", tree / "package" / "tests")
     (tree / "pytest-arguments").write_text(pytest_arguments)
 
 
-def run(kernel: Kernel, options: argparse.Namespace) -> bool:
-    """All stages on one kernel; True if nothing failed."""
-    image = roots.build(kernel.root, options.packages, BUILD / "roots")
+def run(kernel: Kernel, image: roots.Image, options: argparse.Namespace) -> bool:
+    """All boots of one kernel; True if nothing failed."""
     vmlinuz, initrd = image.boot_files(kernel.version)
     directory = BUILD / f"guest-{kernel.version}"
     shutil.rmtree(directory, ignore_errors=True)
     tree = directory / "share"
     tree.mkdir(parents=True)
     fill_share(options.package, options.pytest, tree)
-    share = directory / "share.img"
+    share, root = directory / "share.img", directory / "root.img"
     disk.make(share, tree, SHARE_ROOM)
+    disk.copy(image.root, root)
 
-    console = directory / "console"
-    print(f"{vmlinuz.name}: booting; what it does: tail -f {console}", flush=True)
     begun = time.monotonic()
-    ended = qemu.boot(
-        kernel=vmlinuz,
-        initrd=initrd,
-        root=image.root,
-        share=share,
-        console=console,
-        timeout=options.timeout,
-    )
+    late = False
+    consoles = []
+    for number, boot in enumerate(BOOTS):
+        consoles.append(directory / f"console-{number}")
+        print(f"{vmlinuz.name} {boot.parameters}: tail -f {consoles[-1]}", flush=True)
+        late = not qemu.boot(
+            kernel=vmlinuz,
+            initrd=initrd,
+            root=root,
+            share=share,
+            console=consoles[-1],
+            timeout=max(1.0, begun + options.timeout - time.monotonic()),
+            parameters=f"vm_test.boot={number} {boot.parameters}",
+        )
+        if late:
+            break
     duration = time.monotonic() - begun
+    root.unlink()
     disk.extract(share, "/results", directory)
     results = directory / "results"
-    result = report.read(results, BUILD / f"junit-{kernel.version}.xml")
-    if not ended:
+    stages = [stage.name for boot in BOOTS for stage in boot.stages]
+    result = report.read(results, stages, BUILD / f"junit-{kernel.version}.xml")
+    if late:
         result.failures.insert(0, f"the guest was killed after {options.timeout:.0f} s")
+    lines = [f"===== {vmlinuz.name}: {result.line()} in {duration:.0f} s"]
     if result.failures:
-        print(report.logs(results, console))
-        for failure in result.failures:
-            print(f"===== {kernel.version}: {failure}")
-    print(f"===== {vmlinuz.name}: {result.line()} in {duration:.0f} s", flush=True)
+        failures = [f"===== {kernel.version}: {failure}" for failure in result.failures]
+        lines = [report.logs(results, consoles), *failures, *lines]
+    # at once, as other guests print, too
+    print("\n".join(lines), flush=True)
     return not result.failures
 
 
 def terminate(number: int, frame: FrameType | None) -> None:
-    # an exception, so that the guest and temporary directories are cleared away
+    qemu.end_all()
+    # an exception, so that temporary directories are cleared away
     sys.exit(128 + number)
 
 
 def main() -> int:
     options = arguments()
-    signal.signal(signal.SIGTERM, terminate)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, terminate)
     BUILD.mkdir(parents=True, exist_ok=True)
     with (BUILD / "lock").open("w") as lock:
         try:
@@ -96,8 +114,14 @@ def main() -> int:
         if not qemu.is_recent():
             sources.install_from_backports(["qemu-system-x86"], BUILD / "apt")
         chosen = KERNELS.values() if options.kernel == "all" else [KERNELS[options.kernel]]
-        # a list: a failure on one kernel does not keep the others from running
-        return 0 if all([run(kernel, options) for kernel in chosen]) else 1
+        images = {
+            root: roots.build(root, options.packages, BUILD / "roots")
+            for root in dict.fromkeys(kernel.root for kernel in chosen)
+        }
+        with ThreadPoolExecutor(options.jobs) as guests:
+            # all of them: a failure on one kernel does not keep the others from running
+            passed = list(guests.map(lambda k: run(k, images[k.root], options), chosen))
+    return 0 if all(passed) else 1
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,23 +20,19 @@ class Result:
         return f"{self.passed} passed, {len(self.failures)} failed, {self.skipped} skipped"
 
 
-def read(results: Path, junit: Path) -> Result:
+def read(results: Path, stages: Sequence[str], junit: Path) -> Result:
     """Sums up the stages of a guest, and writes them to one JUnit file.
 
     A stage that did not come to its end is a failure, too.
     """
     result = Result()
     suites = ET.Element("testsuites")
-    announced = results / "stages"
-    if not announced.exists():
-        result.failures.append("the guest did not start its tests")
-    else:
-        for stage in announced.read_text().split():
-            report = results / f"{stage}.xml"
-            if report.exists():
-                _add(ET.parse(report), stage, suites, result)
-            else:
-                result.failures.append(f"{stage}: did not come to its end")
+    for stage in stages:
+        report = results / f"{stage}.xml"
+        if report.exists():
+            _add(ET.parse(report), stage, suites, result)
+        else:
+            result.failures.append(f"{stage}: did not come to its end")
     ET.ElementTree(suites).write(junit, encoding="utf-8", xml_declaration=True)
     return result
 
@@ -54,10 +51,11 @@ def _add(report: ET.ElementTree, stage: str, suites: ET.Element, result: Result)
                 result.passed += 1
 
 
-def logs(results: Path, console: Path) -> str:
+def logs(results: Path, consoles: Sequence[Path]) -> str:
     """The ends of the guest's logs; whole, they are in the same directory."""
     parts = []
-    for log in (*sorted(results.glob("*.journal")), *sorted(results.glob("*.kernel-log")), console):
+    logs = (*sorted(results.glob("*.journal")), *sorted(results.glob("*.kernel-log")), *consoles)
+    for log in logs:
         if log.exists():
             lines = log.read_text(errors="replace").splitlines()[-TAIL_LINES:]
             parts.append("\n".join([f"----- the end of {log}", *lines]))

@@ -18,6 +18,8 @@ KERNEL_PACKAGE = "linux-image-cloud-amd64"
 SYSTEM = ("dbus", "e2fsprogs", "initramfs-tools", "kmod", "systemd-sysv", "udev", "zstd")
 # Programs that are accelerated, and what the typed commands need
 PROGRAMS = ("curl", "nginx-light", "postgresql", "redis-server", "redis-tools", "sudo")
+# Of all that is downloaded and installed; without a mirror apt gives up by itself, before that
+BUILD_TIMEOUT_S = 1800
 # Free space of the root's file system; the file is sparse
 ROOM = 2 << 30
 # Started by the tests that want them; the login prompt would write over the log on the console.
@@ -95,7 +97,9 @@ def _bootstrap(root: Root, packages: Sequence[str], tree: Path) -> None:
     hooks += [
         # an empty root password: the console is a file, there is nobody to type one
         'chroot "$1" passwd -d root',
-        'chroot "$1" useradd -m visitor',
+        # whom the tests of authorisation know
+        'for user in visitor manager admin; do chroot "$1" useradd -m "$user"; done',
+        'chroot "$1" usermod -aG sudo admin',
         'echo "/dev/vda / ext4 defaults 0 1" > "$1/etc/fstab"',
         'echo "/dev/vdb /share ext4 defaults 0 0" >> "$1/etc/fstab"',
         'mkdir "$1/share"',
@@ -120,4 +124,5 @@ def _bootstrap(root: Root, packages: Sequence[str], tree: Path) -> None:
             *(sources.line(suite) for suite in (root.suite, *root.kernel_suites)),
         ],
         check=True,
+        timeout=BUILD_TIMEOUT_S,
     )

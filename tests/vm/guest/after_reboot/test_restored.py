@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lockdown import lockdown
 from pair import MESSAGES, Pair
 from shell import sh
 from status import counted, state
@@ -15,11 +16,16 @@ def test_this_is_another_boot() -> None:
 
 
 def test_enabled_state_is_restored() -> None:
-    sh("systemctl is-active sockredird")
+    sh("while [ $(systemctl is-active sockredird) = activating ]; do sleep 1; done")
     assert state() == "enabled"
     with counted() as change, Pair() as pair:
         pair.send()
     assert (change.connections, change.messages) == (1, MESSAGES)
+
+
+def test_works_under_lockdown_integrity() -> None:
+    """What Secure Boot switches on; none of the tests of this boot run without it."""
+    assert "[integrity]" in lockdown()
 
 
 def test_disable() -> None:

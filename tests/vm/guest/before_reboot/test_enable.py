@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from shell import sh
 from status import state
 
 
-def test_enabled_before_the_reboot(running: None) -> None:
-    sh("sockredirctl enable")
+def test_enabled_before_the_reboot(enabled: None) -> None:
     assert state() == "enabled"
     Path("/var/lib/first-boot-id").write_text(Path("/proc/sys/kernel/random/boot_id").read_text())

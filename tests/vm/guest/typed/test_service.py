@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import pytest
 from pair import MESSAGES, Pair
 from shell import Failed, sh
-from status import counted, state
+from status import BUSCTL, counted, state
 
 
 def test_start(installed: None) -> None:
@@ -59,20 +61,31 @@ def test_systemd_analyze_verify(installed: None) -> None:
     assert sh(f"systemd-analyze verify --man=no {unit}") == ""
 
 
-def test_reload_tells_what_is_wrong(enabled: None) -> None:
-    """systemctl reload waits for the daemon, which keeps the old configuration."""
-    config = "/etc/sockredird/sockredird.toml"
-    sh(f"cp {config} /root/kept.toml")
-    try:
-        sh(f"printf '[limits]\\nno_such_setting = 1\\n' >> {config}")
-        with pytest.raises(Failed):
-            sh("systemctl reload sockredird")
-        assert "no_such_setting" in sh("journalctl -u sockredird --no-pager | tail -n 20")
-        assert state() == "enabled"
-        with Pair() as pair, counted() as change:
-            pair.send()
-        assert change.messages == MESSAGES
-    finally:
-        sh(f"cp /root/kept.toml {config}")
+CONFIG = "/etc/sockredird/sockredird.toml"
+
+
+@pytest.fixture
+def edit() -> Iterator[Callable[[str, str], None]]:
+    """Puts a line into a section of the configuration, until the test ends."""
+    sh(f"cp {CONFIG} /root/kept.toml")
+    yield lambda section, line: print(sh(f"sed -i 's/^.{section}.$/&\\n{line}/' {CONFIG}"))
+    sh(f"cp /root/kept.toml {CONFIG}")
     sh("systemctl reload sockredird")
+
+
+def test_reload(disabled: None, edit: Callable[[str, str], None]) -> None:
+    edit("scope", "exclude_ports = [21, 4711]")
+    sh("systemctl reload sockredird")
+    assert " 4711 " in sh(BUSCTL.format("get-property", "Scope"))
+
+
+def test_reload_of_a_mistake(enabled: None, edit: Callable[[str, str], None]) -> None:
+    """systemctl reload waits for the daemon, which goes on as before."""
+    edit("limits", "no_such_setting = 1")
+    with pytest.raises(Failed):
+        sh("systemctl reload sockredird")
+    assert "no_such_setting" in sh("journalctl -u sockredird --no-pager | tail -n 20")
     assert state() == "enabled"
+    with Pair() as pair, counted() as change:
+        pair.send()
+    assert change.messages == MESSAGES

@@ -1,0 +1,133 @@
+"""Writes docs/kernels.md from what the guests left in build/vm; `make kernels` runs it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+from pathlib import Path
+
+from conformance import results
+from conformance.behaviours import ALL
+from conformance.document import line
+from vm.kernels import KERNELS
+
+REPOSITORY = Path(__file__).parents[2]
+BUILD = REPOSITORY / "build" / "vm"
+DOCUMENT = REPOSITORY / "docs" / "kernels.md"
+
+INTRODUCTION = """\
+# Kernels
+
+Made by `make kernels` from the results of `make vm-test KERNEL=all`; do not edit.
+
+Each of these is a Debian host under systemd in a virtual machine: the package is installed there,
+every command is typed, real programs run over it, it is upgraded and removed under traffic, the
+host is rebooted with acceleration enabled, and the test suites run over the installed package.
+"""
+
+Row = list[str]
+
+
+def table(head: Row, rows: list[Row]) -> Iterator[str]:
+    for cells in (head, ["---"] * len(head), *rows):
+        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    yield ""
+
+
+def outcomes(junit: Path) -> dict[str, dict[str, str]]:
+    """{stage: {test: outcome}}; why, where a test is skipped or expected to fail."""
+    found: dict[str, dict[str, str]] = {}
+    for suite in ET.parse(junit).getroot().iter("testsuite"):
+        stage = found.setdefault(str(suite.get("name")), {})
+        for case in suite.iter("testcase"):
+            outcome = "passed"
+            for element in case:
+                if element.tag in ("failure", "error"):
+                    outcome = "failed"
+                elif element.tag == "skipped":
+                    outcome = f"{element.get('type', 'skipped').removeprefix('pytest.')}: " + str(
+                        element.get("message")
+                    )
+            stage[f"{case.get('classname')}::{case.get('name')}"] = outcome
+    return found
+
+
+def hosts(kernels: list[str]) -> Iterator[str]:
+    facts = [
+        json.loads((BUILD / f"guest-{kernel}/results/host.json").read_text()) for kernel in kernels
+    ]
+    yield from table(["", *kernels], [[name, *(f[name] for f in facts)] for name in facts[0]])
+
+
+def totals(found: list[dict[str, dict[str, str]]]) -> Iterator[Row]:
+    for stage in found[0]:
+        row = [stage]
+        for kernel in found:
+            values = list(kernel.get(stage, {}).values())
+            parts = [f"{values.count('passed')} passed"]
+            for outcome in ("failed", "xfail", "skip"):
+                number = sum(value.startswith(outcome) for value in values)
+                parts += [f"{number} {outcome}"] if number else []
+            row.append(", ".join(parts))
+        yield row
+
+
+def differing_tests(found: list[dict[str, dict[str, str]]]) -> Iterator[Row]:
+    for stage in found[0]:
+        for test in dict.fromkeys(name for kernel in found for name in kernel.get(stage, {})):
+            row = [kernel.get(stage, {}).get(test, "not there") for kernel in found]
+            if len(set(row)) > 1:
+                yield [f"`{test}`", *row]
+
+
+def differing_behaviours() -> tuple[Row, list[Row]]:
+    """Of the conformance suite: what programs see, over TCP and accelerated, by kernel."""
+    kernels = {results.name(series): found for series, found in results.all_recorded().items()}
+    rows = []
+    for behaviour in ALL:
+        found = [of.get(behaviour.name) for of in kernels.values()]
+        if all(one == found[0] for one in found):
+            continue
+        row = [behaviour.title]
+        for one in found:
+            if one is None:
+                row.append("not run")
+                continue
+            differing = dict.fromkeys(line(notes) for notes in one["differs"].values())
+            row.append(
+                line(one["plain"]) + "".join(f"; accelerated: {notes}" for notes in differing)
+            )
+        rows.append(row)
+    return ["Behaviour", *kernels], rows
+
+
+def text(kernels: list[str]) -> str:
+    found = [outcomes(BUILD / f"junit-{kernel}.xml") for kernel in kernels]
+    lines = [INTRODUCTION, *hosts(kernels)]
+    lines += ["## Tests", "", *table(["Stage", *kernels], list(totals(found)))]
+    lines += ["Where they do not end alike:", ""]
+    different = list(differing_tests(found))
+    lines += table(["Test", *kernels], different) if different else ["(nowhere)", ""]
+    head, rows = differing_behaviours()
+    lines += ["## What programs see", ""]
+    lines += [
+        "Of all behaviours in [semantics.md](semantics.md), those that depend on the kernel:",
+        "",
+    ]
+    lines += table(head, rows) if rows else ["(none)", ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def main() -> None:
+    for kernel in KERNELS:
+        for file in (BUILD / f"guest-{kernel}/results/conformance").glob("*.json"):
+            shutil.copy(file, results.RESULTS)
+    DOCUMENT.write_text(text(list(KERNELS)))
+    sys.stdout.write(f"{DOCUMENT}\n")
+
+
+if __name__ == "__main__":
+    main()
