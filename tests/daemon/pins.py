@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
+import ctypes
+import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from pathlib import Path
 from sockredird import libbpf
 from sockredird.generation import Generation
 from sockredird.layout import PROGRAMS, SETTINGS, Settings, map_shapes
+from sockredird.mounts import mounts
 
 from .waiting import eventually
 
@@ -72,9 +73,13 @@ def machine() -> Ids:
     """All BPF objects of the machine."""
 
     def list_ids(kind: str) -> frozenset[int]:
-        command = ["bpftool", "--json", kind, "show"]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        return frozenset(item["id"] for item in json.loads(done.stdout or "[]"))
+        # not by bpftool, which fails if an object goes away while it lists them
+        following = getattr(libbpf.lib, f"bpf_{kind}_get_next_id")
+        number = ctypes.c_uint32(0)
+        found = set()
+        while following(number, ctypes.byref(number)) == 0:
+            found.add(number.value)
+        return frozenset(found)
 
     return Ids(list_ids("prog"), list_ids("map"), list_ids("link"))
 
@@ -84,25 +89,62 @@ def held_by(pid: int) -> set[str]:
     found = set()
     for path in Path(f"/proc/{pid}/fdinfo").iterdir():
         with suppress(FileNotFoundError):
-            lines = path.read_text().splitlines()
-            found |= {" ".join(s.split()) for s in lines if s.startswith(_ID_FIELDS)}
+            found |= _entries(path)
     return found
 
 
-def await_release(*gone: Ids) -> None:
+def _entries(fdinfo: Path) -> set[str]:
+    lines = fdinfo.read_text().splitlines()
+    return {" ".join(line.split()) for line in lines if line.startswith(_ID_FIELDS)}
+
+
+def await_release(*gone: Ids, ours: Path | None = None) -> None:
     """Returns when none of these objects is on the machine any more.
+
+    With `ours`, a bpffs, those do not count that another process has open or that are pinned
+    elsewhere: they are of daemons and tests beside this one.
 
     The kernel frees them in workqueues, and tells nobody when.
     """
-    programs = frozenset().union(*(ids.programs for ids in gone))
-    maps = frozenset().union(*(ids.maps for ids in gone))
-    links = frozenset().union(*(ids.links for ids in gone))
+    wanted = set().union(*map(_names, gone))
 
     def released() -> bool:
-        now = machine()
-        return not (now.programs & programs or now.maps & maps or now.links & links)
+        left = wanted & _names(machine())
+        if ours is not None:
+            left = left - _open_elsewhere() - _pinned_elsewhere(ours)
+        return not left
 
     eventually(released, f"none of {gone} left")
+
+
+def _names(ids: Ids) -> set[str]:
+    """As held_by() has them."""
+    kinds = (ids.programs, ids.maps, ids.links)
+    return {
+        f"{field} {number}"
+        for field, numbers in zip(_ID_FIELDS, kinds, strict=True)
+        for number in numbers
+    }
+
+
+def _pinned_elsewhere(ours: Path) -> set[str]:
+    found: set[str] = set()
+    for mount in mounts():
+        if mount.filesystem != "bpf" or mount.point == ours:
+            continue
+        for path in mount.point.rglob("*"):
+            with suppress(OSError), libbpf.open_pin(path) as fd:
+                found |= _entries(Path(f"/proc/self/fdinfo/{fd.number}"))
+    return found
+
+
+def _open_elsewhere() -> set[str]:
+    found: set[str] = set()
+    for path in Path("/proc").glob("[0-9]*"):
+        if int(path.name) != os.getpid():
+            with suppress(OSError):  # ended meanwhile
+                found |= held_by(int(path.name))
+    return found
 
 
 def tear_down(root: Path) -> None:

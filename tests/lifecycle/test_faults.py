@@ -64,13 +64,12 @@ def ground(cgroup: Path, bpffs: Path, tmp_path: Path) -> Iterator[Ground]:
     if root.exists():
         root.rmdir()
     after = pins.machine()
-    pins.await_release(
-        pins.Ids(
-            after.programs - before.programs,
-            after.maps - before.maps,
-            after.links - before.links,
-        )
+    made = pins.Ids(
+        after.programs - before.programs,
+        after.maps - before.maps,
+        after.links - before.links,
     )
+    pins.await_release(made, ours=bpffs)
 
 
 def other_code() -> None:
