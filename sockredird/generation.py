@@ -14,40 +14,33 @@ is empty.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sockredird import (
-    addresses,
     adoption,
     capabilities,
     compiler,
-    exclusion,
+    contents,
     libbpf,
     links,
-    offsets,
 )
 from sockredird.adoption import MAPS, MEMBERS
 from sockredird.cgroup import is_cgroup
-from sockredird.errors import AccessDenied, Internal, LoadFailed, UnsupportedKernel
+from sockredird.errors import AccessDenied, Internal, LoadFailed
 from sockredird.layout import (
-    ADDRESS,
-    ADDRESSES,
     COUNTER_SLOTS,
     COUNTERS,
     LEFT_UNREAD,
     LESSON,
     LISTENER,
-    MANIFEST_SIZE,
     MEMBER,
-    OWN_ADDRESSES,
     OWNER,
     PORTS_SIZE,
     PROGRAMS,
@@ -119,7 +112,7 @@ class Generation:
             staging.mkdir(mode=0o700)
             made = staging
             compiler.compile_and_pin(staging, plan.max_connections)
-            _furnish(staging, plan)
+            contents.fill(staging, plan)
             if trial is not None:
                 with closing(cls.adopt(staging)) as candidate:
                     trial(candidate)
@@ -146,7 +139,7 @@ class Generation:
             staging.mkdir(mode=0o700, parents=True)
             try:
                 compiler.compile_and_pin(staging, plan.max_connections)
-                _furnish(staging, plan)
+                contents.fill(staging, plan)
                 generation = cls.adopt(staging)
             finally:
                 discard(staging)
@@ -180,7 +173,7 @@ class Generation:
         """
         ports = libbpf.lookup(self._pins["ports"], _ZERO, PORTS_SIZE)
         before = self._settings
-        libbpf.update(self._pins["ports"], _ZERO, _bits({port}))
+        libbpf.update(self._pins["ports"], _ZERO, contents.port_bits({port}))
         # no more of the scope than the port: what it leaves out may be where the trial is
         self._settings = Settings(stopped=1, epoch=before.epoch, window_bytes=window_bytes)
         try:
@@ -339,7 +332,7 @@ class Generation:
                 if not self.follows_units:  # whose cgroups go when they stop
                     raise
         self.manifest["cgroups"] = numbers
-        _note(self._pins["manifest"], self.manifest)
+        contents.write_manifest(self._pins["manifest"], self.manifest)
         links.keep_only(self.directory, numbers.values())
 
     def kernel_tls(self, there: bool) -> None:
@@ -354,7 +347,7 @@ class Generation:
 
     def note_addresses(self) -> None:
         """The addresses of this host are what they are now."""
-        _write_own_addresses(self._pins["own_addresses"])
+        contents.write_own_addresses(self._pins["own_addresses"])
 
     def stop(self) -> None:
         """No new pair and no redirect from here on; live connections continue on TCP."""
@@ -452,65 +445,3 @@ def _wait_until_freed(programs: frozenset[int], maps: list[int]) -> None:
         if not any(map(libbpf.prog_exists, programs)) and not any(map(libbpf.map_exists, maps)):
             return
         time.sleep(0.005)
-
-
-def _bits(ports: Set[int]) -> bytes:
-    """struct ports"""
-    bits = bytearray(PORTS_SIZE)
-    for port in ports:
-        bits[port // 8] |= 1 << port % 8
-    return bytes(bits)
-
-
-def _furnish(staging: Path, plan: Plan) -> None:
-    """Everything between loading and attaching."""
-    pins = {name: libbpf.open_pin(staging / name) for name in {*PROGRAMS, *MAPS}}
-    # sk_msg before sock_ops: a socket copies the sockhash's program when it is inserted
-    libbpf.attach_sk_msg(pins["redirect"], pins["peers"])
-    with libbpf.create_iterator_link(pins["walk"], pins["peers"]) as members:
-        libbpf.pin(members, staging / MEMBERS)
-    excluded = exclusion.steps(plan.exclude_cgroups)
-    if excluded and not offsets.can_exclude_cgroups():
-        raise UnsupportedKernel(
-            "exclude_cgroups needs the fields level and ancestors of the kernel's struct cgroup, "
-            "which this kernel has not: exclude by port instead"
-        )
-    for step, leads_to in excluded.items():
-        libbpf.update(pins["excluded"], step, leads_to.to_bytes(4, "little"))
-    settings = Settings(
-        stopped=1,
-        window_bytes=plan.window_bytes,
-        addresses=ADDRESSES.index(plan.addresses),
-        excludes=len(plan.exclude_cgroups),
-        learn=int(plan.learn),
-    )
-    libbpf.update(pins["settings"], _ZERO, settings.pack())
-    _write_own_addresses(pins["own_addresses"])
-    libbpf.update(pins["ports"], _ZERO, _bits(plan.ports))
-    manifest = {
-        **plan.manifest(),
-        "created": time.time_ns() // 1000,
-        "cgroups": {},
-        "tags": {name: libbpf.prog_tag(pins[name]) for name in PROGRAMS},
-    }
-    _note(pins["manifest"], manifest)
-    for fd in pins.values():
-        fd.close()
-
-
-def _write_own_addresses(fd: Fd) -> None:
-    """Makes the map hold the addresses of the daemon's network namespace, and no others."""
-    there = set(libbpf.keys(fd, ADDRESS.size))
-    # as many as it holds; connections between two others are taken for those of another host
-    own = set(sorted(addresses.own())[:OWN_ADDRESSES])
-    for address in there - own:
-        libbpf.delete(fd, address)
-    for address in own - there:
-        libbpf.update(fd, address, bytes(4))
-
-
-def _note(fd: Fd, manifest: dict[str, Any]) -> None:
-    text = json.dumps(manifest).encode()
-    if len(text) >= MANIFEST_SIZE:
-        raise LoadFailed(f"the scope is too long to be kept: {len(text)} of {MANIFEST_SIZE} bytes")
-    libbpf.update(fd, _ZERO, text.ljust(MANIFEST_SIZE, b"\0"))
