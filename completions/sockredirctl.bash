@@ -58,6 +58,7 @@ _sockredirctl() {
         enable) options=(--unit --cgroup --exclude-cgroup --addresses --port --exclude-port) ;;
         disable | reload) ;;
         status | check | trace) options=(--json) ;;
+        bench) options=(--port --json) ;;
         stats) options=(--format --json) ;;
         list) options=(--limit --sort --port --pid --unit --json) ;;
         top) options=(--sort --interval --json) ;;
@@ -83,7 +84,7 @@ _sockredirctl() {
         *)
             words=("${options[@]}")
             if [[ -z $command && $current != -* ]]; then
-                words=(enable disable reload status stats check list top trace explain learned)
+                words=(enable disable reload status stats check bench list top trace explain learned)
             fi
             ;;
     esac

@@ -11,7 +11,7 @@ import time
 
 from dbus_next import Variant
 
-from sockredirctl import check, explain, learned, render, trace
+from sockredirctl import bench, check, explain, learned, render, trace
 from sockredirctl import list as list_
 from sockredirctl.client import Client
 from sockredirctl.errors import ClientError, Exit
@@ -118,6 +118,7 @@ def _parser() -> argparse.ArgumentParser:
         ("reload", _reload, [common], "read the configuration again, for new connections"),
         ("status", _status, [common, reading], "show state, scope and totals"),
         ("stats", _stats, [common, reading], "show all counters"),
+        ("bench", bench.run, [common, reading], "measure what acceleration is worth here"),
         ("check", check.run, [common, reading], "try the running kernel, and look at this host"),
         ("list", list_.run, [common, reading], "show accelerated connections, busiest first"),
         ("top", _top, [common, reading], "show them in a live table"),
@@ -140,6 +141,8 @@ def _parser() -> argparse.ArgumentParser:
             list_.add_arguments(command, _port)
         elif function is _top:
             _add_top_arguments(command)
+        elif function is bench.run:
+            bench.add_arguments(command, _port)
         elif function is explain.run:
             explain.add_arguments(command, _port)
         elif function is learned.run:

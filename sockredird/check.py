@@ -33,6 +33,16 @@ Generations = Callable[[], list[Generation]]
 InWorker = Callable[[Callable[[], _Result]], _Result]
 
 
+@contextmanager
+def leaving_alone(generations: list[Generation], cgroup: Path) -> Iterator[None]:
+    """What happens in that cgroup is not noticed by `generations` within the with block."""
+    with ExitStack() as stack:
+        for generation in generations:
+            stack.callback(generation.is_tried_in, 0)
+            generation.is_tried_in(cgroup_id(cgroup))
+        yield
+
+
 class KernelCheck:
     """`kernel` holds the findings about the kernel of the last time it was tried, `when` of that.
 
@@ -128,10 +138,7 @@ class KernelCheck:
     ) -> list[Finding]:
         try:
             findings = [*kernelfacts.judge(box.finish("kernel")), probes.LOADED]
-            with ExitStack() as stack:
-                for generation in generations:
-                    stack.callback(generation.is_tried_in, 0)
-                    generation.is_tried_in(cgroup_id(box.cgroup))
+            with leaving_alone(generations, box.cgroup):
                 return findings + probes.try_out(box, Candidate(candidate))
         except Unavailable as error:
             log.warning("%s", error)

@@ -8,12 +8,12 @@ import signal
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from dbus_next import DBusError, Variant
 from dbus_next.aio import MessageBus
 
-from sockredird import __version__, addresses, config, explain, inventory, listing
+from sockredird import __version__, addresses, benchmark, config, explain, inventory, listing
 from sockredird import bus as dbus
 from sockredird.appearance import Appearance
 from sockredird.config import Config
@@ -44,6 +44,8 @@ SCOPE_SIGNATURES = {
     "exclude_cgroups": "as",
 }
 
+_Result = TypeVar("_Result")
+
 
 class Daemon:
     """Implements bus.Backend. Lives on the event loop; the manager lives in the worker thread."""
@@ -64,6 +66,7 @@ class Daemon:
         self._endpoint = Endpoint(self._metrics)
         self._counts = Joined(self._stats)
         self._findings = Shared(self._check)
+        self._trials = asyncio.Lock()
         self._watchers: list[Watcher] = []
         self._appearance: Appearance | None = None
         self._addresses: addresses.Changes | None = None
@@ -104,6 +107,7 @@ class Daemon:
                 self._addresses.close()
             self._endpoint.close()
             await self._findings.close()  # it has a directory on the bpffs
+            await self._trials.acquire()  # so has Bench; nobody gets it any more
             self._units.lose()
             # not here: a job may be waiting for this loop
             await asyncio.to_thread(self._worker.close)
@@ -195,12 +199,23 @@ class Daemon:
         findings = await self._findings.get(0.0 if everything else CHECK_MAX_AGE_S)
         return [finding.told(everything) for finding in findings]
 
+    async def bench(self, port: int) -> list[dict[str, Any]]:
+        root = Path(self._settings.paths.bpffs)
+        return await self._beside(
+            lambda: benchmark.run(root, port, lambda: self._manager.generations, self._worker.wait)
+        )
+
     def kernel(self) -> dict[str, Any]:
         return self._manager.kernel.summary()
 
     async def _check(self) -> list[Finding]:
         run = self._manager.kernel.run
-        return await asyncio.to_thread(run, lambda: self._manager.generations, self._worker.wait)
+        return await self._beside(lambda: run(lambda: self._manager.generations, self._worker.wait))
+
+    async def _beside(self, trial: Callable[[], _Result]) -> _Result:
+        """Beside the worker, one at a time: trials share a directory on the bpffs, and a cgroup."""
+        async with self._trials:
+            return await asyncio.to_thread(trial)
 
     async def learned(self) -> list[dict[str, Any]]:
         return await self._worker.run(self._manager.learned)

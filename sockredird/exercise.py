@@ -16,7 +16,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from sockredird import child, kernelfacts
+from sockredird import child, kernelfacts, pace
 from sockredird.tcppair import (
     NotTried,
     Pair,
@@ -68,6 +68,7 @@ class Exercises:
     def __init__(self) -> None:
         self._holder = reserve()
         self._port: int = self._holder.getsockname()[1]
+        self._other: socket.socket | None = None
         self._open: Pair | None = None
         self._unloading: Pair | None = None
 
@@ -214,6 +215,20 @@ class Exercises:
             pair.client.sendall(message(5, TAIL))
             native = readable(pair.server) and fionread(pair.server) == TAIL
             return {"correct": correct, "native": native and splice(pair.server, TAIL) == TAIL}
+
+    def ports(self, wanted: int) -> Answer:
+        """Two to listen on for round_trips() and stream(): `wanted`, or any for 0, and another."""
+        self._other = reserve()
+        plain = self._other.getsockname()[1]
+        if wanted:
+            listen(wanted).close()  # raises the error that they would meet
+        return {"accelerated": wanted or self._port, "plain": plain}
+
+    def round_trips(self, **load: Any) -> Answer:
+        return pace.round_trips(**load)
+
+    def stream(self, **load: Any) -> Answer:
+        return pace.stream(**load)
 
     def kernel(self) -> Answer:
         """What the kernel offers, apart from sockets."""

@@ -1,0 +1,66 @@
+"""`sockredirctl bench`: what acceleration is worth on this host."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from sockredirctl.client import Client
+
+Row = dict[str, Any]
+ON_PAR = 0.05  # a median nearer to 1 is no difference
+
+
+def add_arguments(command: argparse.ArgumentParser, port: Callable[[str], int]) -> None:
+    command.add_argument(
+        "--port",
+        type=port,
+        default=0,
+        metavar="PORT",
+        help="listen there for the accelerated connections (default: any)",
+    )
+
+
+async def run(client: Client, arguments: argparse.Namespace) -> None:
+    if not arguments.json and sys.stderr.isatty():
+        print("measuring for some seconds ...", file=sys.stderr)
+    rows: list[Row] = await client.call("Bench", "q", arguments.port)
+    print(json.dumps(rows) if arguments.json else text(rows))
+
+
+def text(rows: list[Row]) -> str:
+    lines = [f"{'':<28}{'plain TCP':>16}{'accelerated':>16}   times as fast"]
+    for row in rows:
+        values = [f"{row[key]:.1f} {row['unit']}" for key in ("plain", "accelerated")]
+        ratio = f"{row['ratio']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
+        lines.append(f"{row['work']:<28}{values[0]:>16}{values[1]:>16}   {ratio}")
+    return "\n".join([*lines, "", sentence(rows)])
+
+
+def sentence(rows: list[Row]) -> str:
+    """What it comes down to; a difference counts if it is larger than the spread."""
+    kinds = {
+        "round trips": [row for row in rows if row["unit"] == "us"],
+        "streams": [row for row in rows if row["unit"] != "us"],
+    }
+    words = {name: _verdict(found) for name, found in kinds.items() if found}
+    parts = [f"{name} are {word}" for name, word in words.items()]
+    worth = any("times as fast" in w and "slower" not in w for w in words.values())
+    opening = "Worth it here" if worth else "Not worth it here"
+    return f"{opening}: {', '.join(parts)}. Measured in Python: lean programs gain more."
+
+
+def _verdict(rows: list[Row]) -> str:
+    better = [row["ratio"] for row in rows if row["ratio"] > 1 + ON_PAR and row["low"] > 1]
+    worse = [row["ratio"] for row in rows if row["ratio"] < 1 - ON_PAR and row["high"] < 1]
+    if better and not worse:
+        times = f"{max(better):.1f} times as fast"
+        if min(better) < max(better) - ON_PAR:
+            times = f"{min(better):.1f} to {times}"
+        return times if len(better) == len(rows) else f"up to {max(better):.1f} times as fast"
+    if worse and not better:
+        return f"slower ({min(worse):.2f} times as fast)"
+    return "faster or slower, by their size" if better and worse else "on par"
