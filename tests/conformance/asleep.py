@@ -22,6 +22,17 @@ def look(cgroup: Path) -> Look | None:
     return frozenset(seen)
 
 
+def places(cgroup: Path) -> str:
+    """Where in the kernel each thread sleeps, for people."""
+    lines = []
+    for pid in (cgroup / "cgroup.procs").read_text().split():
+        with suppress(FileNotFoundError, ProcessLookupError):
+            for task in Path("/proc", pid, "task").iterdir():
+                call = (task / "syscall").read_text().split()[0]
+                lines.append(f"{task.name}: system call {call}, {(task / 'wchan').read_text()}")
+    return "\n".join(lines)
+
+
 class Vigil:
     """Counts the looks since anything last happened in a cgroup."""
 

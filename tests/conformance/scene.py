@@ -71,7 +71,7 @@ class Process:
             pending = int(fields["SigPnd"], 16) | int(fields["ShdPnd"], 16)
             return not pending and fields["State"][0] in "SZ"
 
-        wait_for(taken, "end of the signal's delivery")
+        wait_for(taken, "end of the signal's delivery", Path(f"/proc/{self.pid}"))
 
     def stop(self) -> None:
         os.kill(self.pid, signal.SIGSTOP)
@@ -89,7 +89,7 @@ def _wait_blocked(task: Path) -> None:
         place = (task / "wchan").read_text()
         return place != "0" and not place.startswith("futex")
 
-    wait_for(sleeps, "sleep of a thread or process")
+    wait_for(sleeps, "sleep of a thread or process", task)
 
 
 class Thread(Background):
@@ -201,12 +201,13 @@ class Scene:
 # -- waiting for what is on its way -----------------------------------------------------------
 
 
-def wait_for(condition: Callable[[], bool], what: str) -> None:
-    """For what the kernel tells nobody."""
+def wait_for(condition: Callable[[], bool], what: str, task: Path | None = None) -> None:
+    """For what the kernel tells nobody; `task`, in /proc, is whose state an error is to show."""
     deadline = time.monotonic() + WAIT_S
     while not condition():
         if time.monotonic() > deadline:
-            raise TimeoutError(f"no {what} within {WAIT_S:.0f} s")
+            found = (task / "status").read_text() + (task / "wchan").read_text() if task else ""
+            raise TimeoutError(f"no {what} within {WAIT_S:.0f} s\n{found}")
         time.sleep(0.0005)
 
 
