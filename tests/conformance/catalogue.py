@@ -41,6 +41,7 @@ class Behaviour:
     variants: tuple[Variant, ...]
     pair: bool
     redirects: bool
+    guarded: bool
     accelerated: int
 
     @property
@@ -58,6 +59,7 @@ def _add(
     pair: bool,
     redirects: bool,
     accelerated: int,
+    guarded: bool = False,
 ) -> None:
     assert function.__name__ not in BEHAVIOURS, f"two behaviours {function.__name__}"
     module = inspect.getmodule(function)
@@ -72,6 +74,7 @@ def _add(
         variants=variants,
         pair=pair,
         redirects=redirects,
+        guarded=guarded,
         accelerated=accelerated,
     )
 
@@ -79,15 +82,23 @@ def _add(
 Function = Callable[["Scene"], None]
 
 
-def behaviour(*, redirects: bool = True) -> Callable[[Function], Function]:
+def behaviour(*, redirects: bool = True, guarded: bool = False) -> Callable[[Function], Function]:
     """Runs on an established pair, in every state and from both sides.
 
     Both ends are on the sockhash before, where they are to be accelerated; `redirects`: and a
-    message that the behaviour sends is redirected, unless the connection has left.
+    message that the behaviour sends is redirected, unless the connection has left. `guarded`: the
+    guard keeps all of them from being redirected, as the behaviour begins with setsockopt().
     """
 
     def decorate(function: Function) -> Function:
-        _add(function, variants=VARIANTS, pair=True, redirects=redirects, accelerated=1)
+        _add(
+            function,
+            variants=VARIANTS,
+            pair=True,
+            redirects=redirects and not guarded,
+            accelerated=1,
+            guarded=guarded,
+        )
         return function
 
     return decorate

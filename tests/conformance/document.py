@@ -108,6 +108,12 @@ def differences(kernels: dict[str, dict[str, Found]]) -> Iterator[str]:
         yield ""
 
 
+def how(behaviour: Behaviour) -> str:
+    if not behaviour.accelerated:
+        return "never accelerated"
+    return "taken off the sockhash by the guard" if behaviour.guarded else "accelerated"
+
+
 def same(kernels: dict[str, dict[str, Found]]) -> Iterator[str]:
     yield "## What is the same"
     yield ""
@@ -118,11 +124,11 @@ def same(kernels: dict[str, dict[str, Found]]) -> Iterator[str]:
         members = [b for b in members if b.name not in DIFFERENCES]
         yield f"### {members[0].area}"
         yield ""
-        yield from heading(["Behaviour", "Plain TCP and accelerated"])
+        yield from heading(["Behaviour", "Plain TCP and accelerated", "How"])
         for behaviour in members:
             found = [results_of.get(behaviour.name) for results_of in kernels.values()]
             newest = next(one for one in reversed(found) if one)
-            yield row([cell(behaviour.title), line(newest["plain"])])
+            yield row([cell(behaviour.title), line(newest["plain"]), how(behaviour)])
         yield ""
 
 

@@ -232,7 +232,7 @@ def repair(t: Scene) -> None:
     t.note("peer", read_exactly(t.far, 5))
 
 
-@behaviour(redirects=False)
+@behaviour(guarded=True)
 def repair_sequence(t: Scene) -> None:
     """TCP_REPAIR: sequence numbers move with the data"""
 

@@ -25,6 +25,9 @@ class Plain:
     def __init__(self, cgroup: Path) -> None:
         self.cgroup = cgroup
 
+    def prepare(self) -> None:
+        """What was learned of earlier behaviours is forgotten."""
+
     def wakes(self) -> list[int]:
         """Descriptors that are readable when serve() has something to do."""
         return []
@@ -59,6 +62,11 @@ class Accelerated(Plain):
         self._generation = generation
         self._rings = RingBuffers()
         self._rings.add(generation.requests, lambda _record: None)
+
+    def prepare(self) -> None:
+        # or a listener that has the same port by chance would be left alone
+        for listener, _lesson in list(self._generation.lessons()):
+            self._generation.unteach(listener)
 
     def wakes(self) -> list[int]:
         return [self._rings.fileno()]

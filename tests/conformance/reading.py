@@ -72,7 +72,7 @@ def blocking_peek(t: Scene) -> None:
     t.call("recv", t.far.recv, 100)
 
 
-@behaviour(redirects=False)
+@behaviour(guarded=True)
 def peek_offset(t: Scene) -> None:
     """SO_PEEK_OFF, where the kernel has it for TCP (6.9)"""
     t.call("setsockopt", t.far.setsockopt, socket.SOL_SOCKET, SO_PEEK_OFF, 0)
@@ -166,7 +166,7 @@ def out_of_band(t: Scene) -> None:
     t.call("after it", t.far.recv, 100, socket.MSG_DONTWAIT)
 
 
-@behaviour(redirects=False)
+@behaviour(guarded=True)
 def out_of_band_in_line(t: Scene) -> None:
     """MSG_OOB to a reader with SO_OOBINLINE"""
     t.far.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
@@ -178,7 +178,7 @@ def out_of_band_in_line(t: Scene) -> None:
     t.call("at the mark", t.far.recv, 100, socket.MSG_DONTWAIT)
 
 
-@behaviour(redirects=False)
+@behaviour(guarded=True)
 def low_water_mark(t: Scene) -> None:
     """SO_RCVLOWAT: not readable with less"""
     t.far.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 8)
@@ -189,7 +189,7 @@ def low_water_mark(t: Scene) -> None:
     t.call("recv", t.far.recv, 100)
 
 
-@behaviour(redirects=False)
+@behaviour(guarded=True)
 def low_water_mark_blocking(t: Scene) -> None:
     """SO_RCVLOWAT: a blocking recv() waits for that much"""
     t.far.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 8)
@@ -315,7 +315,7 @@ def files(t: Scene) -> None:
     t.call("read", os.read, t.far.fileno(), 100)
 
 
-@behaviour(redirects=False)
+@behaviour(guarded=True)
 def arrival_times(t: Scene) -> None:
     """SO_TIMESTAMP: recvmsg() tells when data arrived"""
     t.far.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMP, 1)
@@ -327,7 +327,7 @@ def arrival_times(t: Scene) -> None:
     t.note("control message", [kind for _, kind, _ in control] == [SO_TIMESTAMP])
 
 
-@behaviour(redirects=False)
+@behaviour(guarded=True)
 def transmit_times(t: Scene) -> None:
     """SO_TIMESTAMPING: the error queue tells when data was acknowledged (gRPC)"""
     t.near.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPING, SOF_TIMESTAMPING)
@@ -337,7 +337,7 @@ def transmit_times(t: Scene) -> None:
     t.call("error queue", lambda: len(t.near.recvmsg(100, 512, flags)[1]))
 
 
-@behaviour(redirects=False)
+@behaviour(guarded=True)
 def bytes_left(t: Scene) -> None:
     """TCP_INQ: recvmsg() tells how much is left (gRPC)"""
     t.far.setsockopt(socket.IPPROTO_TCP, TCP_INQ, 1)

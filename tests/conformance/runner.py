@@ -69,6 +69,7 @@ def run(behaviour: Behaviour, variant: Variant, place: Plain) -> Notes:
 
     Raises Unproven if the connection was not accelerated where it was to be.
     """
+    place.prepare()
     before = place.figures()
     ours, theirs = Pipe()
     pid = os.fork()
@@ -108,6 +109,8 @@ def _check_proof(
         raise Unproven(f"{connections} connections accelerated, not {behaviour.accelerated}")
     if variant.state == LEFT and messages:
         raise Unproven(f"{messages} messages redirected after the connection had left")
+    if behaviour.guarded and messages:
+        raise Unproven(f"{messages} messages redirected, from which the guard was to keep them")
     if variant.state != LEFT and behaviour.redirects and not messages:
         raise Unproven("no message was redirected")
 

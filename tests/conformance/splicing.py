@@ -171,7 +171,7 @@ def large_splice_in(t: Scene) -> None:
         t.note("stream", observe.same(reader.join(), pattern(0, MIB)))
 
 
-@behaviour(redirects=False)
+@behaviour(guarded=True)
 def zerocopy(t: Scene) -> None:
     """SO_ZEROCOPY and MSG_ZEROCOPY: a completion on the error queue"""
     t.call("SO_ZEROCOPY", t.near.setsockopt, socket.SOL_SOCKET, SO_ZEROCOPY, 1)
