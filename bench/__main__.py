@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from contextlib import ExitStack
@@ -56,10 +57,15 @@ def _run(arguments: argparse.Namespace) -> dict[str, Any]:
         loads.build(programs)
         load = Loads(host, programs, DURATION_MS[arguments.quick])
         workloads = [*load.workloads(), *Programs(host, load).workloads()]
-        results["workloads"] = []
+        results["workloads"], results["failed"] = [], []
         for workload in _wanted(workloads, arguments):
             rounds = arguments.rounds or (FEWEST_ROUNDS if arguments.quick else workload.rounds)
-            entry = measure(workload, host, rounds)
+            try:
+                entry = measure(workload, host, rounds)
+            except (RuntimeError, OSError, subprocess.SubprocessError) as error:
+                print(f"bench: {workload.name} failed: {error}", file=sys.stderr, flush=True)
+                results["failed"].append(workload.name)
+                continue
             results["workloads"].append(entry)
             print(report.line(entry), flush=True)
         if not arguments.null and not arguments.only:
@@ -100,6 +106,8 @@ def main() -> int:
         plots.draw(results, arguments.output)
     if arguments.readme is not None:
         readme.update(arguments.readme, results)
+    if results["failed"]:
+        sys.exit(f"bench: failed: {', '.join(results['failed'])}")
     return judge_null(results) if arguments.null else 0
 
 

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from support import cgroups, textbook
 
 TCP, OURS, TEXTBOOK, UNIX = "tcp", "sockredird", "textbook", "unix"
 EXCLUDED, OUTSIDE, RETIRED = "excluded", "outside", "retired"
+TRACED = "traced"  # as sockredird, while somebody runs `sockredirctl trace`
 AGAIN = "tcp again"  # the null hypothesis: as TCP, with cgroups of its own
 DRAIN_TIMEOUT_S = 10.0
 
@@ -33,7 +34,8 @@ DRAIN_TIMEOUT_S = 10.0
 @dataclass(frozen=True)
 class Datapath:
     """`port` is where a server has to listen, 0 for any. `leave` is called once connections are
-    established and warm, before they are measured; `unix` means a path instead of a port."""
+    established and warm, before they are measured; `around` is there all the time; `unix` means a
+    path instead of a port."""
 
     name: str
     server: Path
@@ -41,6 +43,7 @@ class Datapath:
     port: int = 0
     unix: bool = False
     leave: Callable[[], None] | None = None
+    around: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 class Host:
@@ -68,8 +71,10 @@ class Host:
             EXCLUDED: Datapath(EXCLUDED, ours.server, ours.client, port=self._excluded_port),
             OUTSIDE: Datapath(OUTSIDE, ours.server, tcp.client),
             RETIRED: Datapath(RETIRED, ours.server, ours.client, leave=self._retire),
+            TRACED: Datapath(TRACED, ours.server, ours.client, around=self._traced),
         }
-        self.daemon = self._start_daemon()
+        self.daemon: DaemonProcess
+        self._start_daemon()
         stack.callback(lambda: self.daemon.close())
         if null:
             return
@@ -102,16 +107,16 @@ class Host:
         path.write_text(toml(tables))
         return path
 
-    def _start_daemon(self) -> DaemonProcess:
-        process = DaemonProcess(self._configuration(), self.bus, self.scratch / "sockredird.log")
-        process.await_message("READY=1")
-        return process
+    def _start_daemon(self) -> None:
+        log = self.scratch / "sockredird.log"
+        self.daemon = DaemonProcess(self._configuration(), self.bus, log)
+        self.daemon.await_message("READY=1")
 
     def restart_daemon(self) -> None:
         """Kills it and starts another one; returns when that is ready."""
         self.daemon.kill()
         self.daemon.close()
-        self.daemon = self._start_daemon()
+        self._start_daemon()
 
     def call(self, member: str) -> Any:
         with Client(self.bus) as client:
@@ -120,6 +125,12 @@ class Host:
     def redirected(self) -> int:
         """Messages so far."""
         return int(self.call("Stats")["redirected_messages"])
+
+    @contextmanager
+    def _traced(self) -> Iterator[None]:
+        with Client(self.bus) as client:
+            client.call("Subscribe")
+            yield
 
     def _retire(self) -> None:
         """Takes live connections off the sockhash, with nothing of sockredird left around them."""

@@ -14,6 +14,7 @@ from bench.datapaths import (
     OUTSIDE,
     RETIRED,
     TCP,
+    TRACED,
     Datapath,
     Host,
     cpu_seconds,
@@ -21,18 +22,19 @@ from bench.datapaths import (
     spawn,
 )
 from bench.servers import Address
-from bench.workload import Sample, Workload
+from bench.workload import EVERYWHERE, Sample, Workload
 
 SOURCES = Path(__file__).parent / "load"
 LOADS = ("rr", "stream", "crr", "memcached")
 SAME_CORE = (0, 0)
 TWO_CORES = (1, 0)  # CPUs of server and client
 WARM_UP_CONNECTIONS = 51  # of crr.c, with the one that ends it
-RR, STREAMS, SHORT, EDGES = (
+RR, STREAMS, SHORT, EDGES, TRACING = (
     "Request and response",
     "Streams",
     "Short connections",
     "Connections that are not accelerated",
+    "While somebody traces",
 )
 
 
@@ -163,7 +165,7 @@ class Loads:
         )
 
     def workloads(self) -> list[Workload]:
-        return [*self._rr(), *self._streams(), *self._short(), *self._edges()]
+        return [*self._rr(), *self._streams(), *self._short(), *self._edges(), self._traced()]
 
     def _rr(self) -> list[Workload]:
         found = []
@@ -197,6 +199,7 @@ class Loads:
                     "round trips/s",
                     "round trip",
                     partial(self.rr, size=64, connections=connections, idle=idle),
+                    datapaths=(TCP, OURS) if idle else EVERYWHERE,
                     rounds=9 if idle else 15,
                 )
             )
@@ -220,6 +223,18 @@ class Loads:
                     )
                 )
         return found
+
+    def _traced(self) -> Workload:
+        return Workload(
+            "rr-64-traced",
+            TRACING,
+            "64 B there and back, same core",
+            "round trips/s",
+            "round trip",
+            partial(self.rr, size=64, cpus=SAME_CORE),
+            datapaths=(TCP, OURS, TRACED),
+            targets={f"{TRACED}/{OURS}": 0.99},
+        )
 
     def _short(self) -> list[Workload]:
         return [

@@ -112,7 +112,7 @@ class Programs:
                 "round trips/s",
                 "round trip",
                 self.sockperf,
-                datapaths=NO_UNIX,
+                datapaths=(TCP, OURS),
                 rounds=ROUNDS,
             ),
             Workload(
@@ -122,7 +122,7 @@ class Programs:
                 "MB/s",
                 "MB",
                 self.iperf3,
-                datapaths=NO_UNIX,
+                datapaths=(TCP, OURS),
                 rounds=ROUNDS,
                 targets={f"{OURS}/tcp": 0.98},
             ),

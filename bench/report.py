@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from bench.datapaths import OURS, TCP, TEXTBOOK, UNIX
+from bench.datapaths import OURS, TCP, TEXTBOOK, TRACED, UNIX
 from bench.spread import Spread
 
 Entry = dict[str, Any]
@@ -63,7 +63,7 @@ def _verdict(entry: Entry, name: str) -> str:
 
 def _ratios(results: Entry, group: str) -> str:
     entries = [entry for entry in results["workloads"] if entry["group"] == group]
-    if OURS not in entries[0]["datapaths"]:
+    if OURS not in entries[0]["datapaths"] or TRACED in entries[0]["datapaths"]:
         return _edges(entries)
     head = ["", "plain TCP", "sockredird", *(f"x {_HEADS[name]}" for name in AGAINST)]
     rows = []
@@ -79,17 +79,18 @@ def _ratios(results: Entry, group: str) -> str:
 
 
 def _edges(entries: list[Entry]) -> str:
-    """Of datapaths that are not to differ from plain TCP."""
-    names = [name for name in entries[0]["datapaths"] if name != TCP]
+    """Of datapaths that are not to differ from another."""
+    names = list(entries[0]["ratios"])
     rows = []
     for entry in entries:
         cells = [f"{entry['title']} ({entry['unit']})"]
         cells.append(amount(entry["datapaths"][TCP]["rate"]))
         for name in names:
-            found = ratio(entry, f"{name}/{TCP}")
-            cells.append(f"{found}{_verdict(entry, f'{name}/{TCP}')}" if found else "")
+            found = ratio(entry, name)
+            cells.append(f"{found}{_verdict(entry, name)}" if found else "")
         rows.append(cells)
-    return table(["", "plain TCP", *(f"{name}, x plain TCP" for name in names)], rows)
+    heads = [name.replace("/", " / ").replace(TCP, "plain TCP") for name in names]
+    return table(["", "plain TCP", *heads], rows)
 
 
 def _cpu(results: Entry) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from bench.datapaths import AGAIN, OURS, TCP, TEXTBOOK, UNIX, Datapath, Host
+from bench.datapaths import AGAIN, OURS, TCP, TEXTBOOK, TRACED, UNIX, Datapath, Host
 from bench.spread import spread
 
 EVERYWHERE = (TCP, OURS, TEXTBOOK, UNIX)
@@ -46,6 +46,8 @@ def ratio_names(datapaths: Sequence[str]) -> list[str]:
     names = [f"{name}/{TCP}" for name in datapaths if name != TCP]
     if OURS in datapaths:
         names += [f"{OURS}/{name}" for name in (TEXTBOOK, UNIX) if name in datapaths]
+    if TRACED in datapaths:
+        names.append(f"{TRACED}/{OURS}")
     return names
 
 
@@ -64,9 +66,7 @@ def measure(workload: Workload, host: Host, rounds: int) -> dict[str, Any]:
     before = host.redirected()
     samples: list[dict[str, dict[str, float]]] = []
     for number in range(rounds):
-        samples.append(
-            {name: workload.run(host.datapaths[name]).figures() for name in order(names, number)}
-        )
+        samples.append({name: _run(workload, host, name) for name in order(names, number)})
     redirected = host.redirected() - before
     if OURS in names and workload.accelerated != bool(redirected) and not host.null:
         raise RuntimeError(f"{workload.name}: {redirected} messages were redirected")
@@ -82,6 +82,12 @@ def measure(workload: Workload, host: Host, rounds: int) -> dict[str, Any]:
         "targets": workload.targets,
         "rounds": samples,
     }
+
+
+def _run(workload: Workload, host: Host, name: str) -> dict[str, float]:
+    path = host.datapaths[name]
+    with path.around():
+        return workload.run(path).figures()
 
 
 def ratios(samples: Sequence[dict[str, dict[str, float]]], name: str) -> list[float]:
