@@ -20,13 +20,14 @@ RUNS = 9
 def measure(host: Host, loads: Loads, *, quick: bool) -> dict[str, Any]:
     """Ends the host's daemon and starts others in its place; the last one is left running."""
     runs = 3 if quick else RUNS
-    found: dict[str, list[float]] = {"restart": [], "enable": [], "stats": [], "memory": []}
+    names = ("restart", "enable", "disable", "stats", "memory")
+    found: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(runs):
         found["restart"].append(_seconds(host.restart_daemon))
     for _ in range(runs):
         found["stats"].append(_seconds(lambda: _ctl(host, "stats")))
     for _ in range(runs):
-        host.call("Disable")
+        found["disable"].append(_seconds(lambda: host.call("Disable")))
         host.restart_daemon()
         found["enable"].append(_seconds(lambda: host.call("Enable")))
         loads.rr(host.datapaths[OURS], size=64)
@@ -36,6 +37,7 @@ def measure(host: Host, loads: Loads, *, quick: bool) -> dict[str, Any]:
         ("memory", "resident memory after Enable", "MiB", 35.0),
         ("restart", "SIGKILL to READY, adopting the datapath", "s", 0.3),
         ("enable", "cold Enable", "s", 0.6),
+        ("disable", "Disable, no connections", "s", 0.1),
         ("stats", "sockredirctl stats", "s", 0.25),
     )
     return {
