@@ -37,38 +37,34 @@ inline_fn void decline_both(enum counter reason, struct flow *of_client, struct 
 }
 
 /* 0, or why a socket of this kind never goes on a sockhash (I6). */
-inline_fn enum counter unsuitable(__u64 sk)
+inline_fn enum counter unsuitable(struct tcp_sock *tp)
 {
-	__u64 ulp = 0, flags = 0;
-	__u32 lowat = 0;
-	__u16 timestamping = 0;
-	__s32 peek_off = -1;
+	__u64 flags = OWN_FIELD(__u64, tp, OFF_sock_skc_flags);
 
 #ifdef OFF_tcp_sock_is_mptcp
 	/* before the ULP, which an MPTCP subflow has as well */
-	if (kernel_bits(sk, OFF_tcp_sock_is_mptcp, MASK_tcp_sock_is_mptcp))
+	if (OWN_FIELD(__u8, tp, OFF_tcp_sock_is_mptcp) & MASK_tcp_sock_is_mptcp)
 		return DECLINED_MPTCP;
 #endif
-	if (KERNEL_FIELD(ulp, sk, OFF_inet_connection_sock_icsk_ulp_ops) || ulp)
+	if (OWN_FIELD(__u64, tp, OFF_inet_connection_sock_icsk_ulp_ops))
 		return DECLINED_ULP;
-	if (KERNEL_FIELD(flags, sk, OFF_sock_skc_flags) || (flags >> BIT_SOCK_ZEROCOPY) & 1)
+	if ((flags >> BIT_SOCK_ZEROCOPY) & 1)
 		return DECLINED_ZEROCOPY;
 	if ((flags >> BIT_SOCK_URGINLINE) & 1)
 		return DECLINED_OOBINLINE;
 	/* set before, or on the listener, from which it is inherited */
-	if (KERNEL_FIELD(lowat, sk, OFF_sock_sk_rcvlowat) || lowat > 1)
+	if (OWN_FIELD(__s32, tp, OFF_sock_sk_rcvlowat) > 1)
 		return DECLINED_RCVLOWAT;
-	if ((flags >> BIT_SOCK_RCVTSTAMP) & 1 ||
-	    KERNEL_FIELD(timestamping, sk, OFF_sock_sk_tsflags) || timestamping ||
-	    KERNEL_FIELD(peek_off, sk, OFF_sock_sk_peek_off) || peek_off >= 0 ||
-	    kernel_bits(sk, OFF_tcp_sock_recvmsg_inq, MASK_tcp_sock_recvmsg_inq))
+	if ((flags >> BIT_SOCK_RCVTSTAMP) & 1 || OWN_FIELD(__u16, tp, OFF_sock_sk_tsflags) ||
+	    OWN_FIELD(__s32, tp, OFF_sock_sk_peek_off) >= 0 ||
+	    OWN_FIELD(__u8, tp, OFF_tcp_sock_recvmsg_inq) & MASK_tcp_sock_recvmsg_inq)
 		return DECLINED_OPTION;
-	if (kernel_bits(sk, OFF_sock_sk_kern_sock, MASK_sock_sk_kern_sock))
+	if (OWN_FIELD(__u8, tp, OFF_sock_sk_kern_sock) & MASK_sock_sk_kern_sock)
 		return DECLINED_KERNEL_SOCKET;
-	if (kernel_bits(sk, OFF_tcp_sock_repair, MASK_tcp_sock_repair))
+	if (OWN_FIELD(__u8, tp, OFF_tcp_sock_repair) & MASK_tcp_sock_repair)
 		return DECLINED_REPAIR;
 #ifdef OFF_tcp_sock_syn_smc
-	if (kernel_bits(sk, OFF_tcp_sock_syn_smc, MASK_tcp_sock_syn_smc))
+	if (OWN_FIELD(__u8, tp, OFF_tcp_sock_syn_smc) & MASK_tcp_sock_syn_smc)
 		return DECLINED_ULP;
 #endif
 	return 0;
@@ -304,7 +300,6 @@ inline_fn void client_established(struct bpf_sock_ops *skops)
 	struct bpf_sock *sk = skops->sk;
 	struct tcp_sock *tp;
 	enum counter reason;
-	__u32 write_seq = 0;
 	enum answer answer;
 	enum reach reach;
 
@@ -339,11 +334,10 @@ inline_fn void client_established(struct bpf_sock_ops *skops)
 	if (!tp || is_excluded((__u64)tp))
 		return;
 	hs.answered = answer == FLOW_ANSWERED;
-	reason = unsuitable((__u64)tp);
+	reason = unsuitable(tp);
 	if (!reason)
 		reason = refused_while_connecting(sk);
-	if (!reason && (KERNEL_FIELD(write_seq, (__u64)tp, OFF_tcp_sock_write_seq) ||
-			write_seq != pair.client_seq))
+	if (!reason && OWN_FIELD(__u32, tp, OFF_tcp_sock_write_seq) != pair.client_seq)
 		reason = DECLINED_EARLY_DATA;
 	if (!reason)
 		reason = join(skops, sk, CLIENT, &hs.flow, &pair, &hs);
@@ -436,7 +430,7 @@ inline_fn void server_established(struct bpf_sock_ops *skops)
 	tp = bpf_skc_to_tcp_sock(sk);
 	if (!tp)
 		return;
-	reason = is_excluded((__u64)tp) ? DECLINED_PEER_OUTSIDE : unsuitable((__u64)tp);
+	reason = is_excluded((__u64)tp) ? DECLINED_PEER_OUTSIDE : unsuitable(tp);
 	/* The client's first message may have overtaken its ACK (RPS): it went through TCP. */
 	if (!reason && (segment_has_data(skops) ||
 			KERNEL_FIELD(write_seq, hs->client_sk, OFF_tcp_sock_write_seq) ||

@@ -431,6 +431,12 @@ static long (*read_kernel)(void *dst, __u32 size, const void *src) =
 #define KERNEL_FIELD(dst, base, offset) \
 	read_kernel(&(dst), sizeof(dst), (void *)((base) + (offset)))
 
+/*
+ * Of the program's own socket, through the pointer bpf_skc_to_tcp_sock() gives: an ordinary load,
+ * where reading by address takes 50 ns. The verifier knows the struct and checks offset and size.
+ */
+#define OWN_FIELD(type, tp, offset) (*(type *)((void *)(tp) + (offset)))
+
 /* Bit fields come as the byte that holds them and a mask. */
 inline_fn __u8 kernel_bits(__u64 base, __u32 offset, __u8 mask)
 {
