@@ -31,7 +31,6 @@ def failures() -> int:
             echo(both, 1)
             both.client.shutdown(socket.SHUT_WR)
             reader = Background(both.client.recv, 100)
-            reader.wait_in_kernel_or_end()
             await_acknowledgement(both.client)
             assert not both.server.recv(1)
             both.server.sendall(pattern(0, 100))
