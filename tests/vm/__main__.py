@@ -18,6 +18,8 @@ from vm.kernels import KERNELS, Kernel
 
 REPOSITORY = Path(__file__).parents[2]
 BUILD = REPOSITORY / "build" / "vm"
+# An emulated guest needs half an hour for the suites, and five minutes for one in five tests.
+PARTS = 5
 SHARE_ROOM = 256 << 20
 # What tests of a checkout look at beside the packages, which are those installed
 CHECKOUT = ("completions", "dbus", "docs", "man", "polkit", "tests")
@@ -29,12 +31,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--package", type=Path, required=True, help="the .deb under test")
     parser.add_argument("--timeout", type=float, default=2400, help="seconds for each guest")
     parser.add_argument("--jobs", type=int, default=2, help="guests at a time")
+    parser.add_argument("--full", action="store_true", help="whole suites, not a part of each")
     parser.add_argument("--pytest", default="", help="arguments for pytest in the guest")
     parser.add_argument("packages", nargs="*", help="Debian packages installed in the guest")
     return parser.parse_args()
 
 
-def fill_share(package: Path, pytest_arguments: str, tree: Path) -> None:
+def fill_share(package: Path, part: str, pytest_arguments: str, tree: Path) -> None:
     guest = Path(__file__).parent / "guest"
     ignore = shutil.ignore_patterns("__pycache__", ".*")
     shutil.copytree(guest, tree / "guest", ignore=ignore)
@@ -46,6 +49,7 @@ def fill_share(package: Path, pytest_arguments: str, tree: Path) -> None:
     shutil.copy(package, tree / "package")
     shutil.copytree(REPOSITORY / "packaging/debian/tests", tree / "package" / "tests")
     (tree / "pytest-arguments").write_text(pytest_arguments)
+    (tree / "part").write_text(part)
 
 
 def run(kernel: Kernel, image: roots.Image, options: argparse.Namespace) -> bool:
@@ -55,7 +59,9 @@ def run(kernel: Kernel, image: roots.Image, options: argparse.Namespace) -> bool
     shutil.rmtree(directory, ignore_errors=True)
     tree = directory / "share"
     tree.mkdir(parents=True)
-    fill_share(options.package, options.pytest, tree)
+    # another part on each kernel
+    part = "1/1" if options.full else f"{list(KERNELS).index(kernel.version) + 1}/{PARTS}"
+    fill_share(options.package, part, options.pytest, tree)
     share, root = directory / "share.img", directory / "root.img"
     disk.make(share, tree, SHARE_ROOM)
     disk.copy(image.root, root)
