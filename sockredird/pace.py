@@ -10,10 +10,9 @@ import os
 import socket
 import time
 from collections.abc import Callable
-from contextlib import closing
 from typing import Any
 
-from sockredird.tcppair import listen, sent_by_tcp
+from sockredird.tcppair import new_pair, sent_by_tcp
 
 WARM_UP = 20  # round trips
 READ_SIZE = 1 << 18
@@ -86,30 +85,26 @@ def _talk(
     chosen = cpus(same_cpu)
     if chosen is None:
         return {"missing": True}
+    # connected before the fork, so that neither waits for the other to get the CPU
+    pair = new_pair(port)
+    for end in (pair.client, pair.server):
+        end.settimeout(PATIENCE_S)
+    child = os.fork()
+    if child == 0:
+        try:
+            os.sched_setaffinity(0, {chosen[1]})
+            pair.client.close()
+            serve(pair.server)
+            pair.server.close()
+        finally:
+            os._exit(0)
+    pair.server.close()
     before = os.sched_getaffinity(0)
-    with closing(listen(port)) as listener:
-        listener.listen()
-        child = os.fork()
-        if child == 0:
-            try:
-                os.sched_setaffinity(0, {chosen[1]})
-                server, _ = listener.accept()
-                listener.close()
-                serve(_prepared(server))
-                server.close()
-            finally:
-                os._exit(0)
     os.sched_setaffinity(0, {chosen[0]})
     try:
-        with socket.create_connection(("127.0.0.1", port), PATIENCE_S) as client:
-            rate = ask(_prepared(client))
+        with pair.client as client:
+            rate = ask(client)
             return {"rate": rate, "redirected": sent_by_tcp(client) == 0}
     finally:
         os.sched_setaffinity(0, before)
         os.waitpid(child, 0)
-
-
-def _prepared(end: socket.socket) -> socket.socket:
-    end.settimeout(PATIENCE_S)
-    end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return end
