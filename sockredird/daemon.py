@@ -23,7 +23,7 @@ from sockredird.events import EventRelay
 from sockredird.finding import Finding
 from sockredird.generation import Generation
 from sockredird.layout import REQUEST_LEARNED, REQUEST_ULP
-from sockredird.manager import Manager
+from sockredird.manager import DRAINING, Manager
 from sockredird.service import Service
 from sockredird.shared import Joined, Shared
 from sockredird.units import Units
@@ -166,7 +166,12 @@ class Daemon:
         await self._worker.run(lambda: self._manager.enable(overrides))
 
     async def disable(self) -> None:
+        """Others are served meanwhile, however long it waits for readers."""
+        started = self._loop.time()
         await self._worker.run(self._manager.disable)
+        timeout = self._manager.config.limits.drain_timeout_s
+        while self._manager.state == DRAINING and self._loop.time() - started < timeout:
+            await self._worker.run(self._manager.drain)
 
     async def reload(self) -> None:
         await self._worker.run(lambda: self._manager.reload(self._load()))

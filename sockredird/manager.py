@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 DISABLED, ENABLED, DRAINING, FAILED = "disabled", "enabled", "draining", "failed"
 RETIRE_SLICE_S = 0.1
+DRAIN_AT_ONCE_S = 1.0  # how long a change waits for readers itself: nothing else runs meanwhile
 
 
 def _nothing_leaving(walked: Walked) -> bool:
@@ -188,12 +189,12 @@ class Manager:
         self._enter(ENABLED)
 
     def disable(self) -> None:
-        """Idempotent. Leaves state `draining` if unread data outlasts the drain timeout."""
+        """Idempotent. Leaves state `draining` while there is unread data; drain() goes on."""
         self._intent.remember(None)
         if self.live is not None:
             self._retire_all(self.live)
         elif self.draining:
-            self.drain(float(self.config.limits.drain_timeout_s))
+            self.drain(self._at_once)
         self.scope = self.config.scope
         self._follow_live()
         self.problem = ""
@@ -284,7 +285,11 @@ class Manager:
         generation.stop()
         self.draining.append(generation)
         self._changed()
-        self.drain(float(self.config.limits.drain_timeout_s))
+        self.drain(self._at_once)
+
+    @property
+    def _at_once(self) -> float:
+        return min(float(self.config.limits.drain_timeout_s), DRAIN_AT_ONCE_S)
 
     def drain(self, timeout: float = RETIRE_SLICE_S) -> None:
         """Takes the stopped generations further; removes those whose sockhash is empty."""

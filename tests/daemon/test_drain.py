@@ -13,8 +13,11 @@ from .process import DaemonProcess
 from .waiting import eventually
 
 UNREAD = 300_000
-pytestmark = pytest.mark.parametrize(
+impatient = pytest.mark.parametrize(
     "host", [{"limits": {"drain_timeout_s": 0.2}}], indirect=True, ids=["0.2s"]
+)
+patient = pytest.mark.parametrize(
+    "host", [{"limits": {"drain_timeout_s": 600.0}}], indirect=True, ids=["600s"]
 )
 
 
@@ -28,6 +31,7 @@ def stalled(host: Host, enabled: Client) -> Actor:
     return program
 
 
+@impatient
 def test_state_follows_the_reader(host: Host, enabled: Client, stalled: Actor) -> None:
     enabled.call("Disable")
     assert enabled.get("State") == "draining"
@@ -42,6 +46,7 @@ def test_state_follows_the_reader(host: Host, enabled: Client, stalled: Actor) -
     stalled.do(stall.check_all_native)
 
 
+@impatient
 def test_disable_while_draining(host: Host, enabled: Client, stalled: Actor) -> None:
     enabled.call("Disable")
     done = host.ctl("disable")
@@ -52,6 +57,7 @@ def test_disable_while_draining(host: Host, enabled: Client, stalled: Actor) -> 
     enabled.await_state("disabled")
 
 
+@impatient
 def test_new_connections_are_not_accelerated(host: Host, enabled: Client, stalled: Actor) -> None:
     enabled.call("Disable")
     before = enabled.call("Stats")
@@ -61,6 +67,7 @@ def test_new_connections_are_not_accelerated(host: Host, enabled: Client, stalle
     enabled.await_state("disabled")
 
 
+@impatient
 def test_enable_while_draining(host: Host, enabled: Client, stalled: Actor) -> None:
     enabled.call("Disable")
     enabled.call("Enable")
@@ -76,6 +83,7 @@ def test_enable_while_draining(host: Host, enabled: Client, stalled: Actor) -> N
     stalled.do(stall.check_all_native)
 
 
+@impatient
 def test_another_scope_drains_the_old_one(host: Host, enabled: Client, stalled: Actor) -> None:
     enabled.call("EnableWith", "a{sv}", {"only_ports": Variant("au", [7])})
     assert enabled.get("State") == "enabled"
@@ -85,6 +93,7 @@ def test_another_scope_drains_the_old_one(host: Host, enabled: Client, stalled: 
     assert enabled.get("State") == "enabled"
 
 
+@impatient
 @pytest.mark.parametrize("way", ["SIGKILL", "SIGTERM"])
 def test_restart_while_draining(
     host: Host, daemon: DaemonProcess, enabled: Client, stalled: Actor, way: str
@@ -104,8 +113,33 @@ def test_restart_while_draining(
     stalled.do(stall.check_all_native)
 
 
+@impatient
 def test_the_program_ends_while_draining(host: Host, enabled: Client, stalled: Actor) -> None:
     enabled.call("Disable")
     stalled.close()
     enabled.await_state("disabled")
     assert pins.directories(host.root) == []
+
+
+@patient
+def test_others_are_served_meanwhile(host: Host, enabled: Client, stalled: Actor) -> None:
+    """Disable waits for a reader that takes its time, and nobody for Disable."""
+    waiting = host.client()
+    waiting.begin("Disable")
+    enabled.await_state("draining")
+    assert enabled.call("Stats")["map_entries"] == 2
+    assert host.ctl("status").returncode == 0
+    stalled.do(stall.read_all)
+    enabled.await_state("disabled")
+
+
+@patient
+def test_enabled_again_meanwhile(host: Host, enabled: Client, stalled: Actor) -> None:
+    waiting = host.client()
+    waiting.begin("Disable")
+    enabled.await_state("draining")
+    enabled.call("Enable")
+    assert enabled.get("State") == "enabled"
+    stalled.do(stall.read_all)
+    eventually(lambda: len(pins.directories(host.root)) == 1, "the drained generation is gone")
+    assert enabled.get("State") == "enabled"
