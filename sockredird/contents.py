@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Set
 from pathlib import Path
@@ -46,6 +47,7 @@ def fill(staging: Path, plan: Plan) -> None:
         window_bytes=plan.window_bytes,
         addresses=ADDRESSES.index(plan.addresses),
         excludes=len(plan.exclude_cgroups),
+        seed=int.from_bytes(os.urandom(8), "little"),
         learn=int(plan.learn),
     )
     libbpf.update(pins["settings"], _ZERO, settings.pack())

@@ -23,6 +23,7 @@ PROGRAMS: dict[str, tuple[str, ProgType]] = {
 # Programs that the sockets of each cgroup in scope run; the guard first, as no socket is to be on
 # the sockhash without it.
 ATTACHMENTS = {"guard": AttachType.CGROUP_SETSOCKOPT, "pair": AttachType.CGROUP_SOCK_OPS}
+WORDS = 16384  # as ANSWERED_SYNS, of whatever address; a power of two
 ANSWERED_SYNS = 8192  # answered by a listener in scope; the client end is not established yet
 LEAVING_PAIRS = 16384  # that leave acceleration one by one, at the same time
 TRACED_CONNECTIONS = 8192  # whose programs are known by name, or one of whose ends has closed
@@ -35,6 +36,7 @@ CAPACITIES = {
     "LESSONS": LESSONS,
     "BALANCED_LISTENERS": BALANCED_LISTENERS,
     "ANSWERED_SYNS": ANSWERED_SYNS,
+    "WORDS": WORDS,
     "LEAVING_PAIRS": LEAVING_PAIRS,
     "TRACED_CONNECTIONS": TRACED_CONNECTIONS,
     "VERDICTS": VERDICTS,
@@ -84,7 +86,7 @@ COUNTERS = (
 
 COUNTER_SLOTS = 64
 
-SETTINGS = struct.Struct("=10IQ")  # struct settings
+SETTINGS = struct.Struct("=10I2Q")  # struct settings
 MEMBER = struct.Struct("=3I3I3Q48s")  # struct member
 FLOW = struct.Struct("=16s16sQHH4x")  # struct flow
 PLACE = struct.Struct("=16sQI4x")  # struct place
@@ -136,7 +138,8 @@ def map_shapes(max_connections: int, page_size: int) -> dict[str, MapShape]:
         "sockets": MapShape(MapType.SK_STORAGE, 4, 448, 0),
         "handshakes": MapShape(MapType.LRU_HASH, 8, 88, max_connections + ANSWERED_SYNS),
         "answered": MapShape(MapType.LRU_HASH, FLOW.size, 8, ANSWERED_SYNS),
-        "unproven": MapShape(MapType.LRU_HASH, 8, FLOW.size, ANSWERED_SYNS),
+        "words": MapShape(MapType.ARRAY, 4, 32, WORDS),
+        "unproven": MapShape(MapType.ARRAY, 4, 8 + FLOW.size, WORDS),
         "own_addresses": MapShape(MapType.HASH, ADDRESS.size, 4, OWN_ADDRESSES),
         "excluded": MapShape(MapType.HASH, STEP.size, 4, EXCLUDED_STEPS),
         "leaving": MapShape(MapType.LRU_HASH, 8, 12, LEAVING_PAIRS),
@@ -173,6 +176,7 @@ class Settings:
     learn: int = 0
     ktls: int = 0
     trial: int = 0
+    seed: int = 0
 
     def pack(self) -> bytes:
         return SETTINGS.pack(*astuple(self))

@@ -23,6 +23,15 @@ inline_fn void decline(enum counter reason, struct flow *flow)
 	report(EVENT_DECLINED, reason, flow, NULL, bpf_ktime_get_ns(), NULL);
 }
 
+/* A peer that is out of scope; on another host, most probably, of which there may be many. */
+inline_fn void decline_outside(struct flow *flow, enum reach reach)
+{
+	if (reach == NEAR)
+		return decline(DECLINED_PEER_OUTSIDE, flow);
+	count(DECLINED_PEER_OUTSIDE, 1);
+	report(EVENT_DECLINED, DECLINED_PEER_OUTSIDE, flow, NULL, bpf_ktime_get_ns(), NULL);
+}
+
 /* By the server end, which knows both views of the connection. */
 inline_fn void decline_both(enum counter reason, struct flow *of_client, struct flow *of_server)
 {
@@ -285,12 +294,18 @@ inline_fn void syn_answered(struct bpf_sock_ops *skops)
  * No listener in scope has answered this client's address. One may have answered another that SNAT
  * gave it: then the server end is in scope, and finds out by what is left here, too late.
  */
-inline_fn void unanswered(struct pair *pair, struct flow *flow)
+inline_fn void unanswered(const struct pair *pair, struct flow *flow, enum reach reach)
 {
-	if (translation_in_scope())
-		unproven.update(pair, flow);
+	if (translation_in_scope()) {
+		struct unproven *u = unproven_for(pair);
+
+		if (u) {
+			u->pair = *pair;
+			u->flow = *flow;
+		}
+	}
 	if (port_in_scope(flow->server_port))
-		decline(DECLINED_PEER_OUTSIDE, flow);
+		decline_outside(flow, reach);
 }
 
 inline_fn void client_established(struct bpf_sock_ops *skops)
@@ -319,7 +334,7 @@ inline_fn void client_established(struct bpf_sock_ops *skops)
 		return;
 	}
 	if (answer == NOT_ANSWERED)
-		return unanswered(&pair, &hs.flow);
+		return unanswered(&pair, &hs.flow, reach);
 	if (on_trial(sk))
 		return;
 
@@ -374,22 +389,22 @@ inline_fn int segment_has_data(struct bpf_sock_ops *skops)
 }
 
 /* No client end in scope has left a handshake. */
-inline_fn void client_outside(struct pair *pair, struct flow *flow, enum reach reach)
+inline_fn void client_outside(const struct pair *pair, struct flow *flow, enum reach reach)
 {
-	struct flow *of_client = unproven.lookup(pair);
+	struct flow of_client = {};
+	struct unproven *u;
 
 	/* or a client in scope that takes this client's port would believe the word left */
 	take_words(flow, reach);
-	if (is_learned(flow)) {
-		unproven.delete(pair);
+	if (is_learned(flow))
 		return;		/* the client end has counted it */
-	}
-	if (!of_client)
-		return decline(DECLINED_PEER_OUTSIDE, flow);
+	u = translation_in_scope() ? unproven_for(pair) : NULL;
+	if (!u || u->pair.client_seq != pair->client_seq || u->pair.server_seq != pair->server_seq)
+		return decline_outside(flow, reach);
+	of_client = u->flow;
 	/* the same address: its SYN was answered with a cookie, or before acceleration was enabled */
-	decline_both(same_client(of_client, flow) ? DECLINED_PEER_OUTSIDE : DECLINED_UNDECIDABLE,
-		     of_client, flow);
-	unproven.delete(pair);
+	decline_both(same_client(&of_client, flow) ? DECLINED_PEER_OUTSIDE : DECLINED_UNDECIDABLE,
+		     &of_client, flow);
 }
 
 inline_fn void server_established(struct bpf_sock_ops *skops)

@@ -159,39 +159,76 @@ inline_fn int translation_in_scope(void)
 	return s && s->addresses == ADDRESSES_ANY;
 }
 
-/* What client and server see alike through DNAT, and from whichever netns. */
-inline_fn void client_alone(struct flow *key, const struct flow *flow)
+#define MIX 0x9e3779b97f4a7c15ULL	/* 2^64 / golden ratio */
+
+/* The place of a client's address, all that both ends see alike through DNAT and across netns. */
+inline_fn struct word *word_for(const struct flow *flow)
 {
-	__builtin_memset(key, 0, sizeof(*key));
-	__builtin_memcpy(key->client_ip, flow->client_ip, 16);
-	key->client_port = flow->client_port;
+	int zero = 0;
+	struct settings *s = settings.lookup(&zero);
+	__u64 hash;
+	__u32 place;
+
+	if (!s)
+		return NULL;
+	hash = (s->seed ^ flow->client_port) * MIX;
+	hash = (hash ^ hash >> 32 ^ flow->client_ip[0] ^ (__u64)flow->client_ip[1] << 32) * MIX;
+	hash = (hash ^ hash >> 32 ^ flow->client_ip[2] ^ (__u64)flow->client_ip[3] << 32) * MIX;
+	place = hash >> 32 & (WORDS - 1);
+	return words.lookup(&place);
+}
+
+inline_fn struct unproven *unproven_for(const struct pair *pair)
+{
+	__u32 place = (pair->client_seq ^ pair->server_seq) & (WORDS - 1);
+
+	return unproven.lookup(&place);
 }
 
 /* A listener in scope answers this SYN. */
 inline_fn void leave_word(const struct flow *flow, enum reach reach)
 {
 	__u64 now = bpf_ktime_get_ns();
-	struct flow key;
 
 	if (reach == NEAR) {
-		key = *flow;
+		struct flow key = *flow;
+
 		answered.update(&key, &now);
 	}
 	if (translation_in_scope()) {
-		client_alone(&key, flow);
-		answered.update(&key, &now);
+		struct word *word = word_for(flow);
+
+		if (!word)
+			return;
+		__builtin_memcpy(word->client_ip, flow->client_ip, 16);
+		word->client_port = flow->client_port;
+		word->time = now;
 	}
 }
 
-/* Nobody may take this word for that of another connection. */
-inline_fn int take_word(struct flow *key)
+/* Once: nobody may take it for a word about another connection. */
+inline_fn int take_word(const struct flow *flow)
 {
-	__u64 *answer = answered.lookup(key);
+	struct word *word = word_for(flow);
+	__u64 then;
+
+	if (!word || !same_ip(word->client_ip, flow->client_ip) ||
+	    word->client_port != flow->client_port)
+		return 0;
+	then = word->time;
+	word->time = 0;
+	return then && bpf_ktime_get_ns() - then <= ANSWER_VALID_NS;
+}
+
+inline_fn int take_answer(const struct flow *flow)
+{
+	struct flow key = *flow;
+	__u64 *answer = answered.lookup(&key);
 	__u64 then = answer ? *answer : 0;
 
 	if (!answer)
 		return 0;
-	answered.delete(key);
+	answered.delete(&key);
 	return bpf_ktime_get_ns() - then <= ANSWER_VALID_NS;
 }
 
@@ -204,17 +241,10 @@ enum answer {
 inline_fn enum answer take_words(const struct flow *flow, enum reach reach)
 {
 	enum answer answer = NOT_ANSWERED;
-	struct flow key;
 
-	if (translation_in_scope()) {
-		client_alone(&key, flow);
-		if (take_word(&key))
-			answer = SOMEBODY_ANSWERED;
-	}
-	if (reach == NEAR) {
-		key = *flow;
-		if (take_word(&key))
-			answer = FLOW_ANSWERED;
-	}
+	if (translation_in_scope() && take_word(flow))
+		answer = SOMEBODY_ANSWERED;
+	if (reach == NEAR && take_answer(flow))
+		answer = FLOW_ANSWERED;
 	return answer;
 }

@@ -55,6 +55,20 @@ struct place {
 	__u32 pad;
 };
 
+/* That a listener in scope has answered a SYN from this address, in whichever netns. */
+struct word {
+	__u32 client_ip[4];
+	__u32 client_port;
+	__u32 pad;
+	__u64 time;		/* CLOCK_MONOTONIC, ns; 0: nothing is said here */
+};
+
+/* A client end that no listener in scope has answered, as far as it can know. */
+struct unproven {
+	struct pair pair;
+	struct flow flow;
+};
+
 /* An address of a netns. */
 struct address {
 	__u32 ip[4];
@@ -207,6 +221,7 @@ struct settings {
 	__u32 learn;		/* leave alone listeners that acceleration does no good */
 	__u32 ktls;		/* the kernel has TCP_ULP "tls", as far as the daemon has seen */
 	__u64 trial;		/* id of a cgroup left to a datapath that is being tried; 0: none */
+	__u64 seed;		/* so that nobody knows which addresses share a place in `words` */
 };
 
 enum addresses { ADDRESSES_LOOPBACK, ADDRESSES_HOST, ADDRESSES_ANY };
@@ -366,8 +381,13 @@ BPF_SK_STORAGE(sockets, struct sock_state);
 BPF_TABLE("lru_hash", struct pair, struct handshake, handshakes, MAX_CONNECTIONS + ANSWERED_SYNS);
 /* SYNs that a listener in scope answered; time of the answer (CLOCK_MONOTONIC, ns). */
 BPF_TABLE("lru_hash", struct flow, __u64, answered, ANSWERED_SYNS);
-/* Client ends that no listener in scope has answered, as far as they can know. */
-BPF_TABLE("lru_hash", struct pair, struct flow, unproven, ANSWERED_SYNS);
+/*
+ * Arrays, where a newer entry takes the place of an older one: with addresses = "any" each connection
+ * of the host passes here, and a hash table would cost the most of it. An entry lost, or half
+ * overwritten, leaves a connection on TCP.
+ */
+BPF_ARRAY(words, struct word, WORDS);
+BPF_ARRAY(unproven, struct unproven, WORDS);
 BPF_F_TABLE("hash", struct address, __u32, own_addresses, OWN_ADDRESSES, BPF_F_NO_PREALLOC);
 /* Number of the directory that a step leads to, or EXCLUDED. */
 BPF_F_TABLE("hash", struct step, __u32, excluded, EXCLUDED_STEPS, BPF_F_NO_PREALLOC);

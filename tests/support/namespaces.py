@@ -12,21 +12,21 @@ CLONE_NEWNET = 0x40000000
 libc = ctypes.CDLL(None, use_errno=True)
 
 
-def _unshare(flags: int) -> None:
+def unshare(flags: int) -> None:
     if libc.unshare(flags) != 0:
         raise OSError(ctypes.get_errno(), "unshare")
 
 
 def enter_network() -> None:
     """Moves the calling process to a fresh network namespace with lo up."""
-    _unshare(CLONE_NEWNET)
+    unshare(CLONE_NEWNET)
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
 
 
 def enter_network_with_rps() -> None:
     """As above, with lo's packets spread over all CPUs (Receive Packet Steering)."""
     enter_network()
-    _unshare(CLONE_NEWNS)
+    unshare(CLONE_NEWNS)
     subprocess.run(["mount", "--make-rprivate", "/"], check=True)
     # /sys/class/net shows the namespace of whoever mounted sysfs
     subprocess.run(["mount", "-t", "sysfs", "sysfs", "/sys"], check=True)
