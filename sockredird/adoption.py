@@ -11,7 +11,7 @@ import resource
 from pathlib import Path
 from typing import Any
 
-from sockredird import libbpf, links
+from sockredird import detectors, libbpf, links
 from sockredird.layout import MANIFEST_SIZE, PROGRAMS, map_shapes
 from sockredird.libbpf import Fd
 from sockredird.links import refuse
@@ -26,7 +26,10 @@ _ZERO = bytes(4)
 
 def is_ours(directory: Path) -> bool:
     """Whether a staging directory holds nothing but names that generations pin."""
-    return all(p.name in PIN_NAMES or links.is_link(p.name) for p in directory.iterdir())
+    return all(
+        p.name in PIN_NAMES or links.is_link(p.name) or detectors.is_detector(p.name)
+        for p in directory.iterdir()
+    )
 
 
 def open_checked(directory: Path) -> tuple[dict[str, Fd], dict[str, Any]]:
@@ -42,7 +45,7 @@ def open_checked(directory: Path) -> tuple[dict[str, Fd], dict[str, Any]]:
             raise refuse(directory / name, libbpf.object_kind(fd), kind)
     manifest = _check_maps(directory, pins)
     _check_programs(directory, pins, manifest)
-    check_links(directory, pins)
+    check_links(directory, pins, manifest)
     return pins, manifest
 
 
@@ -50,7 +53,7 @@ def check_names(directory: Path) -> None:
     """Raises LoadFailed unless the directory holds all of PIN_NAMES and nothing strange."""
     names = {p.name for p in directory.iterdir()}
     for name in sorted(names - PIN_NAMES):
-        if not links.is_link(name):
+        if not (links.is_link(name) or detectors.is_detector(name)):
             raise refuse(directory / name, "a pin", "no such name")
     for name in sorted(PIN_NAMES - names):
         raise refuse(directory / name, "no pin", "one")
@@ -67,6 +70,7 @@ def _check_maps(directory: Path, pins: dict[str, Fd]) -> dict[str, Any]:
         layout = manifest["layout"]
         shapes = map_shapes(int(manifest["max_connections"]), resource.getpagesize())
         manifest["tags"].items()
+        manifest["detectors"].items()
         [int(number) for number in manifest["cgroups"].values()]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise refuse(path, f"unreadable notes ({error!r})", "sockredird's") from error
@@ -100,8 +104,8 @@ def _check_programs(directory: Path, pins: dict[str, Fd], manifest: dict[str, An
         raise refuse(directory / "peers", f"sk_msg program {attached}", f"program {redirect}")
 
 
-def check_links(directory: Path, pins: dict[str, Fd]) -> None:
-    """Raises LoadFailed unless the iterator, and the cgroup links there are, are as made."""
+def check_links(directory: Path, pins: dict[str, Fd], manifest: dict[str, Any]) -> None:
+    """Raises LoadFailed unless the iterator, and the other links there are, are as made."""
     info = libbpf.link_info(pins[MEMBERS])
     found = (info.type, info.prog_id, info.detail.iter.map_id)
     walk, peers = libbpf.prog_info(pins["walk"]).id, libbpf.map_info(pins["peers"]).id
@@ -109,3 +113,4 @@ def check_links(directory: Path, pins: dict[str, Fd]) -> None:
     if found != expected:
         raise refuse(directory / MEMBERS, f"link (type, program, map) = {found}", expected)
     links.check(directory, pins)
+    detectors.check(directory, manifest)

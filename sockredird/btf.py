@@ -17,6 +17,7 @@ KIND_STRUCT = 4
 KIND_UNION = 5
 KIND_ENUM = 6
 KIND_TYPEDEF = 8
+KIND_FUNC = 12
 _QUALIFIERS = {KIND_TYPEDEF, 9, 10, 11, 18}  # volatile, const, restrict, type_tag
 
 
@@ -84,6 +85,15 @@ class KernelTypes:
         address, header = self._type(type_id)
         table = (_Enumerator * (header.info & 0xFFFF)).from_address(address + ctypes.sizeof(_Type))
         return next((e.value for e in table if self._name(e.name_off) == name), None)
+
+    def arguments(self, function: str) -> int | None:
+        """How many a function has; None if there is no such function."""
+        type_id = self._find(function, KIND_FUNC)
+        if type_id is None:
+            return None
+        _address, header = self._type(type_id)
+        _address, prototype = self._type(header.size_or_type)
+        return int(prototype.info & 0xFFFF)
 
     def _find(self, name: str, kind: int) -> int | None:
         type_id: int = lib.btf__find_by_name_kind(self._btf, name.encode(), kind)

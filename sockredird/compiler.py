@@ -13,12 +13,14 @@ import os
 import resource
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
-from sockredird import capabilities, child, errors
+from sockredird import capabilities, child, detectors, errors
 from sockredird.errors import LoadFailed, SockredirError
-from sockredird.layout import ATTACHMENTS, CAPACITIES, PROGRAMS, map_shapes
+from sockredird.layout import ATTACHMENTS, CAPACITIES, DETECTORS, PROGRAMS, map_shapes
 from sockredird.offsets import compiler_flags
+from sockredird.uapi import AttachType, ProgType
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +36,7 @@ SOURCES = (
     "pair.c",
     "redirect.c",
     "guard.c",
+    "detect.c",
     "list.c",
     "nudge.c",
     "walk.c",
@@ -107,6 +110,8 @@ def _load(directory: Path, max_connections: int) -> None:
         *compiler_flags(),
     ]
     try:
+        # it would attach what is named kfunc__, and raise where the kernel has no ftrace
+        BPF._trace_autoload = lambda _self: None
         module = BPF(text=source(), cflags=flags)
         pins = {
             pin: module.load_func(function, kind, attach_type=ATTACHMENTS.get(pin, -1)).fd
@@ -115,6 +120,13 @@ def _load(directory: Path, max_connections: int) -> None:
     except Exception as error:  # BCC raises bare Exception
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise LoadFailed(f"a BPF program was refused: {first}") from error
+    for name, (function, attach_type) in DETECTORS.items():
+        kind = "kfunc" if attach_type is AttachType.TRACE_FENTRY else "kretfunc"
+        for module_name in ("vmlinux__", ""):  # BCC before 0.27 knows no modules
+            with suppress(Exception):  # a kernel without ftrace, or without this function
+                program = module.load_func(f"{kind}__{module_name}{function}", ProgType.TRACING)
+                pins[detectors.pin_name(name)] = program.fd
+                break
     for name in map_shapes(max_connections, page_size):
         pins[name] = libbcc.bpf_table_fd(module.module, name.encode())
     for name, fd in pins.items():

@@ -9,7 +9,7 @@ from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
-from sockredird import addresses, exclusion, libbpf, offsets
+from sockredird import addresses, detectors, exclusion, libbpf, offsets
 from sockredird.adoption import MAPS, MEMBERS
 from sockredird.errors import LoadFailed, UnsupportedKernel
 from sockredird.layout import (
@@ -58,6 +58,7 @@ def fill(staging: Path, plan: Plan) -> None:
         "created": time.time_ns() // 1000,
         "cgroups": {},
         "tags": {name: libbpf.prog_tag(pins[name]) for name in PROGRAMS},
+        "detectors": detectors.attach(staging),
     }
     write_manifest(pins["manifest"], manifest)
     for fd in pins.values():

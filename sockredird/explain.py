@@ -35,6 +35,11 @@ WORDS = {
     "oobinline": "SO_OOBINLINE is set: urgent data is in use, which a sockhash does not know",
     "option": "SO_TIMESTAMP, SO_TIMESTAMPING, SO_PEEK_OFF or TCP_INQ is set, which a sockhash "
     "ignores",
+    "splice": "a program used splice(2) from the socket",
+    "waitall": "a program received with MSG_WAITALL",
+    "trunc": "a program received with MSG_TRUNC",
+    "oob": "a program used MSG_OOB",
+    "woken": "a blocking recv(2) was woken without data, by a signal or another thread",
     "learned": "its listener is left alone, see sockredirctl learned",
     "kernel_socket": "a socket belongs to the kernel itself",
     "mismatch": "its sequence numbers are those of another connection",

@@ -35,6 +35,7 @@ from sockredird.adoption import MAPS, MEMBERS
 from sockredird.cgroup import is_cgroup
 from sockredird.errors import AccessDenied, Internal, LoadFailed
 from sockredird.layout import (
+    BROKEN,
     COUNTER_SLOTS,
     COUNTERS,
     LEFT_UNREAD,
@@ -65,6 +66,7 @@ class Walked:
     entries: int
     connections: int
     leaving: int
+    broken: frozenset[tuple[bytes, int]] = frozenset()  # struct flow and side of the end to reset
 
 
 Trial = Callable[["Generation"], None]
@@ -200,7 +202,7 @@ class Generation:
         """What somebody else changed, in words; empty if nothing."""
         try:
             adoption.check_names(self.directory)
-            adoption.check_links(self.directory, self._pins)
+            adoption.check_links(self.directory, self._pins, self.manifest)
             for cgroup, number in self.cgroups.items():
                 # the kernel lets go of a removed cgroup's links only some time later
                 if not is_cgroup(cgroup, number):
@@ -367,8 +369,11 @@ class Generation:
         # sets, as the kernel visits a bucket again when its output did not fit in one read()
         ends: set[tuple[int, int, int]] = set()
         leaving: set[tuple[int, int, int]] = set()
+        broken: set[tuple[bytes, int]] = set()
         overlooked = False
-        for client_seq, server_seq, side, _mode, is_leaving, *_ in MEMBER.iter_unpack(data):
+        for client_seq, server_seq, side, _mode, is_leaving, *_, flow in MEMBER.iter_unpack(data):
+            if is_leaving == BROKEN:
+                broken.add((flow, side))
             if is_leaving == LEFT_UNREAD:
                 overlooked = True
             else:
@@ -376,7 +381,7 @@ class Generation:
         if overlooked:
             self._nudge()
         connections = len({end[:2] for end in ends})
-        return Walked(len(ends) + len(leaving), connections, len(leaving))
+        return Walked(len(ends) + len(leaving), connections, len(leaving), frozenset(broken))
 
     def _nudge(self) -> None:
         """Tells the pollers of sockets that left of data in them, see nudge.c."""

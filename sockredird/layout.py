@@ -20,6 +20,13 @@ PROGRAMS: dict[str, tuple[str, ProgType]] = {
     "owners": ("bpf_iter__task_file", ProgType.TRACING),
     "nudge": ("bpf_iter__tcp", ProgType.TRACING),
 }
+# Programs of detect.c, where the kernel has fentry: name -> (kernel function, attach type)
+DETECTORS: dict[str, tuple[str, AttachType]] = {
+    "splice": ("tcp_splice_read", AttachType.TRACE_FENTRY),
+    "recv": ("tcp_bpf_recvmsg", AttachType.TRACE_FENTRY),
+    "received": ("tcp_bpf_recvmsg", AttachType.TRACE_FEXIT),
+    "send": ("tcp_bpf_sendmsg", AttachType.TRACE_FENTRY),
+}
 # Programs that the sockets of each cgroup in scope run; the guard first, as no socket is to be on
 # the sockhash without it.
 ATTACHMENTS = {"guard": AttachType.CGROUP_SETSOCKOPT, "pair": AttachType.CGROUP_SOCK_OPS}
@@ -81,6 +88,11 @@ COUNTERS = (
     "retired_repair",
     "retired_option",
     "retired_ulp",
+    "retired_splice",
+    "retired_waitall",
+    "retired_trunc",
+    "retired_oob",
+    "retired_woken",
     "retired_disable",
 )
 
@@ -106,11 +118,16 @@ LESSON_KINDS = (
     "oobinline",
     "repair",
     "option",
+    "splice",
+    "waitall",
+    "trunc",
+    "oob",
+    "woken",
     "spills",
     "short connections",
     "early data",
 )
-PASSING_LESSONS = LESSON_KINDS[7:]
+PASSING_LESSONS = LESSON_KINDS[12:]
 REQUEST_LEARNED, REQUEST_ULP = 1, 2  # enum request
 OPENED = struct.Struct("=QI16s4x")  # struct opened
 LISTENER = struct.Struct("=QI4x")  # struct listener
@@ -119,6 +136,7 @@ VERDICT = struct.Struct("=QI4x")  # struct verdict
 VIEW = "7Q6I16s"  # struct view
 CONNECTION = struct.Struct(f"=Q{VIEW}{VIEW}II8s48s32s")  # struct connection
 MODES = ("unused", "redirected", "tcp")  # enum mode
+BROKEN = 3  # struct member: to be reset
 LEFT_UNREAD = 2  # struct member: the pair is off the sockhash, and has pollers to be told
 SIDES = ("client", "server")  # enum side
 

@@ -8,7 +8,6 @@ cookie, which is good for one boot: only listeners of the daemon's own namespace
 from __future__ import annotations
 
 import logging
-import socket
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sockredird import store
+from sockredird.addresses import netns_cookie
 from sockredird.cgroup import Names
 from sockredird.errors import InvalidConfig, LoadFailed
 from sockredird.generation import Generation
@@ -27,7 +27,6 @@ log = logging.getLogger(__name__)
 HOST = "host"  # the daemon's own network namespace
 ROOM_FOR_OTHERS = LESSONS * 3 // 4
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-_SO_NETNS_COOKIE = 71
 
 WORDS = {
     "ulp": "asked for TCP_ULP, such as kTLS",
@@ -36,6 +35,11 @@ WORDS = {
     "oobinline": "set SO_OOBINLINE",
     "repair": "set TCP_REPAIR",
     "option": "set SO_TIMESTAMP, SO_TIMESTAMPING, SO_PEEK_OFF or TCP_INQ",
+    "splice": "used splice(2) from the socket",
+    "waitall": "received with MSG_WAITALL",
+    "trunc": "received with MSG_TRUNC",
+    "oob": "used MSG_OOB",
+    "woken": "had a blocking recv(2) woken without data",
     "spills": "its connections keep filling their window: one-way bulk",
     "short connections": "its connections end after so few messages that pairing costs more",
     "early data": "its connections carry data before they can be paired (TCP_DEFER_ACCEPT)",
@@ -71,7 +75,7 @@ class Learned:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._boot = _BOOT_ID.read_text().strip()
-        self._host = own_netns()
+        self._host = netns_cookie()
         self._lessons: dict[Key, Lesson] = {}
 
     def load(self) -> None:
@@ -190,13 +194,6 @@ def has_kernel_tls() -> bool:
     with suppress(OSError):
         return "tls" in Path("/proc/sys/net/ipv4/tcp_available_ulp").read_text().split()
     return False
-
-
-def own_netns() -> int:
-    """The cookie of this process's network namespace."""
-    with socket.socket(socket.AF_UNIX) as probe:  # every socket knows its namespace
-        cookie = probe.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
-    return int.from_bytes(cookie, "little")
 
 
 def _checked(entry: object) -> Lesson | None:

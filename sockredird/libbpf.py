@@ -282,6 +282,12 @@ def create_cgroup_link(prog: Fd, cgroup: Fd, attach_type: AttachType) -> Fd:
     return Fd(check(link, f"attach {attach_type.name} program to cgroup"))
 
 
+def create_tracing_link(prog: Fd, attach_type: AttachType) -> Fd:
+    """Attaches an fentry or fexit program to the function it was loaded for."""
+    link = lib.bpf_link_create(prog.number, 0, attach_type, None)
+    return Fd(check(link, f"attach {attach_type.name} program"))
+
+
 def create_iterator_link(prog: Fd, over: Fd | None = None) -> Fd:
     """A link that, once opened with bpf_iter_create() or through its pin, walks map `over`."""
     if over is None:  # iterates over something else than a map

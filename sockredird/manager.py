@@ -22,6 +22,7 @@ from sockredird.health import Health
 from sockredird.intent import Intent
 from sockredird.learned import Learned, has_kernel_tls
 from sockredird.plan import Plan
+from sockredird.resets import Resets
 from sockredird.totals import Totals
 
 log = logging.getLogger(__name__)
@@ -29,10 +30,6 @@ log = logging.getLogger(__name__)
 DISABLED, ENABLED, DRAINING, FAILED = "disabled", "enabled", "draining", "failed"
 RETIRE_SLICE_S = 0.1
 DRAIN_AT_ONCE_S = 1.0  # how long a change waits for readers itself: nothing else runs meanwhile
-
-
-def _nothing_leaving(walked: Walked) -> bool:
-    return walked.leaving == 0
 
 
 def _empty(walked: Walked) -> bool:
@@ -80,6 +77,7 @@ class Manager:
         self._tracing = False
         self._root = Path(settings.paths.bpffs)
         self._intent = Intent(Path(settings.paths.state) / "enabled.json")
+        self._resets = Resets()
         self._learned = Learned(Path(settings.paths.state) / "learned.json")
         self._totals = Totals(Path(settings.paths.runtime) / "counters.json")
         self.kernel = KernelCheck(self._root, Path(settings.paths.runtime))
@@ -308,7 +306,7 @@ class Manager:
     def finish_retirements(self) -> bool:
         """Takes pairs that left acceleration off the sockhash; whether all are off."""
         self.drain()
-        done = self.live is None or self.live.retire(RETIRE_SLICE_S, _nothing_leaving)
+        done = self.live is None or self.live.retire(RETIRE_SLICE_S, self._resets.then_done)
         self.unfinished = not done or bool(self.draining)
         return not self.unfinished
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 # include/uapi/linux/netlink.h
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
-_NLM_F_REQUEST, _NLM_F_DUMP = 0x1, 0x300
+_NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_DUMP = 0x1, 0x4, 0x300
 _NLA_TYPE_MASK = 0x3FFF
 _HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
@@ -34,6 +34,16 @@ def dump(family: int, request: int, body: bytes, what: str) -> Iterator[bytes]:
                     raise OSError(error, f"{what}: {os.strerror(error)}")
                 yield data[_HEADER.size : length]
                 data = data[(length + 3) & ~3 :]
+
+
+def order(family: int, request: int, body: bytes, what: str) -> None:
+    """Has something done and waits until it is. Raises OSError."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, family) as netlink:
+        size = _HEADER.size + len(body)
+        netlink.send(_HEADER.pack(size, request, _NLM_F_REQUEST | _NLM_F_ACK, 1, 0) + body)
+        error = -struct.unpack_from("=i", netlink.recv(1 << 16), _HEADER.size)[0]
+        if error:
+            raise OSError(error, f"{what}: {os.strerror(error)}")
 
 
 def attributes(raw: bytes) -> dict[int, bytes]:

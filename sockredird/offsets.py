@@ -12,6 +12,8 @@ _REQUIRED = (
     ("sock", "sk_err"),
     ("sock", "sk_receive_queue"),
     ("sock", "sk_rcvlowat"),
+    ("sock", "sk_rcvtimeo"),
+    ("msghdr", "msg_flags"),
     ("sock", "sk_wq"),
     ("sock", "sk_rcvbuf"),
     ("sock", "sk_rcvlowat"),
@@ -112,6 +114,9 @@ def compiler_flags() -> list[str]:
         flags += [f"-DOFF_timer_{i}={offset}" for i, offset in enumerate(sorted(found))]
         flags += [f"-DBIT_{name}={bit}" for name, bit in sock_flags.items()]
         flags += [f"-DOFF_timer_list_pprev={pprev.offset}"]
+        arguments = kernel.arguments("tcp_bpf_recvmsg")
+        if arguments is not None:
+            flags += [f"-DARGS_tcp_bpf_recvmsg={arguments}"]
         return flags
     finally:
         kernel.close()

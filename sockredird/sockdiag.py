@@ -14,7 +14,7 @@ from pathlib import Path
 
 from sockredird.addresses import netns_cookie
 from sockredird.errors import InvalidConfig
-from sockredird.netlink import attributes, dump
+from sockredird.netlink import attributes, dump, order
 
 ESTABLISHED, CLOSE_WAIT, LISTEN = 1, 8, 10  # include/net/tcp_states.h
 _STATES = 1 << ESTABLISHED | 1 << 4 | 1 << 5 | 1 << CLOSE_WAIT | 1 << LISTEN  # 4, 5: FIN_WAIT*
@@ -22,7 +22,11 @@ _STATES = 1 << ESTABLISHED | 1 << 4 | 1 << 5 | 1 << CLOSE_WAIT | 1 << LISTEN  # 
 # include/uapi/linux/netlink.h, sock_diag.h, inet_diag.h
 _NETLINK_SOCK_DIAG = 4
 _SOCK_DIAG_BY_FAMILY = 20
+_SOCK_DESTROY = 21
 _REQUEST = struct.Struct("=BBBxI48x")
+_REQUEST_OF_ONE = struct.Struct("=BBxxI2s2s16s16s4xII")  # struct inet_diag_req_v2
+_NO_COOKIE = 0xFFFFFFFF
+_V4_MAPPED = bytes(10) + b"\xff\xff"
 _MESSAGE = struct.Struct("=BBxx2s2s16s16s12x3I2I")
 _ULP_INFO, _CGROUP_ID = 19, 21
 _ULP_NAME = 1
@@ -110,6 +114,23 @@ class Namespace:
 
     cookie: int
     sockets: list[Socket]
+
+
+def destroy(local: bytes, local_port: int, remote: bytes, remote_port: int) -> None:
+    """Aborts a connection from one end; addresses are 16 bytes, IPv4 v4-mapped.
+
+    That end gets ECONNABORTED, the other one is sent a RST. Raises OSError: ENOENT if it is gone,
+    EOPNOTSUPP on a kernel without CONFIG_INET_DIAG_DESTROY.
+    """
+    family = socket.AF_INET6
+    if local.startswith(_V4_MAPPED) and remote.startswith(_V4_MAPPED):
+        family = socket.AF_INET
+        local, remote = local[12:], remote[12:]  # packed with zeros behind
+    ports = (port.to_bytes(2, "big") for port in (local_port, remote_port))
+    request = _REQUEST_OF_ONE.pack(
+        family, socket.IPPROTO_TCP, _STATES, *ports, local, remote, _NO_COOKIE, _NO_COOKIE
+    )
+    order(_NETLINK_SOCK_DIAG, _SOCK_DESTROY, request, "sock_diag")
 
 
 def _look() -> Namespace:

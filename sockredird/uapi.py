@@ -36,12 +36,14 @@ class AttachType(IntEnum):
     SK_MSG_VERDICT = 7
     CGROUP_SETSOCKOPT = 22
     TRACE_FENTRY = 24
+    TRACE_FEXIT = 25
     TRACE_ITER = 28
 
 
 class LinkType(IntEnum):
     """enum bpf_link_type."""
 
+    TRACING = 2
     CGROUP = 3
     ITER = 4
 

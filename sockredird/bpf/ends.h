@@ -30,7 +30,7 @@ inline_fn int is_state_of_open(__u64 st, __u64 sk, const struct end *end)
 inline_fn __u32 refusal(const struct sock_state *st, __u64 peer_st)
 {
 	struct end peer = st->peer;
-	__u64 reason = READ_ONCE(st->refused);
+	__u32 reason = READ_ONCE(st->refused);
 
 	if (!reason && is_state_of(peer_st, &peer))
 		STATE_FIELD(reason, peer_st, refused);

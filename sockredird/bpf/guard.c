@@ -81,7 +81,7 @@ inline_fn enum lesson_kind lesson_for(enum counter reason)
 inline_fn void refuse(struct sock_state *st, enum counter reason)
 {
 	if (!st->refused)
-		WRITE_ONCE(st->refused, (__u64)reason);
+		WRITE_ONCE(st->refused, (__u32)reason);
 	alert(st);
 	ask(REQUEST_WALK);
 }
@@ -135,7 +135,7 @@ int sockredir_guard(struct bpf_sockopt *ctx)
 	read_kernel(&address, sizeof(address), &sk);
 	if (!psock_of(address)) {
 		if (sk->state == BPF_TCP_SYN_SENT)
-			WRITE_ONCE(st->refused, (__u64)reason);
+			WRITE_ONCE(st->refused, (__u32)reason);
 		return 1;	/* not on the map, or off it already */
 	}
 	if (reason != RETIRED_ULP || s->ktls)

@@ -137,7 +137,7 @@ inline_fn __u32 queued(__u64 sk, __u64 sender_st)
 inline_fn void look(struct view *v, __u64 sk, __u64 st, __u32 isn_1, __u64 now, __u32 listing)
 {
 	__u32 owners_of = 0;
-	__u64 refused = 0;
+	__u32 refused = 0;
 	__u8 small = 0;
 
 	STATE_FIELD(v->bytes, st, sent_bytes);

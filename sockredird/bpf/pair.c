@@ -96,7 +96,7 @@ inline_fn enum counter refused(int err)
 }
 
 /* The reason to decline that belongs to one to retire. */
-inline_fn enum counter declined_for(__u64 refused)
+inline_fn enum counter declined_for(__u32 refused)
 {
 	switch (refused) {
 	case RETIRED_ZEROCOPY:
@@ -420,7 +420,7 @@ inline_fn void server_established(struct bpf_sock_ops *skops)
 	enum counter reason;
 	__u32 write_seq = 0;
 	enum reach reach;
-	__u64 refused = 0;
+	__u32 refused = 0;
 
 	if (!sk || !read_flow(skops, SERVER, &flow) || on_trial(sk))
 		return;

@@ -133,6 +133,11 @@ enum counter {
 	RETIRED_REPAIR,
 	RETIRED_OPTION,
 	RETIRED_ULP,
+	RETIRED_SPLICE,			/* seen by fentry, these five: splice(2) from the socket */
+	RETIRED_WAITALL,		/* recv(2) with MSG_WAITALL */
+	RETIRED_TRUNC,			/* recv(2) with MSG_TRUNC */
+	RETIRED_OOB,			/* send(2) or recv(2) with MSG_OOB */
+	RETIRED_WOKEN,			/* a blocking recv(2) was woken without data */
 	RETIRED_DISABLE,
 	COUNTERS
 };
@@ -180,7 +185,8 @@ struct sock_state {
 	__u64 barrier;			/* written by full_barrier() only */
 	__u64 alerts;			/* of all sockets, when this direction last looked at its ends */
 	struct stream stream;		/* since when this direction may be one */
-	__u64 refused;			/* enum counter: why neither direction may redirect; by guards */
+	__u32 refused;			/* enum counter: why neither direction may redirect; by guards */
+	__u32 broken;			/* what a program asked for can only go wrong: to be reset */
 	struct flow flow;		/* as the client end sees it */
 	struct place server;		/* known to the server end only */
 	__u64 checkpoint[16];		/* sent_bytes, MESSAGES_PER_SAMPLE messages apart */
@@ -250,6 +256,11 @@ enum lesson_kind {
 	LESSON_OOBINLINE,
 	LESSON_REPAIR,
 	LESSON_OPTION,
+	LESSON_SPLICE,
+	LESSON_WAITALL,
+	LESSON_TRUNC,
+	LESSON_OOB,
+	LESSON_WOKEN,
 	/* acceleration does no good there: for as long as samples say so */
 	LESSON_SPILLS,
 	LESSON_SHORT,
@@ -317,7 +328,7 @@ struct verdict {
 struct member {
 	struct end self;
 	__u32 mode;
-	__u32 leaving;		/* or LEFT_UNREAD */
+	__u32 leaving;		/* or LEFT_UNREAD, or BROKEN */
 	__u32 unread;		/* bytes in this socket's psock queue */
 	__u64 since;
 	__u64 sent_bytes;
@@ -326,6 +337,7 @@ struct member {
 };
 
 #define LEFT_UNREAD 2	/* the pair is off the sockhash, see nudge.c */
+#define BROKEN 3	/* it is to be reset, see detect.c */
 
 /* One end in a listing. */
 struct view {

@@ -245,6 +245,9 @@ int bpf_iter__sockmap(struct bpf_iter__sockmap *ctx)
 	m.sent_messages = st->sent_messages;
 	m.flow = st->flow;
 	psock = psock_of((__u64)sk);
+	/* TCP must not overtake what waits, and splice(2) does not find it */
+	if (st->broken || (st->refused == RETIRED_SPLICE && psock && !psock_queue_empty(psock)))
+		m.leaving = BROKEN;
 #ifdef OFF_sk_psock_msg_tot_len
 	if (psock)
 		KERNEL_FIELD(m.unread, psock, OFF_sk_psock_msg_tot_len);

@@ -16,7 +16,7 @@ from daemon.client import Client, plain
 from daemon.conftest import Host
 from daemon.process import DaemonProcess
 from daemon.waiting import eventually
-from sockredird.learned import own_netns
+from sockredird.addresses import netns_cookie
 from support.traffic import Connection, connect, listen
 
 _listeners: dict[int, socket.socket] = {}
@@ -71,7 +71,7 @@ def test_an_entry(host: Host, enabled: Client) -> None:
     assert entry.pop("detail")
     assert entry == {
         "id": f"host:{port}",
-        "netns": own_netns(),
+        "netns": netns_cookie(),
         "port": port,
         "why": "rcvlowat",
         "pid": actor.pid,

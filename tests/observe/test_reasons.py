@@ -32,7 +32,15 @@ TCP_REPAIR = 19
 MIB = 1 << 20
 REASONS = {name for name in COUNTERS if name.startswith(("declined_", "retired_"))}
 # takes a kernel module: tests/vm/guest/typed/test_ulp.py
-IN_A_VM = {"declined_ulp", "retired_ulp"}
+IN_A_VM = {
+    "declined_ulp",
+    "retired_ulp",
+    "retired_splice",
+    "retired_waitall",
+    "retired_trunc",
+    "retired_oob",
+    "retired_woken",
+}
 
 Test = TypeVar("Test", bound=Callable[..., None])
 _produced: set[str] = set()
@@ -238,7 +246,10 @@ RETIRES: dict[str, Callable[..., str]] = {
     "messages": messages,
     "small_stream": small_stream,
     "half_closed": half_closed,
-    **{name: partial(set_option, name) for name in ("rcvlowat", "zerocopy", "oobinline", "repair")},
+    **{
+        name: partial(set_option, name)
+        for name in ("rcvlowat", "zerocopy", "oobinline", "repair", "option")
+    },
 }
 # taken by somebody else from a map: the handshake was evicted, or the peer was deleted
 THEFTS = {"late_pairing": "handshakes", "peer_gone": "peers"}

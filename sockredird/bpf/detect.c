@@ -1,0 +1,112 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * fentry and fexit, on kernels with ftrace: a program uses an accelerated socket in a way that no
+ * setsockopt announces and that no member of a sockhash can do. No message is redirected to it from
+ * then on, the daemon takes the pair off the map, and the listener is learned.
+ *
+ * What arrives after that is TCP's, and the call that was seen waits for it as it should. Only what
+ * was in the queue before can go wrong: splice(2) and MSG_OOB do not find it. TCP must not overtake
+ * it either, so the daemon resets such a connection (`broken`).
+ *
+ * Arguments and result of the kernel's function are in ctx, 8 bytes each.
+ */
+
+#define MSG_OOB 0x1
+#define MSG_TRUNC 0x20
+#define MSG_DONTWAIT 0x40
+#define MSG_WAITALL 0x100
+#define EAGAIN 11
+#define FOR_EVER 0x7fffffffffffffffLL	/* MAX_SCHEDULE_TIMEOUT: no SO_RCVTIMEO */
+
+#ifndef ARGS_tcp_bpf_recvmsg
+#define ARGS_tcp_bpf_recvmsg 5
+#endif
+
+struct sock;
+struct socket;
+
+/* BCC knows by a function's name what it is attached to; before 0.27 without the module. */
+#define TRACE(kind, function, body) \
+	int kind##__##function(unsigned long long *ctx) { return body(ctx); } \
+	int kind##__vmlinux__##function(unsigned long long *ctx) { return body(ctx); }
+
+inline_fn int has_unread(struct sock *sk)
+{
+	__u64 psock = psock_of((__u64)sk);
+
+	return psock && !psock_queue_empty(psock);
+}
+
+inline_fn void detect(struct sock *sk, enum counter reason, enum lesson_kind kind, int broken)
+{
+	struct sock_state *st;
+	struct listener l;
+	struct owner o = {};
+
+	if (!psock_of((__u64)sk))
+		return;
+	st = sockets.sk_storage_get(sk, NULL, 0);
+	if (!st || (st->refused && !broken))
+		return;
+	if (broken)
+		WRITE_ONCE(st->broken, 1);
+	refuse(st, reason);
+	l = listener_of(st);
+	owner_of_task(&o, bpf_get_current_task());
+	learn(kind, &l, &st->flow, st->self.side == SERVER ? (__u64)sk : server_of(st),
+	      st->self.side & 1, &o);
+}
+
+inline_fn int spliced(unsigned long long *ctx)
+{
+	struct socket *sock = (void *)ctx[0];
+	struct sock *sk = *(struct sock **)((void *)sock + OFF_socket_sk);
+
+	if (sk)
+		detect(sk, RETIRED_SPLICE, LESSON_SPLICE, has_unread(sk));
+	return 0;
+}
+
+inline_fn int receiving(unsigned long long *ctx)
+{
+	struct sock *sk = (void *)ctx[0];
+	__u32 flags = ctx[3];
+
+	if (flags & MSG_OOB)
+		detect(sk, RETIRED_OOB, LESSON_OOB, has_unread(sk));
+	else if (flags & MSG_TRUNC)
+		detect(sk, RETIRED_TRUNC, LESSON_TRUNC, 0);
+	else if (flags & MSG_WAITALL)
+		detect(sk, RETIRED_WAITALL, LESSON_WAITALL, 0);
+	return 0;
+}
+
+/* Urgent data goes by TCP, so that it is urgent there; it must not overtake what waits before it. */
+inline_fn int sending(unsigned long long *ctx)
+{
+	struct sock *sk = (void *)ctx[0];
+	void *msg = (void *)ctx[1];
+
+	if (*(__u32 *)(msg + OFF_msghdr_msg_flags) & MSG_OOB)
+		detect(sk, RETIRED_OOB, LESSON_OOB, 0);
+	return 0;
+}
+
+/* A blocking recv() that was woken without data: TCP's would have gone back to wait. */
+inline_fn int received(unsigned long long *ctx)
+{
+	struct sock *sk = (void *)ctx[0];
+	__u32 flags = ctx[3];
+	__s64 timeout = 0;
+
+	if ((__s32)ctx[ARGS_tcp_bpf_recvmsg] != -EAGAIN || flags & MSG_DONTWAIT)
+		return 0;
+	if (!KERNEL_FIELD(timeout, (__u64)sk, OFF_sock_sk_rcvtimeo) && timeout == FOR_EVER)
+		detect(sk, RETIRED_WOKEN, LESSON_WOKEN, 0);
+	return 0;
+}
+
+TRACE(kfunc, tcp_splice_read, spliced)
+TRACE(kfunc, tcp_bpf_recvmsg, receiving)
+TRACE(kfunc, tcp_bpf_sendmsg, sending)
+TRACE(kretfunc, tcp_bpf_recvmsg, received)

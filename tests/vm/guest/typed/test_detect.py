@@ -1,0 +1,312 @@
+"""Programs that need what no member of a sockhash can do: seen by fentry, which Debian kernels have.
+
+At most their first connection is reset; later ones run untouched, and it is told who did what.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from shell import sh
+from status import counters
+
+DATA = os.urandom(300_000)
+WORKS_AFTER = 2  # connections at the most
+
+
+def learned() -> dict[int, dict[str, Any]]:
+    return {entry["port"]: entry for entry in json.loads(sh("sockredirctl learned --json"))}
+
+
+@pytest.fixture(autouse=True)
+def nothing_learned(enabled: None) -> Iterator[None]:
+    sh("sockredirctl learned --all")
+    yield
+
+
+@contextmanager
+def serving(function: Callable[[socket.socket], None]) -> Iterator[int]:
+    """A thread that serves one connection after the other; the port."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def accept() -> None:
+            while True:
+                try:
+                    server, _ = listener.accept()
+                except OSError:
+                    return
+                with server, suppress(OSError):
+                    function(server)
+
+        thread = threading.Thread(target=accept, daemon=True)
+        thread.start()
+        yield listener.getsockname()[1]
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join(20)
+
+
+def read_exactly(sock: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        chunk = sock.recv(size - len(data))
+        if not chunk:
+            raise ConnectionResetError(errno.ECONNRESET, "the stream ended")
+        data += chunk
+    return data
+
+
+def check_untouched_later(exchange: Callable[[], None], port: int, why: str) -> None:
+    """`exchange` raises for a connection that does not work."""
+    for number in range(WORKS_AFTER):
+        try:
+            exchange()
+            break
+        except OSError as error:
+            assert error.errno in (errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE), error
+            assert number < WORKS_AFTER - 1, "not even the second connection works"
+    until_learned(port)
+    entry = learned()[port]
+    assert entry["why"] == why
+    assert entry["pid"] and entry["comm"]
+    before = counters()
+    for _ in range(5):
+        exchange()
+    after = counters()
+    assert after["declined_learned"] == before["declined_learned"] + 5
+    assert after["redirected_messages"] == before["redirected_messages"]
+
+
+def until_learned(port: int) -> None:
+    deadline = time.monotonic() + 60
+    while port not in learned():
+        assert time.monotonic() < deadline, f"port {port} is not learned"
+        time.sleep(0.5)
+
+
+def splice_all(source: socket.socket) -> bytes:
+    """What Go's io.Copy and HAProxy do: poll, then splice."""
+    read_end, write_end = os.pipe()
+    data = b""
+    source.setblocking(False)
+    try:
+        while True:
+            try:
+                moved = os.splice(source.fileno(), write_end, 1 << 16)  # type: ignore[attr-defined]
+            except BlockingIOError:
+                time.sleep(0.01)
+                continue
+            if not moved:
+                return data
+            data += os.read(read_end, moved)
+    finally:
+        os.close(read_end)
+        os.close(write_end)
+
+
+@pytest.mark.parametrize("early", [False, True], ids=["before data", "with data in the queue"])
+def test_splice(early: bool) -> None:
+    received: list[bytes] = []
+    ready = threading.Event()
+
+    def serve(server: socket.socket) -> None:
+        if early:
+            time.sleep(0.3)  # what is sent meanwhile was redirected, and waits
+        else:
+            threading.Timer(0.3, ready.set).start()
+        received.append(splice_all(server))
+
+    def exchange() -> None:
+        received.clear()
+        ready.clear()
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
+            if not early:
+                ready.wait(10)
+            client.sendall(DATA)
+            client.shutdown(socket.SHUT_WR)
+            if client.recv(1):  # the end, or a reset
+                raise AssertionError("nothing was sent")
+        if received != [DATA]:
+            raise ConnectionResetError(errno.ECONNRESET, "not all arrived")
+
+    with serving(serve) as port:
+        check_untouched_later(exchange, port, "splice")
+
+
+def test_wait_all() -> None:
+    def serve(server: socket.socket) -> None:
+        data = server.recv(len(DATA), socket.MSG_WAITALL)
+        server.sendall(b"%d" % len(data))
+
+    def exchange() -> None:
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
+            time.sleep(0.2)  # it waits already
+            for start in range(0, len(DATA), 50_000):
+                client.sendall(DATA[start : start + 50_000])
+            assert client.recv(100) == b"%d" % len(DATA)
+
+    with serving(serve) as port:
+        check_untouched_later(exchange, port, "waitall")
+
+
+def test_out_of_band() -> None:
+    def serve(server: socket.socket) -> None:
+        server.sendall(b"hello")
+        assert server.recv(1) == b"?"
+        server.send(b"!", socket.MSG_OOB)
+        server.recv(1)
+
+    def exchange() -> None:
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
+            assert read_exactly(client, 5) == b"hello"
+            client.sendall(b"?")
+            time.sleep(0.3)
+            assert client.recv(1, socket.MSG_OOB) == b"!"
+
+    with serving(serve) as port:
+        check_untouched_later(exchange, port, "oob")
+
+
+SIGNALLED = """
+import os, signal, socket, threading, time
+signal.signal(signal.SIGUSR1, lambda *_: None)
+listener = socket.create_server(("127.0.0.1", 0))
+print(listener.getsockname()[1], flush=True)
+while True:
+    server, _ = listener.accept()
+    server.sendall(b"ready")
+    try:
+        server.sendall(server.recv(100))
+    except OSError as error:
+        print(error, flush=True)
+    server.close()
+"""
+
+
+def test_a_reader_woken_by_a_signal() -> None:
+    with subprocess.Popen(
+        ["/usr/bin/python3", "-c", SIGNALLED], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        port = int(process.stdout.readline())
+
+        def exchange() -> None:
+            with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
+                read_exactly(client, 5)
+                time.sleep(0.3)
+                os.kill(process.pid, signal.SIGUSR1)
+                time.sleep(0.3)
+                client.sendall(b"x")
+                read_exactly(client, 1)
+
+        try:
+            check_untouched_later(exchange, port, "woken")
+        finally:
+            process.kill()
+
+
+HAPROXY = """
+defaults
+    mode tcp
+    timeout connect 20s
+    timeout client 60s
+    timeout server 60s
+    option splice-auto
+    option splice-request
+    option splice-response
+listen proxy
+    bind 127.0.0.1:8100
+    server one 127.0.0.1:8101
+"""
+
+
+@contextmanager
+def running(*command: str) -> Iterator[None]:
+    process = subprocess.Popen(command)
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def connect(port: int) -> socket.socket:
+    """To a program that has been started just now."""
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            return socket.create_connection(("127.0.0.1", port), timeout=60)
+        except ConnectionRefusedError:
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+
+
+def test_haproxy_with_splicing(tmp_path: Path) -> None:
+    """As much as makes it splice: it begins with recv(), and goes over when there is much."""
+    config = tmp_path / "haproxy.cfg"
+    config.write_text(HAPROXY)
+    big = DATA * 20
+
+    def serve(server: socket.socket) -> None:
+        read_exactly(server, 3)
+        server.sendall(big)
+
+    def exchange() -> None:
+        with closing(connect(8100)) as client:
+            client.sendall(b"get")
+            assert read_exactly(client, len(big)) == big
+
+    with socket.create_server(("127.0.0.1", 8101)) as listener:
+
+        def accept() -> None:
+            with suppress(OSError):
+                while True:
+                    server, _ = listener.accept()
+                    with server, suppress(OSError):
+                        serve(server)
+
+        threading.Thread(target=accept, daemon=True).start()
+        with running("haproxy", "-f", str(config)):
+            works = 0
+            for _ in range(8):
+                try:
+                    exchange()
+                    works += 1
+                except OSError as error:
+                    assert works == 0, f"connection {works + 1}: {error}"
+            assert works >= 8 - 2  # one to each of its two listeners may have been reset
+        print(learned())
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+def test_openssl_with_kernel_tls(tmp_path: Path) -> None:
+    sh("modprobe tls")
+    sh(
+        "openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=localhost -days 2 "
+        f"-keyout {tmp_path}/key -out {tmp_path}/certificate"
+    )
+    options = f"-cert {tmp_path}/certificate -key {tmp_path}/key -ktls -quiet"
+    (tmp_path / "page").write_bytes(DATA)
+    command = f"cd {tmp_path} && exec openssl s_server -accept 127.0.0.1:8102 -WWW {options}"
+    with running("bash", "-c", command):
+        connect(8102).close()
+        for _ in range(4):
+            sh(
+                "printf 'GET /page HTTP/1.0\\r\\n\\r\\n' | timeout 60 openssl s_client -ktls -quiet "
+                f"-connect 127.0.0.1:8102 -ign_eof 2>/dev/null | tail -c {len(DATA)} "
+                f"| cmp - {tmp_path}/page"
+            )
+        entry = learned()[8102]
+        assert entry["why"] == "ulp"
+        assert counters()["declined_learned"] >= 3
