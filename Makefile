@@ -25,7 +25,7 @@ BENCH_DEPS := gcc libc6-dev iperf3 memcached nginx-light postgresql python3-matp
 	sockperf wrk
 VM_DEPS := e2fsprogs mmdebstrap util-linux
 # In the guests only: what the tests there use besides.
-VM_PACKAGES := bash-completion man-db polkitd haproxy openssl
+VM_PACKAGES := bash-completion man-db polkitd
 CHECK_DEPS := python3-venv man-db systemd dbus-bin dbus-daemon util-linux
 # As in packaging/debian/control; dpkg-buildpackage fails if one is missing here.
 BUILD_DEPS := debhelper dh-python dpkg-dev pybuild-plugin-pyproject python3-all python3-setuptools

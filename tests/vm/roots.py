@@ -17,13 +17,16 @@ from vm.kernels import Root
 KERNEL_PACKAGE = "linux-image-cloud-amd64"
 SYSTEM = ("dbus", "e2fsprogs", "initramfs-tools", "kmod", "systemd-sysv", "udev", "zstd")
 # Programs that are accelerated, and what the typed commands need
-PROGRAMS = ("curl", "nginx-light", "postgresql", "redis-server", "redis-tools", "sudo")
+PROGRAMS = (
+    *("curl", "haproxy", "nginx-light", "openssl", "postgresql"),
+    *("redis-server", "redis-tools", "sudo"),
+)
 # Of all that is downloaded and installed; without a mirror apt gives up by itself, before that
 BUILD_TIMEOUT_S = 1800
 # Free space of the root's file system; the file is sparse
 ROOM = 2 << 30
 # Started by the tests that want them; the login prompt would write over the log on the console.
-NOT_AT_BOOT = ("nginx", "postgresql", "redis-server")
+NOT_AT_BOOT = ("haproxy", "nginx", "postgresql", "redis-server")
 MASKED = (
     "apt-daily.timer",
     "apt-daily-upgrade.timer",

@@ -1,4 +1,4 @@
-"""Programs that need what no member of a sockhash can do: seen by fentry, which Debian kernels have.
+"""Programs that need what no member of a sockhash can do: seen by fentry on Debian kernels.
 
 At most their first connection is reset; later ones run untouched, and it is told who did what.
 """
@@ -303,7 +303,8 @@ def test_openssl_with_kernel_tls(tmp_path: Path) -> None:
         connect(8102).close()
         for _ in range(4):
             sh(
-                "printf 'GET /page HTTP/1.0\\r\\n\\r\\n' | timeout 60 openssl s_client -ktls -quiet "
+                "printf 'GET /page HTTP/1.0\\r\\n\\r\\n' "
+                "| timeout 60 openssl s_client -ktls -quiet "
                 f"-connect 127.0.0.1:8102 -ign_eof 2>/dev/null | tail -c {len(DATA)} "
                 f"| cmp - {tmp_path}/page"
             )
