@@ -131,7 +131,7 @@ PASSING_LESSONS = LESSON_KINDS[12:]
 REQUEST_LEARNED, REQUEST_ULP = 1, 2  # enum request
 OPENED = struct.Struct("=QI16s4x")  # struct opened
 LISTENER = struct.Struct("=QI4x")  # struct listener
-LESSON = struct.Struct("=QQQIII16s4x")  # struct lesson
+LESSON = struct.Struct("=QQQII12xI16s")  # struct lesson
 VERDICT = struct.Struct("=QI4x")  # struct verdict
 VIEW = "7Q6I16s"  # struct view
 CONNECTION = struct.Struct(f"=Q{VIEW}{VIEW}II8s48s32s")  # struct connection

@@ -16,6 +16,7 @@
 #define BALANCE_LIMIT 2048	/* 1024 connections of one request and one answer in a row */
 #define SAMPLE_EVERY 64		/* connections, a power of two */
 #define SAMPLE_AFTER_NS 1000000000ULL	/* at the latest, where they are few */
+#define UNDER_WAY_NS 2000000000ULL	/* a handshake takes no longer, or not to be relied on */
 
 inline_fn struct listener listener_in(const struct flow *flow)
 {
@@ -41,22 +42,19 @@ inline_fn struct listener listener_of(const struct sock_state *st)
 	return l;
 }
 
-inline_fn int is_learned(const struct flow *flow)
+/* The lesson about the listener of a connection; `port` is the listening one. */
+inline_fn struct lesson *lesson_at(struct bpf_sock_ops *skops, __u16 port)
 {
-	struct listener l = listener_in(flow);
+	struct listener l = { .netns = bpf_get_netns_cookie(skops), .port = port };
 
-	return learned.lookup(&l) != 0;
+	return learned.lookup(&l);
 }
 
 /* Whether the connection that begins with this SYN is to be left alone. */
-inline_fn int left_alone(const struct flow *flow)
+inline_fn int left_alone(struct lesson *lesson)
 {
-	struct listener l = listener_in(flow);
-	struct lesson *lesson = learned.lookup(&l);
 	__u64 now;
 
-	if (!lesson)
-		return 0;
 	if (lesson->kind < LESSON_SPILLS)
 		return 1;
 	now = bpf_ktime_get_ns();
@@ -64,7 +62,19 @@ inline_fn int left_alone(const struct flow *flow)
 	if (++lesson->skipped % SAMPLE_EVERY && now - lesson->sampled < SAMPLE_AFTER_NS)
 		return 1;
 	lesson->sampled = now;
+	lesson->met[CLIENT] = lesson->met[SERVER] = lesson->samples;
+	lesson->samples++;
 	return 0;
+}
+
+/*
+ * Whether an end that is established is of a connection that was left alone. It may be the sample
+ * as long as that has not been met; and just after the lesson its SYN may be older than that.
+ */
+inline_fn int was_left_alone(const struct lesson *lesson, enum side side)
+{
+	return lesson->samples == lesson->met[side] &&
+	       bpf_ktime_get_ns() - lesson->time > UNDER_WAY_NS;
 }
 
 /* `o` names who did it, on `side`, or is NULL; `server_sk` is the server end's socket, or 0. */

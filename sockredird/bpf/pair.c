@@ -280,13 +280,17 @@ inline_fn void half_closed(struct bpf_sock_ops *skops)
 /* The accepting side speaks first: raised for each SYN a listener in scope answers. */
 inline_fn void syn_answered(struct bpf_sock_ops *skops)
 {
+	struct lesson *lesson;
 	enum reach reach;
 	struct flow flow;
 
-	if (skops->is_fullsock || !read_flow(skops, SERVER, &flow))
+	if (skops->is_fullsock)
+		return;
+	lesson = lesson_at(skops, local_port(skops));
+	if ((lesson && left_alone(lesson)) || !read_flow(skops, SERVER, &flow))
 		return;
 	reach = reach_of(&flow, SERVER);
-	if (reach != OUT_OF_SCOPE && port_in_scope(flow.server_port) && !left_alone(&flow))
+	if (reach != OUT_OF_SCOPE && port_in_scope(flow.server_port))
 		leave_word(&flow, reach);
 }
 
@@ -308,8 +312,18 @@ inline_fn void unanswered(const struct pair *pair, struct flow *flow, enum reach
 		decline_outside(flow, reach);
 }
 
+/* Its SYN was left alone. Counted here and not at the server end. */
+inline_fn void decline_learned(struct flow *flow)
+{
+	if (!port_in_scope(flow->server_port))
+		return;
+	count(DECLINED_LEARNED, 1);
+	report(EVENT_DECLINED, DECLINED_LEARNED, flow, NULL, bpf_ktime_get_ns(), NULL);
+}
+
 inline_fn void client_established(struct bpf_sock_ops *skops)
 {
+	struct lesson *lesson;
 	struct handshake hs = {};
 	struct pair pair = {};
 	struct bpf_sock *sk = skops->sk;
@@ -323,16 +337,16 @@ inline_fn void client_established(struct bpf_sock_ops *skops)
 	reach = reach_of(&hs.flow, CLIENT);
 	if (reach == OUT_OF_SCOPE)
 		return;
+	lesson = lesson_at(skops, hs.flow.server_port);
+	if (lesson && was_left_alone(lesson, CLIENT))
+		return decline_learned(&hs.flow);
 	pair.client_seq = skops->snd_nxt;
 	pair.server_seq = skops->rcv_nxt;
 	answer = take_words(&hs.flow, reach);
-	if (answer == NOT_ANSWERED && is_learned(&hs.flow)) {
-		if (!port_in_scope(hs.flow.server_port))
-			return;
-		count(DECLINED_LEARNED, 1);
-		report(EVENT_DECLINED, DECLINED_LEARNED, &hs.flow, NULL, bpf_ktime_get_ns(), NULL);
-		return;
-	}
+	if (lesson && answer != NOT_ANSWERED)
+		lesson->met[CLIENT] = lesson->samples;
+	if (answer == NOT_ANSWERED && lesson)
+		return decline_learned(&hs.flow);
 	if (answer == NOT_ANSWERED)
 		return unanswered(&pair, &hs.flow, reach);
 	if (on_trial(sk))
@@ -389,14 +403,15 @@ inline_fn int segment_has_data(struct bpf_sock_ops *skops)
 }
 
 /* No client end in scope has left a handshake. */
-inline_fn void client_outside(const struct pair *pair, struct flow *flow, enum reach reach)
+inline_fn void client_outside(const struct pair *pair, struct flow *flow, enum reach reach,
+			      int learned_listener)
 {
 	struct flow of_client = {};
 	struct unproven *u;
 
 	/* or a client in scope that takes this client's port would believe the word left */
 	take_words(flow, reach);
-	if (is_learned(flow))
+	if (learned_listener)
 		return;		/* the client end has counted it */
 	u = translation_in_scope() ? unproven_for(pair) : NULL;
 	if (!u || u->pair.client_seq != pair->client_seq || u->pair.server_seq != pair->server_seq)
@@ -409,6 +424,7 @@ inline_fn void client_outside(const struct pair *pair, struct flow *flow, enum r
 
 inline_fn void server_established(struct bpf_sock_ops *skops)
 {
+	struct lesson *lesson;
 	struct flow flow;
 	struct pair pair = {};
 	struct end client = {};
@@ -422,7 +438,12 @@ inline_fn void server_established(struct bpf_sock_ops *skops)
 	enum reach reach;
 	__u32 refused = 0;
 
-	if (!sk || !read_flow(skops, SERVER, &flow) || on_trial(sk))
+	if (!sk)
+		return;
+	lesson = lesson_at(skops, local_port(skops));
+	if (lesson && was_left_alone(lesson, SERVER))
+		return;
+	if (!read_flow(skops, SERVER, &flow) || on_trial(sk))
 		return;
 	reach = reach_of(&flow, SERVER);
 	if (reach == OUT_OF_SCOPE || !port_in_scope(flow.server_port))
@@ -433,7 +454,9 @@ inline_fn void server_established(struct bpf_sock_ops *skops)
 	pair.server_seq = skops->snd_nxt;
 	hs = handshakes.lookup(&pair);
 	if (!hs)
-		return client_outside(&pair, &flow, reach);
+		return client_outside(&pair, &flow, reach, lesson != 0);
+	if (lesson)
+		lesson->met[SERVER] = lesson->samples;
 	if (hs->server_sk || !(hs->answered ? same_flow(&flow, &hs->flow) :
 					      same_client(&flow, &hs->flow)))
 		return decline(DECLINED_MISMATCH, &flow);

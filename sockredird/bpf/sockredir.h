@@ -302,12 +302,13 @@ struct listener {
 /* Why and since when the connections of a listener are left alone. */
 struct lesson {
 	__u64 time;		/* CLOCK_MONOTONIC, ns */
-	__u64 sampled;		/* when a connection was last accelerated all the same */
+	__u64 sampled;		/* when a connection was last to be accelerated all the same */
 	__u64 cgroup;		/* id, of the server end's */
 	__u32 kind;		/* enum lesson_kind */
 	__u32 skipped;		/* connections left alone since */
+	__u32 samples;		/* that were to be accelerated; of the last one */
+	__u32 met[2];		/* by enum side: as many as that have been established */
 	struct owner owner;	/* who did what was learned; pid 0 if that is no program's doing */
-	__u32 pad;
 };
 
 /* The end of a traced connection that closed first. */
