@@ -9,6 +9,7 @@
  *   pair.c      sock_ops      pairs the two ends of a connection and puts them on the sockhash
  *   redirect.c  sk_msg        hands each message to the peer socket, or leaves it to TCP
  *   guard.c     setsockopt    takes connections off of which a program asks what only TCP can
+ *   detect.c    fentry        the same of what no setsockopt announces, where the kernel has it
  *   walk.c      iter/sockmap  visits the sockhash: lists it, retires what must leave it
  *   nudge.c     iter/tcp      tells pollers of data on sockets that left
  * with trace.c (events) and list.c (what a listing shows of an end) between them.
