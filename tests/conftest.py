@@ -94,6 +94,7 @@ def plan(
     exclude_cgroups: tuple[str, ...] = (),
     max_connections: int = 65536,
     window_bytes: int = 4 << 20,
+    learn: bool = True,
 ) -> Plan:
     return Plan(
         scope={},
@@ -103,6 +104,7 @@ def plan(
         exclude_cgroups=exclude_cgroups,
         max_connections=max_connections,
         window_bytes=window_bytes,
+        learn=learn,
     )
 
 
