@@ -120,7 +120,8 @@ def tear_down(directory: Path) -> None:
 @pytest.fixture
 def generation(bpffs: Path, cgroup: Path, request: pytest.FixtureRequest) -> Iterator[Generation]:
     """A live generation over `cgroup`; an indirect parameter holds keywords of plan()."""
-    settings = getattr(request, "param", {})
+    marker = request.node.get_closest_marker("plan")
+    settings = {**(marker.kwargs if marker else {}), **getattr(request, "param", {})}
     generation = Generation.create(bpffs / "ours", next(_numbers), plan(cgroup, **settings))
     yield generation
     generation.close()

@@ -25,6 +25,7 @@ METHODS = {
     "WriteConnections": ("ha{sv}", ""),
     "Explain": ("a{sv}", "aa{sv}"),
     "Check": ("", "aa{sv}"),
+    "Bench": ("q", "aa{sv}"),
     "Learned": ("", "aa{sv}"),
     "Forget": ("s", ""),
     "Reload": ("", ""),

@@ -125,6 +125,7 @@ def test_fast_open(cgroup: Path, datapath: Datapath, mode: int) -> None:
     check_all_declined(datapath)
 
 
+@pytest.mark.plan(learn=False)  # or the listener is left alone, and the race met less often
 @pytest.mark.parametrize("walking", [False, True], ids=["", "while walking"])
 @inside(timeout=120)
 def test_rps(cgroup: Path, datapath: Datapath, walking: bool) -> None:
