@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -171,7 +172,10 @@ def test_out_of_band() -> None:
         with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
             assert read_exactly(client, 5) == b"hello"
             client.sendall(b"?")
-            time.sleep(0.3)
+            waiter = select.poll()
+            waiter.register(client, select.POLLPRI)
+            assert waiter.poll(30_000), "no urgent data"
+            client.setblocking(True)  # with a timeout, recv() would wait for data in line
             assert client.recv(1, socket.MSG_OOB) == b"!"
 
     with serving(serve) as port:
