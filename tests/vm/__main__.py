@@ -42,8 +42,8 @@ def fill_share(package: Path, part: str, pytest_arguments: str, tree: Path) -> N
     ignore = shutil.ignore_patterns("__pycache__", ".*")
     shutil.copytree(guest, tree / "guest", ignore=ignore)
     shutil.move(tree / "guest" / "boot", tree / "boot")
-    for part in CHECKOUT:
-        shutil.copytree(REPOSITORY / part, tree / "checkout" / part, ignore=ignore)
+    for name in CHECKOUT:
+        shutil.copytree(REPOSITORY / name, tree / "checkout" / name, ignore=ignore)
     shutil.copy(REPOSITORY / "pyproject.toml", tree / "checkout")
     (tree / "package").mkdir()
     shutil.copy(package, tree / "package")
