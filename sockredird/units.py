@@ -84,7 +84,7 @@ class Units:
         rules = {_state_rule(path) for path in paths}
         before = {_state_rule(path) for path in self._followed}
         if paths and not before:
-            await self._ask("Subscribe")
+            await self._subscribe()
             rules.add(_OWNER_RULE)
         if before and not paths:
             before.add(_OWNER_RULE)
@@ -93,6 +93,14 @@ class Units:
         for rule in before - rules - ({_OWNER_RULE} if paths else set()):
             await buscall.ask_bus(bus, "RemoveMatch", rule)
         self._followed = paths
+
+    async def _subscribe(self) -> None:
+        """Without that systemd signals nothing of units. A second time does no harm."""
+        try:
+            await self._ask("Subscribe")
+        except DBusError as error:
+            if error.type != f"{SYSTEMD}.AlreadySubscribed":
+                raise
 
     async def _cgroup(self, unit: str, path: str) -> str:
         kind = unit.rpartition(".")[2].capitalize()
@@ -136,7 +144,7 @@ class Units:
 
     async def _subscribe_again(self) -> None:
         try:
-            await self._ask("Subscribe")
+            await self._subscribe()
         except (DBusError, TimeoutError, OSError) as error:
             log.warning("restarts of units may go unnoticed: %s", error)
         self._changed()

@@ -221,6 +221,19 @@ def test_by_command_line(host: Host, systemd: Systemd) -> None:
     assert host.ctl("enable", "--cgroup", "/", "--unit", "a").returncode == 2
 
 
+def test_enabled_for_units_again(host: Host, systemd: Systemd) -> None:
+    """systemd refuses to be subscribed to twice."""
+    program = host.actor(systemd.start(SECOND))
+    host.start()
+    client = host.client()
+    for unit in (FIRST, SECOND):
+        client.call("EnableWith", "a{sv}", {"units": Variant("as", [unit])})
+        client.call("Disable")
+    client.call("EnableWith", "a{sv}", {"units": Variant("as", [SECOND])})
+    program.do(load.echo_once, 50, 64)
+    assert accelerated(client) == 1
+
+
 @pytest.mark.parametrize(
     "unit", ["redis", "a.timer", "a b.service", "../a.service", "", ".service"]
 )

@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, no_type_check
 
-from dbus_next import PropertyAccess
+from dbus_next import DBusError, Message, PropertyAccess
 from dbus_next.aio import MessageBus
 from dbus_next.service import ServiceInterface, dbus_property, method
 
@@ -50,12 +50,19 @@ class _Manager(ServiceInterface):  # type: ignore[misc]
     def __init__(self, load: Callable[[str], str]) -> None:
         super().__init__(f"{NAME}.Manager")
         self._load = load
-        self.subscribed = False
+        self._caller = ""
+        self.subscribers: set[str] = set()
+
+    def note_caller(self, message: Message) -> None:
+        """Called before the method is, which is not told."""
+        self._caller = message.sender
 
     @method()
     @no_type_check
     def Subscribe(self):
-        self.subscribed = True
+        if self._caller in self.subscribers:
+            raise DBusError(f"{NAME}.AlreadySubscribed", "Client is already subscribed.")
+        self.subscribers.add(self._caller)
 
     @method()
     @no_type_check
@@ -81,6 +88,7 @@ class Systemd:
 
     async def _connect(self, address: str) -> MessageBus:
         bus = await MessageBus(address).connect()
+        bus.add_message_handler(self._manager.note_caller)
         bus.export("/org/freedesktop/systemd1", self._manager)
         await bus.request_name(NAME)
         return bus
@@ -100,7 +108,7 @@ class Systemd:
         unit, service = self._units[name]
         service.cgroup = cgroup
         unit.state = state
-        if self._manager.subscribed:
+        if self._manager.subscribers:
             unit.emit_properties_changed({"ActiveState": state})
 
     def start(self, name: str) -> Path:

@@ -24,6 +24,7 @@ while True:
     server.close()
     time.sleep(0.5)
 """
+ENABLE = "sockredirctl enable --timeout 150"  # see the fixture `enabled`
 FIRST, SECOND = "srt-first.service", "srt-second.service"
 
 
@@ -64,14 +65,14 @@ def await_units(running: set[str]) -> None:
 
 def test_a_unit_is_found(talker: None) -> None:
     start(FIRST)
-    assert sh("sockredirctl enable --unit srt-first") == ""
+    assert sh(f"{ENABLE} --unit srt-first") == ""
     assert units() == {FIRST: f"/system.slice/{FIRST}"}
     await_acceleration()
 
 
 def test_only_that_unit(talker: None) -> None:
     start(SECOND)
-    said = sh(f"sockredirctl enable --unit {FIRST}")
+    said = sh(f"{ENABLE} --unit {FIRST}")
     assert said == f"not running, and waited for: {FIRST}\n"
     before = counters()["accelerated_connections"]
     sh("sleep 5")
@@ -79,7 +80,7 @@ def test_only_that_unit(talker: None) -> None:
 
 
 def test_restarts_are_followed(talker: None) -> None:
-    sh(f"sockredirctl enable --unit {FIRST}")
+    sh(f"{ENABLE} --unit {FIRST}")
     for _ in range(2):
         start(FIRST)
         await_units({FIRST})
@@ -89,7 +90,7 @@ def test_restarts_are_followed(talker: None) -> None:
 
 
 def test_daemon_reexec(talker: None) -> None:
-    sh(f"sockredirctl enable --unit {FIRST}")
+    sh(f"{ENABLE} --unit {FIRST}")
     sh("systemctl daemon-reexec")
     start(FIRST)
     await_units({FIRST})
@@ -97,13 +98,13 @@ def test_daemon_reexec(talker: None) -> None:
 
 
 def test_a_slice(talker: None) -> None:
-    sh("sockredirctl enable --unit system.slice")
+    sh(f"{ENABLE} --unit system.slice")
     start(FIRST)
     await_acceleration()
 
 
 def test_an_excluded_service(talker: None) -> None:
-    sh(f"sockredirctl enable --exclude-cgroup /system.slice/{FIRST} --cgroup /system.slice")
+    sh(f"{ENABLE} --exclude-cgroup /system.slice/{FIRST} --cgroup /system.slice")
     start(FIRST)
     before = counters()["accelerated_connections"]
     sh("sleep 5")
