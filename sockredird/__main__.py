@@ -10,7 +10,12 @@ import os
 import sys
 from pathlib import Path
 
-from sockredird import __version__, capabilities, config
+from sockredird import (
+    __version__,
+    capabilities,
+    config,
+    lean,  # noqa: F401  before all that imports dbus_next
+)
 from sockredird.daemon import Daemon
 from sockredird.errors import (
     AccessDenied,
