@@ -118,7 +118,7 @@ class Manager:
     def _restore(self, overrides: dict[str, Any]) -> None:
         try:
             self.enable(overrides)
-        except SockredirError as error:
+        except (SockredirError, OSError) as error:
             log.error("cannot restore acceleration: %s", error)
             with suppress(InvalidConfig):  # what is told already
                 self.scope = config.override_scope(self.config.scope, overrides)
@@ -151,7 +151,7 @@ class Manager:
             return
         try:
             self._replace(self._plan(self.scope))
-        except SockredirError as error:
+        except (SockredirError, OSError) as error:
             self._health.outdated = (
                 f"the datapath is still that of version {old.manifest['version']}: {error}; "
                 "sockredirctl enable tries again"
