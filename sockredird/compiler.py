@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -99,6 +100,7 @@ def _load(directory: Path, max_connections: int) -> None:
     try:
         os.environ["BCC_KERNEL_SOURCE"] = str(BPF_DIR / "kernel-shim")
         from bcc import BPF
+        from bcc import __version__ as bcc_version
         from bcc import lib as libbcc
     except ImportError as error:
         raise LoadFailed(f"BCC is not installed ({error}): apt install python3-bpfcc") from error
@@ -109,6 +111,8 @@ def _load(directory: Path, max_connections: int) -> None:
         f"-DSOCKREDIR_PAGE_SIZE={page_size}",
         *compiler_flags(),
     ]
+    with_module = [int(n) for n in re.findall(r"\d+", bcc_version)[:2]] >= [0, 27]
+    flags += ["-DNAMED_WITH_MODULE"] if with_module else []
     try:
         # it would attach what is named kfunc__, and raise where the kernel has no ftrace
         BPF._trace_autoload = lambda _self: None
@@ -122,11 +126,10 @@ def _load(directory: Path, max_connections: int) -> None:
         raise LoadFailed(f"a BPF program was refused: {first}") from error
     for name, (function, attach_type) in DETECTORS.items():
         kind = "kfunc" if attach_type is AttachType.TRACE_FENTRY else "kretfunc"
-        for module_name in ("vmlinux__", ""):  # BCC before 0.27 knows no modules
-            with suppress(Exception):  # a kernel without ftrace, or without this function
-                program = module.load_func(f"{kind}__{module_name}{function}", ProgType.TRACING)
-                pins[detectors.pin_name(name)] = program.fd
-                break
+        kind += "__vmlinux__" if with_module else "__"
+        with suppress(Exception):  # a kernel without ftrace, or without this function
+            program = module.load_func(kind + function, ProgType.TRACING)
+            pins[detectors.pin_name(name)] = program.fd
     for name in map_shapes(max_connections, page_size):
         pins[name] = libbcc.bpf_table_fd(module.module, name.encode())
     for name, fd in pins.items():

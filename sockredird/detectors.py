@@ -19,6 +19,7 @@ from sockredird.uapi import LinkType
 log = logging.getLogger(__name__)
 
 _PREFIX = "detector-"
+_NOT_ALWAYS = {"fionread"}  # there is nothing to see where the kernel counts redirected data
 
 
 def pin_name(name: str) -> str:
@@ -47,7 +48,7 @@ def attach(directory: Path) -> dict[str, int]:
             with link:
                 libbpf.pin(link, path)
             attached[name] = int(libbpf.prog_info(program).id)
-    missing = sorted(DETECTORS.keys() - attached.keys())
+    missing = sorted(DETECTORS.keys() - attached.keys() - _NOT_ALWAYS)
     if missing:
         log.info(
             "the kernel lets nobody see %s on accelerated sockets (it has no ftrace, or no BTF of "

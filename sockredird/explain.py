@@ -40,6 +40,7 @@ WORDS = {
     "trunc": "a program received with MSG_TRUNC",
     "oob": "a program used MSG_OOB",
     "woken": "a blocking recv(2) was woken without data, by a signal or another thread",
+    "fionread": "a program asked FIONREAD, which does not count redirected data on this kernel",
     "learned": "its listener is left alone, see sockredirctl learned",
     "kernel_socket": "a socket belongs to the kernel itself",
     "mismatch": "its sequence numbers are those of another connection",
@@ -105,7 +106,8 @@ def explain(view: View, keys: dict[str, Any]) -> list[dict[str, Any]]:
     asked = view.generations[0] if view.generations else None
     chosen = _chooser(keys, asked)
     namespace = sockdiag.look(keys.get("pid", 0))
-    subjects = list(_subjects(namespace, chosen))
+    learned = {x.port for x in view.learned.lessons() if x.netns == namespace.cookie}
+    subjects = list(_subjects(namespace, chosen, learned))
     if not subjects and "local" in keys:
         local, remote = Address.parse(keys["local"]), Address.parse(keys["remote"])
         subjects = _gone(view, namespace, local, remote)
@@ -173,10 +175,15 @@ def _chooser(keys: dict[str, Any], asked: Generation | None) -> Callable[[Socket
     raise InvalidConfig("name a connection by local and remote, or a pid, or a port")
 
 
-def _subjects(namespace: Namespace, chosen: Callable[[Socket], bool]) -> Iterator[Subject]:
-    """Listeners first; each connection once, whichever of its ends was chosen."""
+def _subjects(
+    namespace: Namespace, chosen: Callable[[Socket], bool], learned: set[int]
+) -> Iterator[Subject]:
+    """Listeners first; each connection once, whichever of its ends was chosen.
+
+    `learned`: ports of listeners that there were.
+    """
     by_ends = {(s.local, s.remote): s for s in namespace.sockets if not s.listening}
-    listening = {s.local.port for s in namespace.sockets if s.listening}
+    listening = learned | {s.local.port for s in namespace.sockets if s.listening}
     meant = [s for s in namespace.sockets if chosen(s)]
     yield from (Subject(s.local, server_socket=s) for s in meant if s.listening)
     done: set[tuple[Address, Address]] = set()

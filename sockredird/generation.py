@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import logging
 import os
+import struct
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -47,7 +48,9 @@ from sockredird.layout import (
     PROGRAMS,
     SETTINGS,
     VERDICT,
+    VERDICTS,
     Settings,
+    hash_of,
     reason_name,
 )
 from sockredird.libbpf import Fd
@@ -286,11 +289,10 @@ class Generation:
 
     def verdict(self, flow: bytes) -> str:
         """Why the connection was declined or retired; empty if it was not, or long ago."""
-        try:
-            value = libbpf.lookup(self._pins["verdicts"], flow, VERDICT.size)
-        except FileNotFoundError:
-            return ""
-        return reason_name(VERDICT.unpack(value)[1])
+        place = hash_of(flow, self._settings.seed) % VERDICTS
+        value = libbpf.lookup(self._pins["verdicts"], struct.pack("=I", place), VERDICT.size)
+        found, _time, reason = VERDICT.unpack(value)
+        return reason_name(reason) if found == flow else ""
 
     def name_listener(self, netns: int, port: int, pid: int, comm: str) -> None:
         """For events: whose a listener is that is older than the datapath."""

@@ -26,23 +26,24 @@ DETECTORS: dict[str, tuple[str, AttachType]] = {
     "recv": ("tcp_bpf_recvmsg", AttachType.TRACE_FENTRY),
     "received": ("tcp_bpf_recvmsg", AttachType.TRACE_FEXIT),
     "send": ("tcp_bpf_sendmsg", AttachType.TRACE_FENTRY),
+    "fionread": ("tcp_ioctl", AttachType.TRACE_FENTRY),
 }
 # Programs that the sockets of each cgroup in scope run; the guard first, as no socket is to be on
 # the sockhash without it.
 ATTACHMENTS = {"guard": AttachType.CGROUP_SETSOCKOPT, "pair": AttachType.CGROUP_SOCK_OPS}
-WORDS = 16384  # as ANSWERED_SYNS, of whatever address; a power of two
-ANSWERED_SYNS = 8192  # answered by a listener in scope; the client end is not established yet
+WORDS = 16384  # SYNs that a listener has answered, the client not yet established; a power of two
+DECLINED_CLIENTS = 8192  # that their server end has not met yet
 LEAVING_PAIRS = 16384  # that leave acceleration one by one, at the same time
 TRACED_CONNECTIONS = 8192  # whose programs are known by name, or one of whose ends has closed
 OWN_ADDRESSES = 4096  # of the daemon's network namespace
 EXCLUDED_STEPS = 1024  # names on the paths of excluded cgroups
-VERDICTS = 16384  # connections of which explain knows why they are not accelerated
+VERDICTS = 16384  # connections that explain knows something of; a power of two
 LESSONS = 4096  # listeners left alone
 BALANCED_LISTENERS = 8192  # of which is known whether acceleration does them good
 CAPACITIES = {
     "LESSONS": LESSONS,
     "BALANCED_LISTENERS": BALANCED_LISTENERS,
-    "ANSWERED_SYNS": ANSWERED_SYNS,
+    "DECLINED_CLIENTS": DECLINED_CLIENTS,
     "WORDS": WORDS,
     "LEAVING_PAIRS": LEAVING_PAIRS,
     "TRACED_CONNECTIONS": TRACED_CONNECTIONS,
@@ -93,6 +94,7 @@ COUNTERS = (
     "retired_trunc",
     "retired_oob",
     "retired_woken",
+    "retired_fionread",
     "retired_disable",
 )
 
@@ -123,16 +125,17 @@ LESSON_KINDS = (
     "trunc",
     "oob",
     "woken",
+    "fionread",
     "spills",
     "short connections",
     "early data",
 )
-PASSING_LESSONS = LESSON_KINDS[12:]
+PASSING_LESSONS = LESSON_KINDS[13:]
 REQUEST_LEARNED, REQUEST_ULP = 1, 2  # enum request
 OPENED = struct.Struct("=QI16s4x")  # struct opened
 LISTENER = struct.Struct("=QI4x")  # struct listener
 LESSON = struct.Struct("=QQQII12xI16s")  # struct lesson
-VERDICT = struct.Struct("=QI4x")  # struct verdict
+VERDICT = struct.Struct("=48sQI4x")  # struct verdict
 VIEW = "7Q6I16s"  # struct view
 CONNECTION = struct.Struct(f"=Q{VIEW}{VIEW}II8s48s32s")  # struct connection
 MODES = ("unused", "redirected", "tcp")  # enum mode
@@ -154,8 +157,8 @@ def map_shapes(max_connections: int, page_size: int) -> dict[str, MapShape]:
     return {
         "peers": MapShape(MapType.SOCKHASH, 12, 4, 2 * max_connections),
         "sockets": MapShape(MapType.SK_STORAGE, 4, 448, 0),
-        "handshakes": MapShape(MapType.LRU_HASH, 8, 88, max_connections + ANSWERED_SYNS),
-        "answered": MapShape(MapType.LRU_HASH, FLOW.size, 8, ANSWERED_SYNS),
+        "handshakes": MapShape(MapType.LRU_HASH, 8, 88, max_connections + DECLINED_CLIENTS),
+        "answered": MapShape(MapType.ARRAY, 4, FLOW.size + 8, WORDS),
         "words": MapShape(MapType.ARRAY, 4, 32, WORDS),
         "unproven": MapShape(MapType.ARRAY, 4, 8 + FLOW.size, WORDS),
         "own_addresses": MapShape(MapType.HASH, ADDRESS.size, 4, OWN_ADDRESSES),
@@ -165,7 +168,7 @@ def map_shapes(max_connections: int, page_size: int) -> dict[str, MapShape]:
         "callers": MapShape(MapType.LRU_HASH, FLOW.size, 32, TRACED_CONNECTIONS),
         "listeners": MapShape(MapType.LRU_HASH, LISTENER.size, OWNER.size, TRACED_CONNECTIONS),
         "closing": MapShape(MapType.LRU_HASH, 8, 32, TRACED_CONNECTIONS),
-        "verdicts": MapShape(MapType.LRU_HASH, FLOW.size, VERDICT.size, VERDICTS),
+        "verdicts": MapShape(MapType.ARRAY, 4, VERDICT.size, VERDICTS),
         "learned": MapShape(MapType.HASH, LISTENER.size, LESSON.size, LESSONS),
         "balances": MapShape(MapType.LRU_HASH, LISTENER.size, 4, BALANCED_LISTENERS),
         "settings": MapShape(MapType.ARRAY, 4, SETTINGS.size, 1),
@@ -177,6 +180,14 @@ def map_shapes(max_connections: int, page_size: int) -> dict[str, MapShape]:
         "requests": MapShape(MapType.RINGBUF, 0, 0, page_size),
         "events": MapShape(MapType.RINGBUF, 0, 0, 64 * page_size),
     }
+
+
+def hash_of(flow: bytes, seed: int) -> int:
+    """sockredir.h: where an array has what is noted of a connection, modulo the array's size."""
+    mixed = seed
+    for word in struct.unpack("=6Q", flow):
+        mixed = (mixed ^ mixed >> 32 ^ word) * 0x9E3779B97F4A7C15 & (1 << 64) - 1
+    return mixed >> 32
 
 
 @dataclass

@@ -40,6 +40,7 @@ WORDS = {
     "trunc": "received with MSG_TRUNC",
     "oob": "used MSG_OOB",
     "woken": "had a blocking recv(2) woken without data",
+    "fionread": "asked FIONREAD, which does not count redirected data on this kernel",
     "spills": "its connections keep filling their window: one-way bulk",
     "short connections": "its connections end after so few messages that pairing costs more",
     "early data": "its connections carry data before they can be paired (TCP_DEFER_ACCEPT)",

@@ -114,9 +114,10 @@ def compiler_flags() -> list[str]:
         flags += [f"-DOFF_timer_{i}={offset}" for i, offset in enumerate(sorted(found))]
         flags += [f"-DBIT_{name}={bit}" for name, bit in sock_flags.items()]
         flags += [f"-DOFF_timer_list_pprev={pprev.offset}"]
-        arguments = kernel.arguments("tcp_bpf_recvmsg")
-        if arguments is not None:
-            flags += [f"-DARGS_tcp_bpf_recvmsg={arguments}"]
+        for function in ("tcp_bpf_recvmsg", "tcp_bpf_ioctl"):
+            arguments = kernel.arguments(function)
+            if arguments is not None:
+                flags += [f"-DARGS_{function}={arguments}"]
         return flags
     finally:
         kernel.close()

@@ -8,7 +8,7 @@ from typing import Any
 
 from sockredird import __version__, compiler
 
-LAYOUT_VERSION = 3
+LAYOUT_VERSION = 4
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@
  *
  * What arrives after that is TCP's, and the call that was seen waits for it as it should. Only what
  * was in the queue before can go wrong: splice(2) and MSG_OOB do not find it. TCP must not overtake
- * it either, so the daemon resets such a connection (`broken`).
+ * it either, so the daemon resets such a connection (`reset_at`).
  *
  * Arguments and result of the kernel's function are in ctx, 8 bytes each.
  */
@@ -16,6 +16,7 @@
 #define MSG_DONTWAIT 0x40
 #define MSG_WAITALL 0x100
 #define EAGAIN 11
+#define FIONREAD 0x541b
 #define FOR_EVER 0x7fffffffffffffffLL	/* MAX_SCHEDULE_TIMEOUT: no SO_RCVTIMEO */
 
 #ifndef ARGS_tcp_bpf_recvmsg
@@ -26,9 +27,13 @@ struct sock;
 struct socket;
 
 /* BCC knows by a function's name what it is attached to; before 0.27 without the module. */
+#ifdef NAMED_WITH_MODULE
 #define TRACE(kind, function, body) \
-	int kind##__##function(unsigned long long *ctx) { return body(ctx); } \
 	int kind##__vmlinux__##function(unsigned long long *ctx) { return body(ctx); }
+#else
+#define TRACE(kind, function, body) \
+	int kind##__##function(unsigned long long *ctx) { return body(ctx); }
+#endif
 
 inline_fn int has_unread(struct sock *sk)
 {
@@ -37,7 +42,12 @@ inline_fn int has_unread(struct sock *sk)
 	return psock && !psock_queue_empty(psock);
 }
 
-inline_fn void detect(struct sock *sk, enum counter reason, enum lesson_kind kind, int broken)
+/* When to reset the connection, in milliseconds. Somebody who has to be told to read on is stuck. */
+#define NEVER 0
+#define AT_ONCE 1
+#define IF_STUCK 1000
+
+inline_fn void detect(struct sock *sk, enum counter reason, enum lesson_kind kind, __u32 patience)
 {
 	struct sock_state *st;
 	struct listener l;
@@ -46,10 +56,10 @@ inline_fn void detect(struct sock *sk, enum counter reason, enum lesson_kind kin
 	if (!psock_of((__u64)sk))
 		return;
 	st = sockets.sk_storage_get(sk, NULL, 0);
-	if (!st || (st->refused && !broken))
+	if (!st || (st->refused && patience != AT_ONCE))
 		return;
-	if (broken)
-		WRITE_ONCE(st->broken, 1);
+	if (patience)
+		WRITE_ONCE(st->reset_at, (now_ms() + patience) | 1);
 	refuse(st, reason);
 	l = listener_of(st);
 	owner_of_task(&o, bpf_get_current_task());
@@ -63,7 +73,7 @@ inline_fn int spliced(unsigned long long *ctx)
 	struct sock *sk = *(struct sock **)((void *)sock + OFF_socket_sk);
 
 	if (sk)
-		detect(sk, RETIRED_SPLICE, LESSON_SPLICE, has_unread(sk));
+		detect(sk, RETIRED_SPLICE, LESSON_SPLICE, has_unread(sk) ? AT_ONCE : NEVER);
 	return 0;
 }
 
@@ -73,11 +83,11 @@ inline_fn int receiving(unsigned long long *ctx)
 	__u32 flags = ctx[3];
 
 	if (flags & MSG_OOB)
-		detect(sk, RETIRED_OOB, LESSON_OOB, has_unread(sk));
+		detect(sk, RETIRED_OOB, LESSON_OOB, has_unread(sk) ? AT_ONCE : NEVER);
 	else if (flags & MSG_TRUNC)
-		detect(sk, RETIRED_TRUNC, LESSON_TRUNC, 0);
+		detect(sk, RETIRED_TRUNC, LESSON_TRUNC, NEVER);
 	else if (flags & MSG_WAITALL)
-		detect(sk, RETIRED_WAITALL, LESSON_WAITALL, 0);
+		detect(sk, RETIRED_WAITALL, LESSON_WAITALL, NEVER);
 	return 0;
 }
 
@@ -88,7 +98,7 @@ inline_fn int sending(unsigned long long *ctx)
 	void *msg = (void *)ctx[1];
 
 	if (*(__u32 *)(msg + OFF_msghdr_msg_flags) & MSG_OOB)
-		detect(sk, RETIRED_OOB, LESSON_OOB, 0);
+		detect(sk, RETIRED_OOB, LESSON_OOB, NEVER);
 	return 0;
 }
 
@@ -102,7 +112,20 @@ inline_fn int received(unsigned long long *ctx)
 	if ((__s32)ctx[ARGS_tcp_bpf_recvmsg] != -EAGAIN || flags & MSG_DONTWAIT)
 		return 0;
 	if (!KERNEL_FIELD(timeout, (__u64)sk, OFF_sock_sk_rcvtimeo) && timeout == FOR_EVER)
-		detect(sk, RETIRED_WOKEN, LESSON_WOKEN, 0);
+		detect(sk, RETIRED_WOKEN, LESSON_WOKEN, NEVER);
+	return 0;
+}
+
+/*
+ * Who reads on edges may believe that nothing is left, and wait for the next one (nginx). Most only
+ * want to know how much to read, and poll first, so there is time to see.
+ */
+inline_fn int asking(unsigned long long *ctx)
+{
+	struct sock *sk = (void *)ctx[0];
+
+	if ((__u32)ctx[1] == FIONREAD && has_unread(sk))
+		detect(sk, RETIRED_FIONREAD, LESSON_FIONREAD, IF_STUCK);
 	return 0;
 }
 
@@ -110,3 +133,7 @@ TRACE(kfunc, tcp_splice_read, spliced)
 TRACE(kfunc, tcp_bpf_recvmsg, receiving)
 TRACE(kfunc, tcp_bpf_sendmsg, sending)
 TRACE(kretfunc, tcp_bpf_recvmsg, received)
+/* Where it counts redirected data a member has tcp_bpf_ioctl(). */
+#ifndef ARGS_tcp_bpf_ioctl
+TRACE(kfunc, tcp_ioctl, asking)
+#endif

@@ -286,11 +286,13 @@ inline_fn void syn_answered(struct bpf_sock_ops *skops)
 
 	if (skops->is_fullsock)
 		return;
+	if (!port_in_scope(local_port(skops)))
+		return;
 	lesson = lesson_at(skops, local_port(skops));
 	if ((lesson && left_alone(lesson)) || !read_flow(skops, SERVER, &flow))
 		return;
 	reach = reach_of(&flow, SERVER);
-	if (reach != OUT_OF_SCOPE && port_in_scope(flow.server_port))
+	if (reach != OUT_OF_SCOPE)
 		leave_word(&flow, reach);
 }
 
@@ -329,13 +331,15 @@ inline_fn void client_established(struct bpf_sock_ops *skops)
 	struct bpf_sock *sk = skops->sk;
 	struct tcp_sock *tp;
 	enum counter reason;
-	enum answer answer;
+	enum answer_kind answer;
 	enum reach reach;
 
 	if (!sk || !read_flow(skops, CLIENT, &hs.flow))
 		return;
 	reach = reach_of(&hs.flow, CLIENT);
-	if (reach == OUT_OF_SCOPE)
+	/* through DNAT the listening port is another one */
+	if (reach == OUT_OF_SCOPE ||
+	    (!translation_in_scope() && !port_in_scope(hs.flow.server_port)))
 		return;
 	lesson = lesson_at(skops, hs.flow.server_port);
 	if (lesson && was_left_alone(lesson, CLIENT))
@@ -438,7 +442,7 @@ inline_fn void server_established(struct bpf_sock_ops *skops)
 	enum reach reach;
 	__u32 refused = 0;
 
-	if (!sk)
+	if (!sk || !port_in_scope(local_port(skops)))
 		return;
 	lesson = lesson_at(skops, local_port(skops));
 	if (lesson && was_left_alone(lesson, SERVER))
@@ -446,7 +450,7 @@ inline_fn void server_established(struct bpf_sock_ops *skops)
 	if (!read_flow(skops, SERVER, &flow) || on_trial(sk))
 		return;
 	reach = reach_of(&flow, SERVER);
-	if (reach == OUT_OF_SCOPE || !port_in_scope(flow.server_port))
+	if (reach == OUT_OF_SCOPE)
 		return;
 	if (skops->skb_tcp_flags & TCPHDR_SYN)
 		return decline(DECLINED_EARLY_DATA, &flow);

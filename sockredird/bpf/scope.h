@@ -159,9 +159,7 @@ inline_fn int translation_in_scope(void)
 	return s && s->addresses == ADDRESSES_ANY;
 }
 
-#define MIX 0x9e3779b97f4a7c15ULL	/* 2^64 / golden ratio */
-
-/* The place of a client's address, all that both ends see alike through DNAT and across netns. */
+/* For a client's address, all that both ends see alike through DNAT and across netns. */
 inline_fn struct word *word_for(const struct flow *flow)
 {
 	int zero = 0;
@@ -178,6 +176,13 @@ inline_fn struct word *word_for(const struct flow *flow)
 	return words.lookup(&place);
 }
 
+inline_fn struct answer *answer_for(const struct flow *flow)
+{
+	__u32 place = hash_of(flow) & (WORDS - 1);
+
+	return answered.lookup(&place);
+}
+
 inline_fn struct unproven *unproven_for(const struct pair *pair)
 {
 	__u32 place = (pair->client_seq ^ pair->server_seq) & (WORDS - 1);
@@ -191,9 +196,12 @@ inline_fn void leave_word(const struct flow *flow, enum reach reach)
 	__u64 now = bpf_ktime_get_ns();
 
 	if (reach == NEAR) {
-		struct flow key = *flow;
+		struct answer *answer = answer_for(flow);
 
-		answered.update(&key, &now);
+		if (!answer)
+			return;
+		answer->flow = *flow;
+		answer->time = now;
 	}
 	if (translation_in_scope()) {
 		struct word *word = word_for(flow);
@@ -222,25 +230,25 @@ inline_fn int take_word(const struct flow *flow)
 
 inline_fn int take_answer(const struct flow *flow)
 {
-	struct flow key = *flow;
-	__u64 *answer = answered.lookup(&key);
-	__u64 then = answer ? *answer : 0;
+	struct answer *answer = answer_for(flow);
+	__u64 then;
 
-	if (!answer)
+	if (!answer || !same_flow(&answer->flow, flow))
 		return 0;
-	answered.delete(&key);
-	return bpf_ktime_get_ns() - then <= ANSWER_VALID_NS;
+	then = answer->time;
+	answer->time = 0;
+	return then && bpf_ktime_get_ns() - then <= ANSWER_VALID_NS;
 }
 
-enum answer {
+enum answer_kind {
 	NOT_ANSWERED,
 	SOMEBODY_ANSWERED,	/* a SYN from this client's address, to whatever address */
 	FLOW_ANSWERED,		/* a listener in this netns answered this very SYN */
 };
 
-inline_fn enum answer take_words(const struct flow *flow, enum reach reach)
+inline_fn enum answer_kind take_words(const struct flow *flow, enum reach reach)
 {
-	enum answer answer = NOT_ANSWERED;
+	enum answer_kind answer = NOT_ANSWERED;
 
 	if (translation_in_scope() && take_word(flow))
 		answer = SOMEBODY_ANSWERED;

@@ -64,6 +64,12 @@ struct word {
 	__u64 time;		/* CLOCK_MONOTONIC, ns; 0: nothing is said here */
 };
 
+/* That a listener in scope has answered this very SYN. */
+struct answer {
+	struct flow flow;	/* as the listener sees it; in one netns the client does not differ */
+	__u64 time;		/* as above */
+};
+
 /* A client end that no listener in scope has answered, as far as it can know. */
 struct unproven {
 	struct pair pair;
@@ -99,7 +105,7 @@ enum mode {
 	NATIVE,		/* TCP for good (I2) */
 };
 
-/* Reasons are counted and reported by name; stats.py lists the same names in the same order. */
+/* Reasons are counted and reported by name; layout.py lists the same names in the same order. */
 enum counter {
 	ACCELERATED_CONNECTIONS,
 	REDIRECTED_MESSAGES,
@@ -134,11 +140,12 @@ enum counter {
 	RETIRED_REPAIR,
 	RETIRED_OPTION,
 	RETIRED_ULP,
-	RETIRED_SPLICE,			/* seen by fentry, these five: splice(2) from the socket */
+	RETIRED_SPLICE,			/* seen by fentry, these six: splice(2) from the socket */
 	RETIRED_WAITALL,		/* recv(2) with MSG_WAITALL */
 	RETIRED_TRUNC,			/* recv(2) with MSG_TRUNC */
 	RETIRED_OOB,			/* send(2) or recv(2) with MSG_OOB */
 	RETIRED_WOKEN,			/* a blocking recv(2) was woken without data */
+	RETIRED_FIONREAD,		/* ioctl(2) FIONREAD, on kernels where it does not count */
 	RETIRED_DISABLE,
 	COUNTERS
 };
@@ -187,7 +194,7 @@ struct sock_state {
 	__u64 alerts;			/* of all sockets, when this direction last looked at its ends */
 	struct stream stream;		/* since when this direction may be one */
 	__u32 refused;			/* enum counter: why neither direction may redirect; by guards */
-	__u32 broken;			/* what a program asked for can only go wrong: to be reset */
+	__u32 reset_at;			/* when what a program asked for has gone wrong, or 0; see detect.c */
 	struct flow flow;		/* as the client end sees it */
 	struct place server;		/* known to the server end only */
 	__u64 checkpoint[16];		/* sent_bytes, MESSAGES_PER_SAMPLE messages apart */
@@ -197,6 +204,12 @@ struct sock_state {
 	__u32 listing;			/* in which owner and owners were found */
 	__u32 pad2;
 };
+
+/* CLOCK_MONOTONIC in milliseconds, modulo 2^32: compare by the sign of the difference. */
+inline_fn __u32 now_ms(void)
+{
+	return bpf_ktime_get_ns() / 1000000;
+}
 
 /* Of BPF's atomics, those that return the old value order all of memory, on every architecture. */
 inline_fn void full_barrier(struct sock_state *st)
@@ -262,6 +275,7 @@ enum lesson_kind {
 	LESSON_TRUNC,
 	LESSON_OOB,
 	LESSON_WOKEN,
+	LESSON_FIONREAD,
 	/* acceleration does no good there: for as long as samples say so */
 	LESSON_SPILLS,
 	LESSON_SHORT,
@@ -321,6 +335,7 @@ struct closing {
 
 /* Why a connection was declined or retired, for whoever asks later. */
 struct verdict {
+	struct flow flow;
 	__u64 time;		/* CLOCK_MONOTONIC, ns */
 	__u32 reason;		/* enum counter */
 	__u32 pad;
@@ -392,15 +407,15 @@ struct manifest {
 BPF_SOCKHASH(peers, struct end, 2 * MAX_CONNECTIONS);
 BPF_SK_STORAGE(sockets, struct sock_state);
 /* Room beyond max_connections, so that declined clients do not push out those of live pairs. */
-BPF_TABLE("lru_hash", struct pair, struct handshake, handshakes, MAX_CONNECTIONS + ANSWERED_SYNS);
-/* SYNs that a listener in scope answered; time of the answer (CLOCK_MONOTONIC, ns). */
-BPF_TABLE("lru_hash", struct flow, __u64, answered, ANSWERED_SYNS);
+BPF_TABLE("lru_hash", struct pair, struct handshake, handshakes, MAX_CONNECTIONS + DECLINED_CLIENTS);
 /*
- * Arrays, where a newer entry takes the place of an older one: with addresses = "any" each connection
- * of the host passes here, and a hash table would cost the most of it. An entry lost, or half
- * overwritten, leaves a connection on TCP.
+ * Arrays, where a newer entry takes the place of an older one: connections pass here that will not be
+ * accelerated, and a hash table would cost the most of it. An entry lost, or half overwritten, leaves
+ * a connection on TCP; or, of `verdicts`, what `explain` is asked to what it finds out by itself.
  */
+BPF_ARRAY(answered, struct answer, WORDS);
 BPF_ARRAY(words, struct word, WORDS);
+BPF_ARRAY(verdicts, struct verdict, VERDICTS);
 BPF_ARRAY(unproven, struct unproven, WORDS);
 BPF_F_TABLE("hash", struct address, __u32, own_addresses, OWN_ADDRESSES, BPF_F_NO_PREALLOC);
 /* Number of the directory that a step leads to, or EXCLUDED. */
@@ -423,12 +438,26 @@ BPF_ARRAY(manifest, struct manifest, 1);
 BPF_TABLE("lru_hash", struct flow, struct caller, callers, TRACED_CONNECTIONS);
 BPF_TABLE("lru_hash", struct listener, struct owner, listeners, TRACED_CONNECTIONS);
 BPF_TABLE("lru_hash", struct pair, struct closing, closing, TRACED_CONNECTIONS);
-BPF_TABLE("lru_hash", struct flow, struct verdict, verdicts, VERDICTS);
 BPF_HASH(learned, struct listener, struct lesson, LESSONS);
 /* By listener: messages that acceleration saved, less those that pairing cost; see learn.c. */
 BPF_TABLE("lru_hash", struct listener, __s32, balances, BALANCED_LISTENERS);
 BPF_RINGBUF_OUTPUT(requests, 1);	/* wakes the daemon to walk; full means it is awake already */
 BPF_RINGBUF_OUTPUT(events, 64);
+
+#define MIX 0x9e3779b97f4a7c15ULL	/* 2^64 / golden ratio */
+
+/* Its place in such an array, modulo the size of that; layout.py: hash_of(). */
+inline_fn __u32 hash_of(const struct flow *flow)
+{
+	int zero = 0;
+	struct settings *s = settings.lookup(&zero);
+	const __u64 *words = (const void *)flow;
+	__u64 hash = s ? s->seed : 0;
+
+	for (int i = 0; i < sizeof(*flow) / sizeof(*words); i++)
+		hash = (hash ^ hash >> 32 ^ words[i]) * MIX;
+	return hash >> 32;
+}
 
 inline_fn void read_place(struct place *place, const struct flow *flow)
 {

@@ -114,11 +114,14 @@ inline_fn void report(enum event_kind kind, enum counter reason, struct flow *fl
 /* The last word on a connection, kept for `explain`. Not on the path of a message. */
 inline_fn void judge(enum counter reason, struct flow *flow)
 {
-	struct verdict v = {};
+	__u32 place = hash_of(flow) & (VERDICTS - 1);
+	struct verdict *v = verdicts.lookup(&place);
 
-	v.time = bpf_ktime_get_ns();
-	v.reason = reason;
-	verdicts.update(flow, &v);
+	if (!v)
+		return;
+	v->flow = *flow;
+	v->time = bpf_ktime_get_ns();
+	v->reason = reason;
 }
 
 inline_fn int fin_queued(__u8 state)

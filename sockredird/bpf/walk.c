@@ -210,6 +210,18 @@ inline_fn int retire(__u64 sk, struct sock_state *st, const struct settings *s)
 	return note_unread(sk, &self) + note_unread(peer_sk, &peer) ? LEFT_UNREAD : 1;
 }
 
+inline_fn int to_be_reset(struct sock_state *st, int unread)
+{
+	__u32 at = READ_ONCE(st->reset_at);
+
+	/* TCP must not overtake what waits, and splice(2) does not find it */
+	if (st->refused == RETIRED_SPLICE && unread)
+		return 1;
+	if (!at || (__s32)(now_ms() - at) < 0)
+		return 0;
+	return unread || st->refused != RETIRED_FIONREAD;
+}
+
 int bpf_iter__sockmap(struct bpf_iter__sockmap *ctx)
 {
 	struct seq_file *seq;
@@ -245,8 +257,7 @@ int bpf_iter__sockmap(struct bpf_iter__sockmap *ctx)
 	m.sent_messages = st->sent_messages;
 	m.flow = st->flow;
 	psock = psock_of((__u64)sk);
-	/* TCP must not overtake what waits, and splice(2) does not find it */
-	if (st->broken || (st->refused == RETIRED_SPLICE && psock && !psock_queue_empty(psock)))
+	if (to_be_reset(st, psock && !psock_queue_empty(psock)))
 		m.leaving = BROKEN;
 #ifdef OFF_sk_psock_msg_tot_len
 	if (psock)

@@ -31,13 +31,13 @@ class Shape:
     entries: int
 
 
-LEGITIMATE = Shape(MapType.LRU_HASH, "answered", 48, 8, 8192)
+LEGITIMATE = Shape(MapType.LRU_HASH, "callers", 48, 32, 8192)
 FOREIGN_MAPS = {
-    "type": Shape(MapType.HASH, "answered", 48, 8, 8192),
-    "key size": Shape(MapType.LRU_HASH, "answered", 52, 8, 8192),
-    "value size": Shape(MapType.LRU_HASH, "answered", 48, 16, 8192),
-    "entries": Shape(MapType.LRU_HASH, "answered", 48, 8, 4096),
-    "name": Shape(MapType.LRU_HASH, "replied", 48, 8, 8192),
+    "type": Shape(MapType.HASH, "callers", 48, 32, 8192),
+    "key size": Shape(MapType.LRU_HASH, "callers", 52, 32, 8192),
+    "value size": Shape(MapType.LRU_HASH, "callers", 48, 16, 8192),
+    "entries": Shape(MapType.LRU_HASH, "callers", 48, 32, 4096),
+    "name": Shape(MapType.LRU_HASH, "dialers", 48, 32, 8192),
 }
 
 
@@ -90,10 +90,10 @@ def test_a_stopped_one_is_found_stopped(generation: Generation) -> None:
 
 @pytest.mark.parametrize("shape", FOREIGN_MAPS.values(), ids=FOREIGN_MAPS)
 def test_a_foreign_map(generation: Generation, shape: Shape) -> None:
-    path = generation.directory / "answered"
+    path = generation.directory / "callers"
     with (
         pins.put_aside(path),
-        refused(generation, "answered"),
+        refused(generation, "callers"),
         pins.new_map(shape.type, shape.name, shape.key, shape.value, shape.entries) as fd,
     ):
         libbpf.pin(fd, path)
@@ -102,7 +102,7 @@ def test_a_foreign_map(generation: Generation, shape: Shape) -> None:
 def test_a_twin_of_a_map(generation: Generation) -> None:
     """Alike in every size and in name, but no program of ours uses it."""
     shape = LEGITIMATE
-    path = generation.directory / "answered"
+    path = generation.directory / "callers"
     with pins.put_aside(path), pytest.raises(LoadFailed, match="on other maps"):
         with pins.new_map(shape.type, shape.name, shape.key, shape.value, shape.entries) as fd:
             libbpf.pin(fd, path)
@@ -131,7 +131,7 @@ def test_an_extra_pin(generation: Generation) -> None:
         ("redirect", "pair"),
         ("walk", "peers"),  # a map where a program belongs
         ("peers", "pair"),  # and the other way round
-        ("sockets", "answered"),
+        ("sockets", "callers"),
         ("members", "pair"),
         ("members", "attached"),  # a link of another type
         ("attached", "members"),

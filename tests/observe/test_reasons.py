@@ -40,6 +40,7 @@ IN_A_VM = {
     "retired_trunc",
     "retired_oob",
     "retired_woken",
+    "retired_fionread",
 }
 
 Test = TypeVar("Test", bound=Callable[..., None])

@@ -6,12 +6,14 @@ At most their first connection is reset; later ones run untouched, and it is tol
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import select
 import signal
 import socket
 import subprocess
+import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +27,7 @@ from status import counters
 
 DATA = os.urandom(300_000)
 WORKS_AFTER = 2  # connections at the most
+COUNTS_REDIRECTED_DATA = " tcp_bpf_ioctl\n" in Path("/proc/kallsyms").read_text()
 
 
 def learned() -> dict[int, dict[str, Any]]:
@@ -218,6 +221,54 @@ def test_a_reader_woken_by_a_signal() -> None:
             check_untouched_later(exchange, port, "woken")
         finally:
             process.kill()
+
+
+def has_more(sock: socket.socket) -> bool:
+    return fcntl.ioctl(sock, termios.FIONREAD, bytes(4)) != bytes(4)
+
+
+def read_as_nginx(sock: socket.socket) -> bytes:
+    """ngx_unix_recv(): on an edge, for as long as a full buffer and FIONREAD tell of more."""
+    received, size = b"", 1024
+    sock.setblocking(False)
+    with select.epoll() as edges:
+        edges.register(sock, select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET)
+        while not received.endswith(b"."):
+            assert edges.poll(60), "no edge in a minute"
+            with suppress(BlockingIOError):
+                received += (data := sock.recv(size))
+                while len(data) == size and has_more(sock):
+                    received += (data := sock.recv(size))
+                if not data:
+                    return received
+    return received
+
+
+def test_fionread() -> None:
+    """Where it does not count redirected data, who believes it is not left waiting for ever."""
+    question = b"x" * 10_000 + b"."
+
+    def serve(server: socket.socket) -> None:
+        server.sendall(b"ready")
+        time.sleep(0.5)  # so that all of it is there
+        if read_as_nginx(server) == question:
+            server.setblocking(True)
+            server.sendall(b"answer")
+
+    def exchange() -> None:
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as client:
+            read_exactly(client, 5)
+            client.sendall(question)
+            read_exactly(client, 6)
+
+    with serving(serve) as port:
+        if COUNTS_REDIRECTED_DATA:
+            before = counters()["redirected_messages"]
+            exchange()
+            assert counters()["redirected_messages"] == before + 3
+            assert port not in learned()
+        else:
+            check_untouched_later(exchange, port, "fionread")
 
 
 HAPROXY = """
