@@ -118,9 +118,13 @@ class Host:
         self.daemon.close()
         self._start_daemon()
 
-    def call(self, member: str) -> Any:
+    def call(self, member: str, signature: str = "", *arguments: Any) -> Any:
         with Client(self.bus) as client:
-            return client.call(member)
+            return client.call(member, signature, *arguments)
+
+    def forget(self) -> None:
+        """What was learned: listeners have random ports, which others may have had before."""
+        self.call("Forget", "s", "")
 
     def redirected(self) -> int:
         """Messages so far."""

@@ -28,7 +28,8 @@ SOURCES = Path(__file__).parent / "load"
 LOADS = ("rr", "stream", "crr", "memcached")
 SAME_CORE = (0, 0)
 TWO_CORES = (1, 0)  # CPUs of server and client
-WARM_UP_CONNECTIONS = 51  # of crr.c, with the one that ends it
+# Of crr: a listener has seen few, or so many that it is known what acceleration does for it
+FEW_CONNECTIONS, MANY_CONNECTIONS = 50, 2048
 RR, STREAMS, SHORT, EDGES, TRACING = (
     "Request and response",
     "Streams",
@@ -141,14 +142,18 @@ class Loads:
             client_cpu_us=client["cpu_seconds"] / megabytes * 1e6,
         )
 
-    def crr(self, path: Datapath, *, defer: bool = False) -> Sample:
-        arguments = [64, *(["defer"] if defer else [])]
-        server, client = self._talk(path, TWO_CORES, "crr", arguments, [64, self._duration])
+    def crr(
+        self, path: Datapath, *, warm_up: int = MANY_CONNECTIONS, defer: bool = False
+    ) -> Sample:
+        arguments = [64, warm_up, *(["defer"] if defer else [])]
+        server, client = self._talk(
+            path, TWO_CORES, "crr", arguments, [64, warm_up, self._duration]
+        )
         return Sample(
             rate=client["operations"] / client["seconds"],
             server_cpu_us=server["cpu_seconds"] / server["operations"] * 1e6,
             client_cpu_us=client["cpu_seconds"] / client["operations"] * 1e6,
-            more={"connections": client["operations"] + WARM_UP_CONNECTIONS},
+            more={"connections": client["operations"] + warm_up + 1},
         )
 
     def memcached(self, path: Datapath, address: Address, *, value: int) -> Sample:
@@ -247,6 +252,15 @@ class Loads:
                 self.crr,
                 targets={f"{OURS}/tcp": 0.96},
                 quick=True,
+            ),
+            Workload(
+                "crr-first",
+                SHORT,
+                "the same, the first connections to a listener",
+                "connections/s",
+                "connection",
+                partial(self.crr, warm_up=FEW_CONNECTIONS),
+                datapaths=(TCP, OURS),
             ),
             Workload(
                 "crr-deferred",

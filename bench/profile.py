@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.datapaths import OURS, TEXTBOOK, Host
-from bench.loads import SAME_CORE, Loads
+from bench.loads import FEW_CONNECTIONS, SAME_CORE, Loads
 from bench.spread import spread
 
 ROUNDS = 5
@@ -64,7 +64,7 @@ def measure(host: Host, loads: Loads) -> dict[str, Any]:
             per_connection = []
             for _ in range(ROUNDS):
                 before = _runs(places[name] / sockops)
-                sample = loads.crr(path)
+                sample = loads.crr(path, warm_up=FEW_CONNECTIONS)
                 after = _runs(places[name] / sockops) - before
                 per_connection.append((after.ns, after.count, sample.more["connections"]))
             result[name] = {

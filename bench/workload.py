@@ -63,6 +63,7 @@ def measure(workload: Workload, host: Host, rounds: int) -> dict[str, Any]:
     names = list(workload.datapaths)
     if host.null:
         names = [TCP, AGAIN, *(name for name in names if name not in (TCP, UNIX))]
+    host.forget()
     before = host.redirected()
     samples: list[dict[str, dict[str, float]]] = []
     for number in range(rounds):

@@ -2,17 +2,17 @@
 /*
  * connect, one request and response of `size` bytes, close: one connection after the other.
  *
- *	crr server ADDRESS SIZE [defer]
- *	crr client ADDRESS SIZE MILLISECONDS
+ *	crr server ADDRESS SIZE WARM_UP [defer]
+ *	crr client ADDRESS SIZE WARM_UP MILLISECONDS
  *
- * `defer`: the listener has TCP_DEFER_ACCEPT. The last connection carries no request.
+ * WARM_UP connections are not measured. `defer`: the listener has TCP_DEFER_ACCEPT. The last
+ * connection carries no request.
  */
 #include "load.h"
 
-#define WARM_UP 50		/* connections */
-
 static char *buffer;
 static size_t size;
+static uint64_t warm_up;
 
 static void server(const char *address, int defer)
 {
@@ -29,10 +29,10 @@ static void server(const char *address, int defer)
 		/* the client closes first, as most do that ask once; it has TIME_WAIT */
 		recv(fd, buffer, 1, 0);
 		close(fd);
-		if (served++ == WARM_UP)
+		if (served++ == warm_up)
 			cpu = cpu_ns();
 	}
-	printf("{\"operations\": %lu, \"cpu_seconds\": %.9f}\n", served - WARM_UP,
+	printf("{\"operations\": %lu, \"cpu_seconds\": %.9f}\n", served - warm_up,
 	       (cpu_ns() - cpu) / 1e9);
 }
 
@@ -50,7 +50,7 @@ static void client(const char *address, int milliseconds)
 {
 	uint64_t start, end, cpu, now, operations = 0;
 
-	for (int i = 0; i < WARM_UP; i++)
+	for (uint64_t i = 0; i < warm_up; i++)
 		once(address);
 	cpu = cpu_ns();
 	start = now_ns();
@@ -68,14 +68,15 @@ static void client(const char *address, int milliseconds)
 
 int main(int argc, char **argv)
 {
-	if (argc < 4)
+	if (argc < 5)
 		errx(2, "see crr.c for the arguments");
 	size = strtoul(argv[3], NULL, 10);
+	warm_up = strtoul(argv[4], NULL, 10);
 	buffer = allocate(size);
 	if (!strcmp(argv[1], "server"))
-		server(argv[2], argc > 4);
-	else if (argc > 4)
-		client(argv[2], atoi(argv[4]));
+		server(argv[2], argc > 5);
+	else if (argc > 5)
+		client(argv[2], atoi(argv[5]));
 	else
 		errx(2, "see crr.c for the arguments");
 	return 0;
