@@ -16,15 +16,19 @@ class Reason:
     guard: str
 
 
+SEEN = (
+    "Where the kernel has ftrace, the call is seen, the connection goes back to TCP, and the "
+    "listener is learned: later connections to it stay on TCP. Elsewhere, leave such programs out "
+    "with exclude_ports."
+)
 REASONS = {
     "woken for nothing": Reason(
         "A blocking recv() that is woken for nothing",
         "`tcp_bpf_recvmsg()` waits once and returns EAGAIN if there is no data then, where "
         "`tcp_recvmsg()` goes back to wait, or looks for an error or the end. Signals, resets, "
         "another thread's shutdown(), a second reader and a sender's room all wake a reader.",
-        "Nothing can: no program of ours runs in recv(). Half-closing by the thread that reads "
-        "next is dealt with (the socket leaves the sockhash inside shutdown()). Programs that poll "
-        "before they read are not affected; leave others out with exclude_ports.",
+        "Half-closing by the thread that reads next is dealt with (the socket leaves the sockhash "
+        f"inside shutdown()). Programs that poll before they read are not affected. {SEEN}",
     ),
     "reset": Reason(
         "Close with unread data",
@@ -44,18 +48,18 @@ REASONS = {
     "splice": Reason(
         "splice() from the socket",
         "`tcp_splice_read()` does not know the psock queue: EAGAIN although there is data.",
-        "Nothing yet; leave such proxies out with exclude_ports.",
+        f"{SEEN} If data was there already when it was first called, the connection is reset.",
     ),
     "flags": Reason(
         "recv() flags that the sockhash does not know",
         "`tcp_bpf_recvmsg()` has MSG_PEEK and MSG_DONTWAIT. MSG_WAITALL, MSG_TRUNC and MSG_OOB "
         "are not looked at, and it returns 0 at once for a buffer of no length.",
-        "Nothing yet; leave programs that need them out with exclude_ports.",
+        SEEN,
     ),
     "urgent": Reason(
         "Urgent data",
         "`tcp_bpf_sendmsg()` sends MSG_OOB in line; nothing tells the receiver of a mark.",
-        "The ports of FTP, telnet, rlogin and rsh are excluded by default.",
+        f"The ports of FTP, telnet, rlogin and rsh are excluded by default. {SEEN}",
     ),
     "no packets": Reason(
         "There are no packets",

@@ -43,6 +43,10 @@ class Plain:
         """Accelerated connections and redirected messages so far."""
         return 0, 0
 
+    def seen(self) -> bool:
+        """Whether a program did what makes the guard keep all messages on TCP from then on."""
+        return False
+
     def missing(self, state: str, port: int) -> str:
         """How the connection with this client port is not accelerated as its state demands."""
         return ""
@@ -82,6 +86,9 @@ class Accelerated(Plain):
     def figures(self) -> tuple[int, int]:
         counters = self._generation.counters()
         return counters["accelerated_connections"], counters["redirected_messages"]
+
+    def seen(self) -> bool:
+        return any(True for _lesson in self._generation.lessons())
 
     def missing(self, state: str, port: int) -> str:
         found = listing.busiest([self._generation], 2, listing.Query(port=port))
