@@ -13,7 +13,7 @@ from conftest import Datapath
 from sockredird.generation import Generation
 from support import memory
 from support.background import Background, retiring
-from support.emulated import times
+from support.emulated import EMULATED, times
 from support.processes import inside
 from support.traffic import (
     Connection,
@@ -33,7 +33,7 @@ HOPELESS = 64 * MIB  # a sender that got this far is not going to be stopped
 CHUNK = 65536
 WRITABLE_AGAIN_MS = 100
 MESSAGE_WINDOW = 16 * 256 + 256  # unread messages, bpf/sockredir.h
-TINY_MESSAGES = 400_000
+TINY_MESSAGES = 100_000 if EMULATED else 400_000
 SMALL_SNDBUF = 32 * 1024
 RCVBUF = 256 * 1024
 SPILLS = times(100)

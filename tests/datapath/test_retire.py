@@ -17,7 +17,7 @@ from support.processes import inside
 from support.traffic import check_native, connect, connection, echo, listen, pattern, read_exactly
 
 CLIENTS = 16
-CYCLES = times(50)
+CYCLES = times(20)
 RETIRE_TIMEOUT_S = 20.0 * PATIENCE
 
 

@@ -81,7 +81,7 @@ def test_anybody_may_read(enabled: None) -> None:
 
 
 def test_somebody_with_a_rule_may_manage(disabled: None, rule: None) -> None:
-    sh("sockredirctl enable", user=OPERATOR)
+    sh("sockredirctl enable --timeout 150", user=OPERATOR)
     assert state() == "enabled"
     sh("sockredirctl list", user=OPERATOR)
     with refused():

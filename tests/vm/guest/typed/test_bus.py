@@ -19,9 +19,9 @@ def test_introspect(running: None) -> None:
 
 
 def test_enable(disabled: None) -> None:
-    sh("busctl call org.sockredir /org/sockredir org.sockredir.Manager1 Enable")
+    sh(BUSCTL.format("call", "Enable"))
     assert state() == "enabled"
-    sh("busctl call org.sockredir /org/sockredir org.sockredir.Manager1 Disable")
+    sh(BUSCTL.format("call", "Disable"))
     assert state() == "disabled"
 
 

@@ -107,7 +107,7 @@ def test_purge_leaves_nothing(enabled: None) -> None:
 def test_reinstall(purged: None) -> None:
     sh("apt install ./sockredird_*.deb")
     sh("systemctl start sockredird")
-    sh("sockredirctl enable")
+    sh("sockredirctl enable --timeout 150")
     with counted() as change, Pair() as pair:
         pair.send()
     assert (change.connections, change.messages) == (1, MESSAGES)

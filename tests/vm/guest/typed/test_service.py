@@ -16,7 +16,7 @@ def test_start(installed: None) -> None:
 
 
 def test_enable_and_disable(disabled: None) -> None:
-    sh("sockredirctl enable")
+    sh("sockredirctl enable --timeout 150")
     assert state() == "enabled"
     assert "State: enabled" in sh("sockredirctl status")
     with Pair() as pair:
