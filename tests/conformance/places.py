@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,10 +11,19 @@ from conformance.catalogue import FRESH, LEFT, USED
 from sockredird import listing
 from sockredird.generation import Generation, Walked
 from sockredird.ringbuf import RingBuffers
+from support.traffic import Connection, connect, listen
 
 SLICE_S = 0.05
 RETIRE_S = 10.0
 MODES = {FRESH: ["unused", "unused"], USED: ["redirected", "redirected"], LEFT: []}
+
+
+Connect = Callable[[], Connection]
+
+
+def over_loopback() -> Connection:
+    with listen() as listener:
+        return connect(listener)
 
 
 class Plain:
@@ -22,8 +31,10 @@ class Plain:
 
     accelerates = False
 
-    def __init__(self, cgroup: Path) -> None:
+    def __init__(self, cgroup: Path, connect: Connect = over_loopback) -> None:
+        """`connect` makes the connection that a behaviour acts on."""
         self.cgroup = cgroup
+        self.connect = connect
 
     def prepare(self) -> None:
         """What was learned of earlier behaviours is forgotten."""
@@ -61,8 +72,10 @@ class Accelerated(Plain):
 
     accelerates = True
 
-    def __init__(self, cgroup: Path, generation: Generation) -> None:
-        super().__init__(cgroup)
+    def __init__(
+        self, cgroup: Path, generation: Generation, connect: Connect = over_loopback
+    ) -> None:
+        super().__init__(cgroup, connect)
         self._generation = generation
         self._rings = RingBuffers()
         self._rings.add(generation.requests, lambda _record: None)
@@ -122,8 +135,10 @@ class Textbook(Plain):
 
 
 @contextmanager
-def accelerated(cgroup: Path, generation: Generation) -> Iterator[Accelerated]:
-    place = Accelerated(cgroup, generation)
+def accelerated(
+    cgroup: Path, generation: Generation, connect: Connect = over_loopback
+) -> Iterator[Accelerated]:
+    place = Accelerated(cgroup, generation, connect)
     try:
         yield place
     finally:

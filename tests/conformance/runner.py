@@ -48,7 +48,7 @@ def _perform(channel: Channel, place: Plain, behaviour: Behaviour, variant: Vari
     warnings.simplefilter("ignore", DeprecationWarning)
     try:
         cgroups.join(place.cgroup)
-        scene = Scene(channel, place.accelerates)
+        scene = Scene(channel, place)
         if behaviour.pair:
             scene.establish(variant)
         scene.begin()

@@ -23,8 +23,9 @@ from typing import Any, NoReturn
 
 from conformance import observe
 from conformance.catalogue import LEFT, USED, Variant
+from conformance.places import Plain
 from support.background import Background
-from support.traffic import connect, listen, pattern, read_exactly
+from support.traffic import pattern, read_exactly
 
 WAIT_S = 20.0
 CHUNK = 65536
@@ -108,17 +109,17 @@ class Thread(Background):
 
 
 class Scene:
-    def __init__(self, channel: Channel, accelerated: bool) -> None:
+    def __init__(self, channel: Channel, place: Plain) -> None:
         self._channel = channel
-        self._accelerated = accelerated
+        self._connect = place.connect
+        self._accelerated = place.accelerates
         self._kept: list[Any] = []
 
     # -- the connection ----------------------------------------------------------------------
 
     def establish(self, variant: Variant) -> None:
         """Sets `near` and `far`: what the behaviour acts on, and its peer."""
-        with listen() as listener:
-            both = connect(listener)
+        both = self._connect()
         ends = (both.client, both.server)
         self.near, self.far = ends if variant.side == "client" else ends[::-1]
         if variant.state == USED:
