@@ -10,6 +10,8 @@
  */
 #include "load.h"
 
+#define SETTLE_US 200000	/* until the daemon has written down what those have taught */
+
 static char *buffer;
 static size_t size;
 static uint64_t warm_up;
@@ -52,6 +54,7 @@ static void client(const char *address, int milliseconds)
 
 	for (uint64_t i = 0; i < warm_up; i++)
 		once(address);
+	usleep(SETTLE_US);
 	cpu = cpu_ns();
 	start = now_ns();
 	end = start + milliseconds * 1000000ULL;
