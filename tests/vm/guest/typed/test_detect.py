@@ -228,16 +228,21 @@ def has_more(sock: socket.socket) -> bool:
 
 
 def read_as_nginx(sock: socket.socket) -> bytes:
-    """ngx_unix_recv(): on an edge, for as long as a full buffer and FIONREAD tell of more."""
+    """ngx_unix_recv(): on an edge, for as long as a full buffer and FIONREAD tell of more.
+
+    Or to the end, once that is announced.
+    """
     received, size = b"", 1024
     sock.setblocking(False)
     with select.epoll() as edges:
         edges.register(sock, select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET)
         while not received.endswith(b"."):
-            assert edges.poll(60), "no edge in a minute"
+            events = edges.poll(60)
+            assert events, "no edge in a minute"
+            ending = events[0][1] & (select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR)
             with suppress(BlockingIOError):
                 received += (data := sock.recv(size))
-                while len(data) == size and has_more(sock):
+                while len(data) == size and (ending or has_more(sock)):
                     received += (data := sock.recv(size))
                 if not data:
                     return received
