@@ -23,7 +23,7 @@ TEST_DEPS := python3-pytest python3-hypothesis bpftool dbus-bin dbus-daemon gcc 
 # of bench/: what compiles its load generators, and the programs they are compared with
 BENCH_DEPS := gcc libc6-dev iperf3 memcached nginx-light postgresql python3-matplotlib redis-tools \
 	sockperf wrk
-VM_DEPS := e2fsprogs mmdebstrap util-linux
+VM_DEPS := e2fsprogs golang-go mmdebstrap util-linux
 # In the guests only: what the tests there use besides.
 VM_PACKAGES := bash-completion man-db polkitd
 CHECK_DEPS := python3-venv man-db systemd dbus-bin dbus-daemon util-linux
@@ -74,6 +74,8 @@ semantics: install-deps
 # take an hour for each kernel, and not one test in five.
 vm-test: deb
 	@$(APT_INSTALL) $(VM_DEPS)
+	CGO_ENABLED=0 GOCACHE=$(CURDIR)/build/go-cache GOFLAGS=-trimpath \
+		go build -o build/programs/copy tests/vm/programs/copy.go
 	$(ROOT) env PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=tests $(PYTHON) -m vm --kernel $(KERNEL) \
 		$(if $(FULL),--full --timeout 7200) \
 		--pytest="$(VM_PYTEST_ARGS)" --package dist/sockredird_*_all.deb \

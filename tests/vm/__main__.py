@@ -18,6 +18,8 @@ from vm.kernels import KERNELS, Kernel
 
 REPOSITORY = Path(__file__).parents[2]
 BUILD = REPOSITORY / "build" / "vm"
+# Compiled by make vm-test: the guests have no compilers.
+PROGRAMS = REPOSITORY / "build" / "programs"
 # An emulated guest needs half an hour for the suites, and five minutes for one in five tests.
 PARTS = 5
 SHARE_ROOM = 256 << 20
@@ -45,6 +47,7 @@ def fill_share(package: Path, part: str, pytest_arguments: str, tree: Path) -> N
     for name in CHECKOUT:
         shutil.copytree(REPOSITORY / name, tree / "checkout" / name, ignore=ignore)
     shutil.copy(REPOSITORY / "pyproject.toml", tree / "checkout")
+    shutil.copytree(PROGRAMS, tree / "programs")
     (tree / "package").mkdir()
     shutil.copy(package, tree / "package")
     shutil.copytree(REPOSITORY / "packaging/debian/tests", tree / "package" / "tests")
