@@ -53,6 +53,7 @@ class Host:
         """`null`: no program is attached anywhere, so all datapaths but UNIX are plain TCP."""
         self.scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="srt-bench-")))
         self.scratch.chmod(0o755)  # servers drop their privileges
+        os.environ["CACHE_DIRECTORY"] = str(self.cache)
         self._top = stack.enter_context(_cgroup_tree())
         _refuse_accelerated(self._top)
         self.bpffs = stack.enter_context(_bpffs(self.scratch / "bpf"))
@@ -82,6 +83,11 @@ class Host:
         self.call("Enable")
         pins = self.bpffs / "textbook"
         stack.enter_context(textbook.attached(pins, self._top / TEXTBOOK))
+
+    @property
+    def cache(self) -> Path:
+        """Of the daemon: compiled programs."""
+        return self.scratch / "cache"
 
     def _datapath(self, name: str, *, unix: bool = False) -> Datapath:
         top = self._top / name.replace(" ", "-")

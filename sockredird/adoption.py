@@ -91,9 +91,9 @@ def _check_maps(directory: Path, pins: dict[str, Fd]) -> dict[str, Any]:
 
 def _check_programs(directory: Path, pins: dict[str, Fd], manifest: dict[str, Any]) -> None:
     maps = {libbpf.map_info(pins[name]).id for name in MAPS}
-    for name, (_function, prog_type) in PROGRAMS.items():
+    for name, shape in PROGRAMS.items():
         found = (libbpf.prog_info(pins[name]).type, libbpf.prog_tag(pins[name]))
-        expected = (int(prog_type), manifest["tags"].get(name))
+        expected = (int(shape.kind), manifest["tags"].get(name))
         if found != expected:
             raise refuse(directory / name, f"program (type, tag) = {found}", expected)
         if not libbpf.prog_map_ids(pins[name]) <= maps:

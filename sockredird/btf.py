@@ -88,12 +88,16 @@ class KernelTypes:
 
     def arguments(self, function: str) -> int | None:
         """How many a function has; None if there is no such function."""
-        type_id = self._find(function, KIND_FUNC)
+        type_id = self.function(function)
         if type_id is None:
             return None
         _address, header = self._type(type_id)
         _address, prototype = self._type(header.size_or_type)
         return int(prototype.info & 0xFFFF)
+
+    def function(self, name: str) -> int | None:
+        """The id of its type; None if there is no such function."""
+        return self._find(name, KIND_FUNC)
 
     def _find(self, name: str, kind: int) -> int | None:
         type_id: int = lib.btf__find_by_name_kind(self._btf, name.encode(), kind)

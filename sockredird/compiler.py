@@ -1,27 +1,29 @@
-"""Compiles and loads the BPF programs with BCC and pins them, in a child process.
+"""Compiles the BPF programs with BCC, loads and pins them, in a child process.
 
 BCC brings LLVM and keeps about 140 MB resident, so the daemon never imports it: this module is
-run as `python3 -m sockredird.compiler`, and is the only one that imports bcc.
+run as `python3 -m sockredird.compiler`, and is the only one that imports bcc. It compiles what
+cache.py has not kept.
 """
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
+import importlib.util
 import json
 import logging
 import os
-import re
 import resource
 import subprocess
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
 from pathlib import Path
 
-from sockredird import capabilities, child, detectors, errors
+from sockredird import cache, capabilities, child, detectors, errors, libbpf, objects
 from sockredird.errors import LoadFailed, SockredirError
-from sockredird.layout import ATTACHMENTS, CAPACITIES, DETECTORS, PROGRAMS, map_shapes
+from sockredird.layout import CAPACITIES, DETECTORS, PROGRAMS, ProgramShape, map_shapes
+from sockredird.objects import Objects, Program
 from sockredird.offsets import compiler_flags
-from sockredird.uapi import AttachType, ProgType
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +74,8 @@ def compile_and_pin(directory: Path, max_connections: int) -> None:
     except subprocess.TimeoutExpired as error:
         raise LoadFailed(f"compiling the BPF programs took over {TIMEOUT_S:.0f} s") from error
     if process.returncode == 0:
+        for line in process.stderr.splitlines():
+            log.warning("of the BPF programs: %s", line)
         return
     try:
         answer = json.loads(process.stdout)
@@ -82,7 +86,8 @@ def compile_and_pin(directory: Path, max_connections: int) -> None:
     if process.stderr:
         log.error("the BPF compiler said:\n%s", process.stderr.rstrip())
         text += f": {_gist(process.stderr)} (the daemon's log has all of it)"
-    raise kind(text + capabilities.hint())
+    hint = capabilities.hint()
+    raise kind(text if hint in text else text + hint)
 
 
 def _gist(output: str) -> str:
@@ -96,52 +101,94 @@ def _gist(output: str) -> str:
     return spoken[-1] if spoken else "no details"
 
 
-def _load(directory: Path, max_connections: int) -> None:
+def _flags(max_connections: int) -> list[str]:
+    return [
+        f"-DMAX_CONNECTIONS={max_connections}",
+        *(f"-D{name}={entries}" for name, entries in CAPACITIES.items()),
+        f"-DSOCKREDIR_PAGE_SIZE={resource.getpagesize()}",
+        *compiler_flags(),
+    ]
+
+
+def _bcc_version() -> str:
+    """Without importing it, which takes a quarter of a second."""
+    found = importlib.util.find_spec("bcc")
+    if found is None or found.origin is None:
+        return ""
+    return Path(found.origin).with_name("version.py").read_text()
+
+
+def _key(flags: list[str]) -> str:
+    """Of what the compiled programs depend on; on the kernel they do through its offsets alone."""
+    headers = [path.read_text() for path in sorted(BPF_DIR.glob("kernel-shim/**/*.h"))]
+    parts = [source(), *headers, *flags, *map(repr, _programs()), _bcc_version()]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def _programs() -> Iterator[tuple[str, ProgramShape]]:
+    """By the names of their pins."""
+    yield from PROGRAMS.items()
+    for name, shape in DETECTORS.items():
+        yield detectors.pin_name(name), shape
+
+
+def _compile(flags: list[str]) -> Objects:
     try:
         os.environ["BCC_KERNEL_SOURCE"] = str(BPF_DIR / "kernel-shim")
         from bcc import BPF
-        from bcc import __version__ as bcc_version
         from bcc import lib as libbcc
     except ImportError as error:
         raise LoadFailed(f"BCC is not installed ({error}): apt install python3-bpfcc") from error
-    page_size = resource.getpagesize()
-    flags = [
-        f"-DMAX_CONNECTIONS={max_connections}",
-        *(f"-D{name}={entries}" for name, entries in CAPACITIES.items()),
-        f"-DSOCKREDIR_PAGE_SIZE={page_size}",
-        *compiler_flags(),
-    ]
-    with_module = [int(n) for n in re.findall(r"\d+", bcc_version)[:2]] >= [0, 27]
-    flags += ["-DNAMED_WITH_MODULE"] if with_module else []
     try:
-        # it would attach what is named kfunc__, and raise where the kernel has no ftrace
-        BPF._trace_autoload = lambda _self: None
         module = BPF(text=source(), cflags=flags)
-        pins = {
-            pin: module.load_func(function, kind, attach_type=ATTACHMENTS.get(pin, -1)).fd
-            for pin, (function, kind) in PROGRAMS.items()
-        }
     except Exception as error:  # BCC raises bare Exception
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise LoadFailed(f"a BPF program was refused: {first}") from error
-    for name, (function, attach_type) in DETECTORS.items():
-        kind = "kfunc" if attach_type is AttachType.TRACE_FENTRY else "kretfunc"
-        kind += "__vmlinux__" if with_module else "__"
-        with suppress(Exception):  # a kernel without ftrace, or without this function
-            program = module.load_func(kind + function, ProgType.TRACING)
-            pins[detectors.pin_name(name)] = program.fd
-    for name in map_shapes(max_connections, page_size):
-        pins[name] = libbcc.bpf_table_fd(module.module, name.encode())
-    for name, fd in pins.items():
-        if libbcc.bpf_obj_pin(fd, os.fsencode(directory / name)) != 0:
-            raise LoadFailed(f"cannot pin {directory / name}")
+        raise LoadFailed(f"the BPF programs cannot be compiled: {first}") from error
+    # it has made the maps already, but they are to be had without it, too
+    fds = {name: libbcc.bpf_table_fd(module.module, name.encode()) for name in map_shapes(1, 1)}
+    maps, btf = objects.of_maps(fds)
+    places = {fd: place for place, fd in enumerate(fds.values())}
+    programs = {}
+    for pin, shape in _programs():
+        function = shape.function.encode()
+        begin = libbcc.bpf_function_start(module.module, function)
+        if begin is None:
+            if pin in PROGRAMS:
+                raise LoadFailed(f"the compiler has made no {shape.function}()")
+            continue  # this kernel has no use for it
+        code = ctypes.string_at(begin, libbcc.bpf_function_size(module.module, function))
+        programs[pin] = Program(
+            shape.kind,
+            shape.function,
+            objects.with_maps(code, places),
+            shape.attach_type,
+            shape.target,
+            optional=pin not in PROGRAMS,
+        )
+    module.cleanup()
+    return Objects(maps, programs, btf)
+
+
+def _load(directory: Path, max_connections: int) -> None:
+    flags = _flags(max_connections)
+    key = _key(flags)
+    kept = cache.read(key)
+    compiled = kept or _compile(flags)
+    for name, fd in compiled.load().items():
+        libbpf.pin(fd, directory / name)
+    if kept is None:
+        cache.write(key, compiled)
 
 
 def main() -> int:
     child.die_with(int(sys.argv[3]))
     try:
-        _load(Path(sys.argv[1]), int(sys.argv[2]))
+        try:
+            _load(Path(sys.argv[1]), int(sys.argv[2]))
+        except OSError as error:
+            raise LoadFailed(str(error)) from error
     except SockredirError as error:
+        print(*getattr(error, "__notes__", []), sep="\n", end="", file=sys.stderr)
         print(json.dumps({"error": type(error).__name__, "text": str(error)}))
         return 1
     return 0

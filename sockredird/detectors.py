@@ -34,14 +34,14 @@ def is_detector(name: str) -> bool:
 def attach(directory: Path) -> dict[str, int]:
     """Puts links in the place of the programs that could be loaded; program ids by name."""
     attached = {}
-    for name, (_function, attach_type) in DETECTORS.items():
+    for name, shape in DETECTORS.items():
         path = directory / pin_name(name)
         if not path.exists():
             continue
         with libbpf.open_pin(path) as program:
             path.unlink()
             try:
-                link = libbpf.create_tracing_link(program, attach_type)
+                link = libbpf.create_tracing_link(program, shape.attach_type)
             except OSError as error:
                 log.debug("no detector %s: %s", name, error)
                 continue

@@ -5,63 +5,32 @@ Read in the exercise's process: the kernel's BTF takes several MB once loaded.
 
 from __future__ import annotations
 
-import ctypes
 import re
-from ctypes import c_int, c_uint32, c_uint64, c_void_p
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from sockredird import libbpf, offsets
+from sockredird.btf import KernelTypes
 from sockredird.finding import FAIL, PASS, WARN, Finding
-from sockredird.libbpf import Fd, lib
 from sockredird.uapi import AttachType, ProgType
 
 LOCKDOWN = Path("/sys/kernel/security/lockdown")
-WATCHED = b"tcp_splice_read"
-_KIND_FUNC = 12  # include/uapi/linux/btf.h
+WATCHED = "tcp_splice_read"
 _RETURN_0 = bytes.fromhex("b7000000000000009500000000000000")  # r0 = 0; exit
-
-
-class _ProgLoadOpts(ctypes.Structure):
-    """The head of struct bpf_prog_load_opts, libbpf bpf.h."""
-
-    _fields_ = [
-        ("sz", ctypes.c_size_t),
-        ("attempts", c_int),
-        ("expected_attach_type", c_uint32),
-        ("prog_btf_fd", c_uint32),
-        ("prog_flags", c_uint32),
-        ("prog_ifindex", c_uint32),
-        ("kern_version", c_uint32),
-        ("attach_btf_id", c_uint32),
-        ("attach_prog_fd", c_uint32),
-        ("attach_btf_obj_fd", c_uint32),
-        ("fd_array", c_void_p),
-        ("log", c_uint64 * 3),
-    ]
 
 
 def fentry_refusal() -> str:
     """Why no fentry program can watch a kernel function; empty if one can."""
-    btf = lib.btf__load_vmlinux_btf()
+    with closing(KernelTypes()) as kernel:
+        function = kernel.function(WATCHED)
+    if function is None:
+        return f"{WATCHED} is not in the kernel's BTF"
     try:
-        function = lib.btf__find_by_name_kind(btf, WATCHED, _KIND_FUNC) if btf else -1
-    finally:
-        lib.btf__free(btf)
-    if function < 0:
-        return f"{WATCHED.decode()} is not in the kernel's BTF"
-    options = _ProgLoadOpts(
-        sz=ctypes.sizeof(_ProgLoadOpts),
-        expected_attach_type=AttachType.TRACE_FENTRY,
-        attach_btf_id=function,
-    )
-    try:
-        loaded = lib.bpf_prog_load(
-            ProgType.TRACING, b"watch", b"GPL", _RETURN_0, 2, ctypes.byref(options)
-        )
-        with Fd(libbpf.check(loaded, "load a fentry program")) as program:
-            link = lib.bpf_link_create(program.number, 0, AttachType.TRACE_FENTRY, None)
-            Fd(libbpf.check(link, "attach a fentry program")).close()
+        with libbpf.load_program(
+            ProgType.TRACING, "watch", _RETURN_0, AttachType.TRACE_FENTRY, function
+        ) as program:
+            libbpf.create_tracing_link(program, AttachType.TRACE_FENTRY).close()
     except OSError as error:
         return error.strerror or str(error)
     return ""

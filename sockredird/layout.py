@@ -11,26 +11,39 @@ from ipaddress import IPv6Address
 
 from sockredird.uapi import AttachType, MapType, ProgType
 
-# pin name -> (function in the C source, type)
-PROGRAMS: dict[str, tuple[str, ProgType]] = {
-    "pair": ("sockredir_pair", ProgType.SOCK_OPS),
-    "redirect": ("sockredir_msg", ProgType.SK_MSG),
-    "guard": ("sockredir_guard", ProgType.CGROUP_SOCKOPT),
-    "walk": ("bpf_iter__sockmap", ProgType.TRACING),
-    "owners": ("bpf_iter__task_file", ProgType.TRACING),
-    "nudge": ("bpf_iter__tcp", ProgType.TRACING),
+
+@dataclass(frozen=True)
+class ProgramShape:
+    function: str  # in the C source
+    kind: ProgType
+    attach_type: AttachType
+    target: str = ""  # kernel function that a tracing program is for
+
+
+def _tracing(function: str, attach_type: AttachType, target: str) -> ProgramShape:
+    return ProgramShape(function, ProgType.TRACING, attach_type, target)
+
+
+# By the names of their pins; iterators are for functions that do nothing (DEFINE_BPF_ITER_FUNC()).
+PROGRAMS = {
+    "pair": ProgramShape("sockredir_pair", ProgType.SOCK_OPS, AttachType.CGROUP_SOCK_OPS),
+    "redirect": ProgramShape("sockredir_msg", ProgType.SK_MSG, AttachType.SK_MSG_VERDICT),
+    "guard": ProgramShape("sockredir_guard", ProgType.CGROUP_SOCKOPT, AttachType.CGROUP_SETSOCKOPT),
+    "walk": _tracing("sockredir_walk", AttachType.TRACE_ITER, "bpf_iter_sockmap"),
+    "owners": _tracing("sockredir_owners", AttachType.TRACE_ITER, "bpf_iter_task_file"),
+    "nudge": _tracing("sockredir_nudge", AttachType.TRACE_ITER, "bpf_iter_tcp"),
 }
-# Programs of detect.c, where the kernel has fentry: name -> (kernel function, attach type)
-DETECTORS: dict[str, tuple[str, AttachType]] = {
-    "splice": ("tcp_splice_read", AttachType.TRACE_FENTRY),
-    "recv": ("tcp_bpf_recvmsg", AttachType.TRACE_FENTRY),
-    "received": ("tcp_bpf_recvmsg", AttachType.TRACE_FEXIT),
-    "send": ("tcp_bpf_sendmsg", AttachType.TRACE_FENTRY),
-    "fionread": ("tcp_ioctl", AttachType.TRACE_FENTRY),
+# Programs of detect.c, where the kernel has fentry, by the words for what they see.
+DETECTORS = {
+    "splice": _tracing("sockredir_spliced", AttachType.TRACE_FENTRY, "tcp_splice_read"),
+    "recv": _tracing("sockredir_receiving", AttachType.TRACE_FENTRY, "tcp_bpf_recvmsg"),
+    "received": _tracing("sockredir_received", AttachType.TRACE_FEXIT, "tcp_bpf_recvmsg"),
+    "send": _tracing("sockredir_sending", AttachType.TRACE_FENTRY, "tcp_bpf_sendmsg"),
+    "fionread": _tracing("sockredir_asking", AttachType.TRACE_FENTRY, "tcp_ioctl"),
 }
 # Programs that the sockets of each cgroup in scope run; the guard first, as no socket is to be on
 # the sockhash without it.
-ATTACHMENTS = {"guard": AttachType.CGROUP_SETSOCKOPT, "pair": AttachType.CGROUP_SOCK_OPS}
+ATTACHMENTS = {name: PROGRAMS[name].attach_type for name in ("guard", "pair")}
 WORDS = 16384  # SYNs that a listener has answered, the client not yet established; a power of two
 DECLINED_CLIENTS = 8192  # that their server end has not met yet
 LEAVING_PAIRS = 16384  # that leave acceleration one by one, at the same time

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from sockredird import capabilities
-from sockredird.uapi import AttachType, LinkInfo, MapInfo, MapType, ProgInfo
+from sockredird.uapi import AttachType, BtfInfo, LinkInfo, MapInfo, MapType, ProgInfo, ProgType
 
 
 class _LinkCreateOpts(ctypes.Structure):
@@ -46,6 +46,35 @@ class _MapCreateOpts(ctypes.Structure):
     ]
 
 
+class _ProgLoadOpts(ctypes.Structure):
+    """The head of struct bpf_prog_load_opts, libbpf bpf.h."""
+
+    _fields_ = [
+        ("sz", c_size_t),
+        ("attempts", c_int),
+        ("expected_attach_type", c_uint32),
+        ("prog_btf_fd", c_uint32),
+        ("prog_flags", c_uint32),
+        ("prog_ifindex", c_uint32),
+        ("kern_version", c_uint32),
+        ("attach_btf_id", c_uint32),
+        ("attach_prog_fd", c_uint32),
+        ("attach_btf_obj_fd", c_uint32),
+        ("fd_array", c_void_p),
+        ("func_info", c_void_p),
+        ("func_info_cnt", c_uint32),
+        ("func_info_rec_size", c_uint32),
+        ("line_info", c_void_p),
+        ("line_info_cnt", c_uint32),
+        ("line_info_rec_size", c_uint32),
+        ("log_level", c_uint32),
+        ("log_size", c_uint32),
+        ("log_buf", c_void_p),
+    ]
+
+
+_INSN_SIZE = 8  # struct bpf_insn
+_LOG_SIZE = 1 << 20
 KEYS_TRIES = 10
 
 RingCallback = ctypes.CFUNCTYPE(c_int, c_void_p, c_void_p, c_size_t)
@@ -71,6 +100,8 @@ _PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "bpf_prog_get_next_id": (c_int, [c_uint32, POINTER(c_uint32)]),
     "bpf_prog_get_fd_by_id": (c_int, [c_uint32]),
     "bpf_map_get_fd_by_id": (c_int, [c_uint32]),
+    "bpf_btf_get_fd_by_id": (c_int, [c_uint32]),
+    "bpf_btf_load": (c_int, [c_char_p, c_size_t, c_void_p]),
     "bpf_link_create": (c_int, [c_int, c_int, c_int, POINTER(_LinkCreateOpts)]),
     "bpf_iter_create": (c_int, [c_int]),
     "libbpf_num_possible_cpus": (c_int, []),
@@ -193,6 +224,66 @@ def link_info(fd: Fd) -> LinkInfo:
     info = LinkInfo()
     _info(fd, info, "link")
     return info
+
+
+def btf(number: int) -> bytes:
+    """The type information with that id, as it was loaded."""
+    with Fd(check(lib.bpf_btf_get_fd_by_id(number), "open BTF")) as fd:
+        info = BtfInfo()
+        _info(fd, info, "BTF")
+        data = ctypes.create_string_buffer(info.btf_size)
+        info = BtfInfo(btf=ctypes.addressof(data), btf_size=len(data))
+        _info(fd, info, "BTF")
+    return data.raw
+
+
+def load_btf(data: bytes) -> Fd:
+    return Fd(check(lib.bpf_btf_load(data, len(data), None), "load BTF"))
+
+
+def create_map(info: MapInfo, types: Fd | None) -> Fd:
+    """A map with the type, sizes, flags, name and types of `info`; `types` is its BTF."""
+    options = _MapCreateOpts(sz=ctypes.sizeof(_MapCreateOpts), map_flags=info.map_flags)
+    if types is not None:
+        options.btf_fd = types.number
+        options.btf_key_type_id = info.btf_key_type_id
+        options.btf_value_type_id = info.btf_value_type_id
+    created = lib.bpf_map_create(
+        info.type,
+        info.name,
+        info.key_size,
+        info.value_size,
+        info.max_entries,
+        ctypes.byref(options),
+    )
+    return Fd(check(created, f"create map {info.name.decode()}"))
+
+
+def load_program(
+    kind: ProgType, name: str, code: bytes, attach_type: int = 0, target: int = 0
+) -> Fd:
+    """`target` is the BTF id of the kernel function a tracing program is for.
+
+    Raises OSError; if the verifier had words for it, they are its `__notes__`.
+    """
+    log = ctypes.create_string_buffer(_LOG_SIZE)
+    options = _ProgLoadOpts(
+        sz=ctypes.sizeof(_ProgLoadOpts),
+        expected_attach_type=attach_type,
+        attach_btf_id=target,
+        # filled by a second attempt, if the first fails (bpf_prog_load(), libbpf bpf.c)
+        log_size=len(log),
+        log_buf=ctypes.addressof(log),
+    )
+    loaded = lib.bpf_prog_load(
+        kind, name.encode(), b"GPL", code, len(code) // _INSN_SIZE, ctypes.byref(options)
+    )
+    try:
+        return Fd(check(loaded, f"load program {name}"))
+    except OSError as error:
+        if log.value:
+            error.add_note(log.value.decode(errors="replace"))
+        raise
 
 
 def lookup(fd: Fd, key: bytes, value_size: int) -> bytes:

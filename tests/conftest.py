@@ -44,6 +44,12 @@ def _refuse_to_skip(reason: str) -> None:
     pytest.exit(f"the datapath cannot be tested here: {reason}", returncode=3)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What has been compiled for one test need not be for the next; see sockredird/cache.py."""
+    os.environ["CACHE_DIRECTORY"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def capable() -> None:
     """This machine can run the datapath; otherwise the whole run ends."""

@@ -26,15 +26,6 @@
 struct sock;
 struct socket;
 
-/* BCC knows by a function's name what it is attached to; before 0.27 without the module. */
-#ifdef NAMED_WITH_MODULE
-#define TRACE(kind, function, body) \
-	int kind##__vmlinux__##function(unsigned long long *ctx) { return body(ctx); }
-#else
-#define TRACE(kind, function, body) \
-	int kind##__##function(unsigned long long *ctx) { return body(ctx); }
-#endif
-
 inline_fn int has_unread(struct sock *sk)
 {
 	__u64 psock = psock_of((__u64)sk);
@@ -67,7 +58,7 @@ inline_fn void detect(struct sock *sk, enum counter reason, enum lesson_kind kin
 	      st->self.side & 1, &o);
 }
 
-inline_fn int spliced(unsigned long long *ctx)
+int sockredir_spliced(unsigned long long *ctx)
 {
 	struct socket *sock = (void *)ctx[0];
 	struct sock *sk = *(struct sock **)((void *)sock + OFF_socket_sk);
@@ -77,7 +68,7 @@ inline_fn int spliced(unsigned long long *ctx)
 	return 0;
 }
 
-inline_fn int receiving(unsigned long long *ctx)
+int sockredir_receiving(unsigned long long *ctx)
 {
 	struct sock *sk = (void *)ctx[0];
 	__u32 flags = ctx[3];
@@ -92,7 +83,7 @@ inline_fn int receiving(unsigned long long *ctx)
 }
 
 /* Urgent data goes by TCP, so that it is urgent there; it must not overtake what waits before it. */
-inline_fn int sending(unsigned long long *ctx)
+int sockredir_sending(unsigned long long *ctx)
 {
 	struct sock *sk = (void *)ctx[0];
 	void *msg = (void *)ctx[1];
@@ -103,7 +94,7 @@ inline_fn int sending(unsigned long long *ctx)
 }
 
 /* A blocking recv() that was woken without data: TCP's would have gone back to wait. */
-inline_fn int received(unsigned long long *ctx)
+int sockredir_received(unsigned long long *ctx)
 {
 	struct sock *sk = (void *)ctx[0];
 	__u32 flags = ctx[3];
@@ -116,11 +107,12 @@ inline_fn int received(unsigned long long *ctx)
 	return 0;
 }
 
+#ifndef ARGS_tcp_bpf_ioctl	/* where it counts redirected data, a member has that function */
 /*
  * Who reads on edges may believe that nothing is left, and wait for the next one (nginx). Most only
  * want to know how much to read, and poll first, so there is time to see.
  */
-inline_fn int asking(unsigned long long *ctx)
+int sockredir_asking(unsigned long long *ctx)
 {
 	struct sock *sk = (void *)ctx[0];
 
@@ -128,12 +120,4 @@ inline_fn int asking(unsigned long long *ctx)
 		detect(sk, RETIRED_FIONREAD, LESSON_FIONREAD, IF_STUCK);
 	return 0;
 }
-
-TRACE(kfunc, tcp_splice_read, spliced)
-TRACE(kfunc, tcp_bpf_recvmsg, receiving)
-TRACE(kfunc, tcp_bpf_sendmsg, sending)
-TRACE(kretfunc, tcp_bpf_recvmsg, received)
-/* Where it counts redirected data a member has tcp_bpf_ioctl(). */
-#ifndef ARGS_tcp_bpf_ioctl
-TRACE(kfunc, tcp_ioctl, asking)
 #endif

@@ -49,7 +49,7 @@ inline_fn void note_owner(struct sock *sk, __u64 task, __u32 listing)
  * The daemon runs this before a listing; and without one, for a line on every TCP socket: reading
  * /proc/PID/fd takes a capability the daemon does without.
  */
-int bpf_iter__task_file(struct bpf_iter__task_file *ctx)
+int sockredir_owners(struct bpf_iter__task_file *ctx)
 {
 	struct file *file = (void *)ctx->file;
 	struct opened line = {};

@@ -31,7 +31,7 @@ inline_fn int note_unread(__u64 sk, struct end *end)
 	return !unnoticed.update(end, &one);
 }
 
-int bpf_iter__tcp(struct bpf_iter__tcp *ctx)
+int sockredir_nudge(struct bpf_iter__tcp *ctx)
 {
 	struct sock *sk = (void *)ctx->sk_common;
 	struct sock_state *st;

@@ -222,7 +222,7 @@ inline_fn int to_be_reset(struct sock_state *st, int unread)
 	return unread || st->refused != RETIRED_FIONREAD;
 }
 
-int bpf_iter__sockmap(struct bpf_iter__sockmap *ctx)
+int sockredir_walk(struct bpf_iter__sockmap *ctx)
 {
 	struct seq_file *seq;
 	struct sock *sk = (void *)ctx->sk;

@@ -16,7 +16,7 @@ CONNECTIONS = 8
 
 
 def children_cpu_ticks(pid: int) -> int:
-    """CPU time of ended children, proc_pid_stat(5); a compiler takes tens of ticks."""
+    """CPU time of ended children, proc_pid_stat(5); loading the programs takes several ticks."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return int(fields[13]) + int(fields[14])
 
@@ -40,7 +40,7 @@ def check_redirecting(host: Host, traffic: Actor) -> dict[str, int]:
 def test_restart_under_traffic(
     host: Host, daemon: DaemonProcess, enabled: Client, way: str
 ) -> None:
-    # what tells that a compiler ran is seen telling so
+    # what tells that programs were loaded is seen telling so
     assert children_cpu_ticks(daemon.pid) > 0
     before = pins.ids(host.root)
     properties = {name: enabled.get(name) for name in ("State", "Since", "Scope")}

@@ -23,6 +23,7 @@ LEFTOVERS = (
     "/usr/lib/python3/dist-packages/sockredird",
     "/usr/share/dbus-1/system.d/org.sockredir.conf",
     "/var/lib/sockredird",
+    "/var/cache/sockredird",
 )
 
 

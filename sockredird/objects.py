@@ -1,0 +1,165 @@
+"""BPF programs and maps as data: what the compiler makes, the kernel is given, and a file keeps.
+
+The compiler's instructions name a map by a descriptor of its process. Here they have its place in
+the table of maps instead, as in an ELF object's relocations, so that they can be loaded later.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+from base64 import b64decode, b64encode
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack, closing, suppress
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sockredird import libbpf
+from sockredird.btf import KernelTypes
+from sockredird.errors import LoadFailed
+from sockredird.libbpf import Fd
+from sockredird.uapi import MapInfo, ProgType
+
+_LOAD_IMMEDIATE = 0x18  # BPF_LD | BPF_IMM | BPF_DW, bpf_common.h
+_MAP_FD = 1  # BPF_PSEUDO_MAP_FD, bpf.h: the source register of such an instruction
+_INSTRUCTION = struct.Struct("=BBhi")  # struct bpf_insn: opcode, registers, offset, immediate
+
+
+class Unreadable(ValueError):
+    """This is not what Objects.dump() gives."""
+
+
+@dataclass(frozen=True)
+class Program:
+    kind: ProgType
+    name: str
+    code: bytes  # maps by their place in Objects.maps
+    attach_type: int = 0
+    target: str = ""  # the kernel function a tracing program is for
+    optional: bool = False  # it is left out where the kernel does not take it
+
+
+@dataclass(frozen=True)
+class Objects:
+    """`maps` are struct bpf_map_info, with types of `btf`; all have the names of their pins."""
+
+    maps: Mapping[str, bytes]
+    programs: Mapping[str, Program]
+    btf: bytes
+
+    def load(self) -> dict[str, Fd]:
+        """The programs and maps, new in the kernel, by the names of their pins.
+
+        Raises LoadFailed with the verifier's words, or UnsupportedKernel.
+        """
+        with ExitStack() as stack:
+            kernel = stack.enter_context(closing(KernelTypes()))
+            try:
+                types = stack.enter_context(libbpf.load_btf(self.btf)) if self.btf else None
+                infos = {name: MapInfo.from_buffer_copy(raw) for name, raw in self.maps.items()}
+                pins = {
+                    name: libbpf.create_map(info, types if info.btf_id else None)
+                    for name, info in infos.items()
+                }
+            except OSError as error:
+                raise LoadFailed(f"the kernel refused: {error.strerror}") from error
+            places = {place: fd.number for place, fd in enumerate(pins.values())}
+            for name, program in self.programs.items():
+                with suppress(LoadFailed) if program.optional else ExitStack():
+                    pins[name] = _load(program, places, kernel)
+        return pins
+
+    def dump(self) -> bytes:
+        """A line with the digest of the rest, and the rest."""
+        content = json.dumps(
+            {
+                "maps": {name: _text(raw) for name, raw in self.maps.items()},
+                "programs": {
+                    name: asdict(program) | {"code": _text(program.code)}
+                    for name, program in self.programs.items()
+                },
+                "btf": _text(self.btf),
+            }
+        ).encode()
+        return _digest(content) + b"\n" + content
+
+    @classmethod
+    def parse(cls, data: bytes) -> Objects:
+        """Raises Unreadable."""
+        digest, _, content = data.partition(b"\n")
+        if digest != _digest(content):
+            raise Unreadable("it is damaged")
+        try:
+            fields = json.loads(content)
+            return cls(
+                {name: b64decode(raw) for name, raw in fields["maps"].items()},
+                {name: _program(**values) for name, values in fields["programs"].items()},
+                b64decode(fields["btf"]),
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise Unreadable(f"it is of another version ({error})") from error
+
+
+def of_maps(fds: Mapping[str, int]) -> tuple[dict[str, bytes], bytes]:
+    """Objects.maps and .btf of loaded maps. The descriptors stay the caller's."""
+    infos = {}
+    numbers = set()
+    for name, number in fds.items():
+        with Fd(os.dup(number)) as fd:
+            info = libbpf.map_info(fd)
+        numbers.add(int(info.btf_id))
+        # of this boot; all that is asked of the second one is whether it is there
+        info.id, info.btf_id = 0, bool(info.btf_id)
+        infos[name] = bytes(info)
+    numbers -= {0}
+    if len(numbers) > 1:
+        raise LoadFailed("the compiler's maps have types from more than one BTF")
+    return infos, libbpf.btf(numbers.pop()) if numbers else b""
+
+
+def with_maps(code: bytes, replacements: Mapping[int, int]) -> bytes:
+    """Instructions with one way to name a map replaced by another."""
+    return b"".join(_instructions(code, replacements))
+
+
+def _instructions(code: bytes, replacements: Mapping[int, int]) -> Iterable[bytes]:
+    for opcode, registers, offset, immediate in _INSTRUCTION.iter_unpack(code):
+        if opcode == _LOAD_IMMEDIATE and registers >> 4 == _MAP_FD:
+            immediate = replacements[immediate]
+        yield _INSTRUCTION.pack(opcode, registers, offset, immediate)
+
+
+def _load(program: Program, places: Mapping[int, int], kernel: KernelTypes) -> Fd:
+    target = 0
+    if program.target:
+        found = kernel.function(program.target)
+        if found is None:
+            raise LoadFailed(f"{program.target}() is not in the kernel's BTF")
+        target = found
+    try:
+        return libbpf.load_program(
+            program.kind,
+            program.name,
+            with_maps(program.code, places),
+            program.attach_type,
+            target,
+        )
+    except OSError as error:
+        refusal = LoadFailed(f"a BPF program was refused: {error.strerror}")
+        for note in getattr(error, "__notes__", []):
+            refusal.add_note(note)
+        raise refusal from error
+
+
+def _program(kind: int, code: str, **others: Any) -> Program:
+    return Program(kind=ProgType(kind), code=b64decode(code), **others)
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.sha256(content).hexdigest().encode()
+
+
+def _text(raw: bytes) -> str:
+    return b64encode(raw).decode()

@@ -1,0 +1,152 @@
+"""What was compiled once is loaded again without the compiler, and only what we wrote."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sockredird import cache, child, compiler, libbpf
+from sockredird.errors import LoadFailed
+from sockredird.generation import Generation
+from sockredird.layout import PROGRAMS
+from support.processes import inside
+from support.traffic import connection, echo
+
+LIMIT = 100  # connections
+
+
+@pytest.fixture
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where compiled programs are kept; there are none yet."""
+    directory = tmp_path / "cache"
+    monkeypatch.setenv("CACHE_DIRECTORY", str(directory))
+    return directory
+
+
+@pytest.fixture
+def without_bcc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """From this call on, importing bcc fails; what tells its version is still there."""
+    spec = importlib.util.find_spec("bcc")
+    assert spec is not None
+    assert spec.origin is not None
+    shadow = tmp_path / "shadow" / "bcc"
+    shadow.mkdir(parents=True)
+    (shadow / "__init__.py").write_text("raise ImportError('hidden')\n")
+    (shadow / "version.py").write_text(Path(spec.origin).with_name("version.py").read_text())
+    real = child.environment
+
+    def environment() -> dict[str, str]:
+        values = real()
+        return values | {"PYTHONPATH": f"{shadow.parent}{os.pathsep}{values['PYTHONPATH']}"}
+
+    return lambda: monkeypatch.setattr(child, "environment", environment)
+
+
+def make(bpffs: Path, limit: int = LIMIT) -> dict[str, str]:
+    """Loads the programs, and unpins them; the kernel's hashes of them by name."""
+    directory = bpffs / "compiled"
+    directory.mkdir()
+    try:
+        compiler.compile_and_pin(directory, limit)
+        pins = {name: libbpf.open_pin(directory / name) for name in PROGRAMS}
+        return {name: libbpf.prog_tag(fd) for name, fd in pins.items()}
+    finally:
+        for path in directory.iterdir():
+            path.unlink()
+        directory.rmdir()
+
+
+def only_file(kept: Path) -> Path:
+    (file,) = kept.iterdir()
+    return file
+
+
+def test_the_compiler_runs_once(bpffs: Path, kept: Path, without_bcc: Callable[[], None]) -> None:
+    compiled = make(bpffs)
+    without_bcc()
+    assert make(bpffs) == compiled
+    # with another limit it would have to compile: what hides the compiler does so
+    with pytest.raises(LoadFailed, match=r"BCC is not installed \(hidden\)"):
+        make(bpffs, LIMIT + 1)
+    assert len(list(kept.iterdir())) == 1
+
+
+@pytest.fixture
+def kept_and_no_compiler(bpffs: Path, kept: Path, without_bcc: Callable[[], None]) -> None:
+    make(bpffs)
+    without_bcc()
+
+
+@pytest.mark.plan(max_connections=LIMIT)
+@pytest.mark.usefixtures("kept_and_no_compiler")
+@inside()
+def test_redirecting_by_what_was_kept(cgroup: Path, generation: Generation) -> None:
+    with connection() as both:
+        echo(both, 10)
+    assert generation.counters()["redirected_messages"] == 20
+
+
+def truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:5000])
+
+
+def change(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+def of_another_format(file: Path) -> None:
+    content = b'{"maps": {}}'
+    file.write_bytes(compiler.hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
+
+
+def give_away(file: Path) -> None:
+    os.chown(file, 1, 1)
+
+
+def let_others_write(file: Path) -> None:
+    file.chmod(0o666)
+
+
+@pytest.mark.parametrize(
+    "spoil", [truncate, change, of_another_format, give_away, let_others_write]
+)
+def test_what_cannot_be_trusted_is_compiled_anew(
+    bpffs: Path, kept: Path, spoil: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    compiled = make(bpffs)
+    file = only_file(kept)
+    good = file.read_bytes()
+    spoil(file)
+    with caplog.at_level(logging.WARNING):
+        assert make(bpffs) == compiled
+    assert f"{file} is not used" in caplog.text
+    # and is good again
+    assert only_file(kept) == file
+    assert file.read_bytes() == good
+    assert (file.stat().st_uid, file.stat().st_mode & 0o777) == (0, 0o600)
+
+
+def test_it_cannot_be_kept(bpffs: Path, kept: Path, caplog: pytest.LogCaptureFixture) -> None:
+    kept.write_text("a file where a directory is wanted")
+    with caplog.at_level(logging.WARNING):
+        assert make(bpffs) == make(bpffs)
+    assert "the compiled programs are not kept" in caplog.text
+
+
+def test_the_oldest_go(kept: Path) -> None:
+    """Those last used stay; so do not what a killed compiler left half written."""
+    made = compiler.Objects({}, {}, b"")
+    kept.mkdir()
+    (kept / "tmphalf").write_text("")
+    for number in range(cache.KEPT + 3):
+        cache.write(str(number), made)
+        assert cache.read("0") == made  # in use all the time
+    latest = range(4, cache.KEPT + 3)
+    assert {path.name for path in kept.iterdir()} == {"0", *map(str, latest)}
