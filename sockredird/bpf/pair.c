@@ -20,7 +20,7 @@ inline_fn void decline(enum counter reason, struct flow *flow)
 {
 	count(reason, 1);
 	judge(reason, flow);
-	report(EVENT_DECLINED, reason, flow, NULL, bpf_ktime_get_ns(), NULL);
+	report(EVENT_DECLINED, reason, flow, NULL, NOW, NULL);
 }
 
 /* A peer that is out of scope; on another host, most probably, of which there may be many. */
@@ -29,7 +29,7 @@ inline_fn void decline_outside(struct flow *flow, enum reach reach)
 	if (reach == NEAR)
 		return decline(DECLINED_PEER_OUTSIDE, flow);
 	count(DECLINED_PEER_OUTSIDE, 1);
-	report(EVENT_DECLINED, DECLINED_PEER_OUTSIDE, flow, NULL, bpf_ktime_get_ns(), NULL);
+	report(EVENT_DECLINED, DECLINED_PEER_OUTSIDE, flow, NULL, NOW, NULL);
 }
 
 /* By the server end, which knows both views of the connection. */
@@ -42,7 +42,7 @@ inline_fn void decline_both(enum counter reason, struct flow *of_client, struct 
 	judge(reason, of_client);
 	if (!same_flow(of_client, of_server))
 		judge(reason, of_server);
-	report(EVENT_DECLINED, reason, of_client, &here, bpf_ktime_get_ns(), NULL);
+	report(EVENT_DECLINED, reason, of_client, &here, NOW, NULL);
 }
 
 /* 0, or why a socket of this kind never goes on a sockhash (I6). */
@@ -320,7 +320,7 @@ inline_fn void decline_learned(struct flow *flow)
 	if (!port_in_scope(flow->server_port))
 		return;
 	count(DECLINED_LEARNED, 1);
-	report(EVENT_DECLINED, DECLINED_LEARNED, flow, NULL, bpf_ktime_get_ns(), NULL);
+	report(EVENT_DECLINED, DECLINED_LEARNED, flow, NULL, NOW, NULL);
 }
 
 inline_fn void client_established(struct bpf_sock_ops *skops)
@@ -390,7 +390,7 @@ inline_fn void client_established(struct bpf_sock_ops *skops)
 	if (reason)
 		decline(reason, &hs.flow);
 	else
-		report(EVENT_ACTIVE, 0, &hs.flow, NULL, bpf_ktime_get_ns(), NULL);
+		report(EVENT_ACTIVE, 0, &hs.flow, NULL, NOW, NULL);
 }
 
 /* Whether the segment that completed the handshake carries data (TCP_DEFER_ACCEPT, Fast Open). */
@@ -489,7 +489,7 @@ inline_fn void server_established(struct bpf_sock_ops *skops)
 		WRITE_ONCE(hs->server_sk, (__u64)tp);
 		count(ACCELERATED_CONNECTIONS, 1);
 		read_place(&here, &flow);
-		report(EVENT_ACCELERATED, 0, &hs->flow, &here, bpf_ktime_get_ns(), NULL);
+		report(EVENT_ACCELERATED, 0, &hs->flow, &here, NOW, NULL);
 		return;
 	}
 	/* Nothing was ever redirected to the client end, so taking it off loses nothing (I5). */

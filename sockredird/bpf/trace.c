@@ -70,10 +70,12 @@ inline_fn __u32 events_lost(void)
 	return c ? c->value[DROPPED_EVENTS] : 0;
 }
 
+#define NOW 0	/* whose clock is not read while nobody listens */
+
 /*
  * `reason` is an enum counter, or lesson_kind; `totals` are of both ends, or NULL; `since` is when
- * the connection was established; `server` where that is known, or NULL; `by` is who uses the socket
- * on `side`, or NULL.
+ * the connection was established, or NOW; `server` where that is known, or NULL; `by` is who uses
+ * the socket on `side`, or NULL.
  */
 inline_fn void report_by(enum event_kind kind, __u32 reason, struct flow *flow,
 			 const struct place *server, __u64 since, const struct totals *totals,
@@ -99,7 +101,7 @@ inline_fn void report_by(enum event_kind kind, __u32 reason, struct flow *flow,
 		e->totals[CLIENT] = totals[CLIENT];
 		e->totals[SERVER] = totals[SERVER];
 	}
-	name_owners(e, flow, server, since);
+	name_owners(e, flow, server, since == NOW ? e->time : since);
 	if (by)
 		e->owner[side] = *by;
 	events.ringbuf_submit(e, 0);

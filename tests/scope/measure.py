@@ -7,6 +7,7 @@ python3 -m scope.measure connections N    N accelerated connections held and cyc
 
 from __future__ import annotations
 
+import itertools
 import os
 import resource
 import socket
@@ -16,19 +17,21 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 from conftest import RETIRE_TIMEOUT_S, plan
 from daemon.actor import Actor
 from sockredird import libbpf
 from sockredird.generation import Generation
-from sockredird.layout import map_shapes
+from sockredird.layout import ATTACHMENTS, PROGRAMS, map_shapes
+from sockredird.libbpf import Fd
 from support import cgroups, processes, topology
 from support.topology import Family, Network
 from support.traffic import listen, set_linger
 
-ROUNDS, CONNECTIONS, MEGABYTES = 15, 1500, 400
+ROUNDS, CONNECTIONS, MEGABYTES = 18, 1500, 400
+RETURN_1 = bytes.fromhex("b7000000010000009500000000000000")
 PER_PROCESS = 9_500  # connections, of two files each
 
 
@@ -92,8 +95,28 @@ def streams(network: Network, listener: socket.socket) -> float:
     return MEGABYTES / elapsed
 
 
+@contextmanager
+def idle(cgroup: Path) -> Iterator[None]:
+    """Programs attached that do nothing: what being called costs, whoever does it."""
+    with ExitStack() as stack:
+        directory = stack.enter_context(Fd(os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY)))
+        for name, attach_type in ATTACHMENTS.items():
+            kind = PROGRAMS[name].kind
+            program = libbpf.load_program(kind, "idle", RETURN_1, attach_type)
+            stack.enter_context(program)
+            stack.enter_context(libbpf.create_cgroup_link(program, directory, attach_type))
+        yield
+
+
+@contextmanager
+def attached(datapath: Generation, cgroup: Path) -> Iterator[None]:
+    datapath.attach([cgroup])
+    yield
+    datapath.attach([])
+
+
 def outside() -> None:
-    """With and without the datapath attached, in turns; ratios of medians, and of each turn."""
+    """With the datapath, with idle programs, and with none attached, in turns."""
     for addresses in ("host", "any"):
         for direction in ("to", "from"):
             with (
@@ -120,23 +143,31 @@ def _outside(
 
 
 def _compare(datapath: Generation, cgroup: Path, sample: Callable[[], float]) -> None:
-    ratios = []
-    rates: dict[bool, list[float]] = {True: [], False: []}
+    ways: dict[str, Callable[[], AbstractContextManager[None]]] = {
+        "none": nullcontext,
+        "idle": lambda: idle(cgroup),
+        "ours": lambda: attached(datapath, cgroup),
+    }
+    datapath.attach([])
     sample()  # warms up
-    for turn in range(ROUNDS):
-        pair = {}
-        for attached in (True, False) if turn % 2 else (False, True):
-            datapath.attach([cgroup] if attached else [])
-            pair[attached] = sample()
-            rates[attached].append(pair[attached])
-        ratios.append(pair[True] / pair[False])
-    ratios.sort()
+    orders = itertools.cycle(itertools.permutations(ways))
+    rounds = []
+    for _ in range(ROUNDS):
+        rates = {}
+        for way in next(orders):
+            with ways[way]():
+                rates[way] = sample()
+        rounds.append(rates)
     datapath.attach([cgroup])
-    print(
-        f"  {statistics.median(rates[True]):9.0f} : {statistics.median(rates[False]):9.0f}"
-        f"  median of {ROUNDS} ratios {statistics.median(ratios):.3f}"
-        f"  (quartiles {ratios[ROUNDS // 4]:.3f} {ratios[-1 - ROUNDS // 4]:.3f})"
-    )
+    print(f"  {statistics.median(rates['none'] for rates in rounds):9.0f}", end="")
+    for way in ("idle", "ours"):
+        ratios = sorted(rates[way] / rates["none"] for rates in rounds)
+        print(
+            f"  {way} {statistics.median(ratios):.3f}"
+            f" (quartiles {ratios[ROUNDS // 4]:.3f} {ratios[-1 - ROUNDS // 4]:.3f})",
+            end="",
+        )
+    print()
 
 
 # -- memory ----------------------------------------------------------------------------------------
