@@ -146,7 +146,7 @@ def _compile(flags: list[str]) -> Objects:
         raise LoadFailed(f"the BPF programs cannot be compiled: {first}") from error
     # it has made the maps already, but they are to be had without it, too
     fds = {name: libbcc.bpf_table_fd(module.module, name.encode()) for name in map_shapes(1, 1)}
-    maps, btf = objects.of_maps(fds)
+    maps = {name: objects.of_map(fd) for name, fd in fds.items()}
     places = {fd: place for place, fd in enumerate(fds.values())}
     programs = {}
     for pin, shape in _programs():
@@ -166,7 +166,7 @@ def _compile(flags: list[str]) -> Objects:
             optional=pin not in PROGRAMS,
         )
     module.cleanup()
-    return Objects(maps, programs, btf)
+    return Objects(maps, programs)
 
 
 def _load(directory: Path, max_connections: int) -> None:

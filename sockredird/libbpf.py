@@ -10,13 +10,14 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+from contextlib import ExitStack
 from ctypes import POINTER, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from sockredird import capabilities
-from sockredird.uapi import AttachType, BtfInfo, LinkInfo, MapInfo, MapType, ProgInfo, ProgType
+from sockredird.uapi import AttachType, LinkInfo, MapInfo, MapType, ProgInfo, ProgType
 
 
 class _LinkCreateOpts(ctypes.Structure):
@@ -75,6 +76,7 @@ class _ProgLoadOpts(ctypes.Structure):
 
 _INSN_SIZE = 8  # struct bpf_insn
 _LOG_SIZE = 1 << 20
+_BTF_INT_SIGNED = 1  # include/uapi/linux/btf.h
 KEYS_TRIES = 10
 
 RingCallback = ctypes.CFUNCTYPE(c_int, c_void_p, c_void_p, c_size_t)
@@ -100,8 +102,7 @@ _PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "bpf_prog_get_next_id": (c_int, [c_uint32, POINTER(c_uint32)]),
     "bpf_prog_get_fd_by_id": (c_int, [c_uint32]),
     "bpf_map_get_fd_by_id": (c_int, [c_uint32]),
-    "bpf_btf_get_fd_by_id": (c_int, [c_uint32]),
-    "bpf_btf_load": (c_int, [c_char_p, c_size_t, c_void_p]),
+    "bpf_btf_load": (c_int, [c_void_p, c_size_t, c_void_p]),
     "bpf_link_create": (c_int, [c_int, c_int, c_int, POINTER(_LinkCreateOpts)]),
     "bpf_iter_create": (c_int, [c_int]),
     "libbpf_num_possible_cpus": (c_int, []),
@@ -111,6 +112,10 @@ _PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "ring_buffer__epoll_fd": (c_int, [c_void_p]),
     "ring_buffer__free": (None, [c_void_p]),
     "btf__load_vmlinux_btf": (c_void_p, []),
+    "btf__new_empty": (c_void_p, []),
+    "btf__add_int": (c_int, [c_void_p, c_char_p, c_size_t, c_int]),
+    "btf__add_struct": (c_int, [c_void_p, c_char_p, c_uint32]),
+    "btf__raw_data": (c_void_p, [c_void_p, POINTER(c_uint32)]),
     "btf__free": (None, [c_void_p]),
     "btf__find_by_name_kind": (c_int, [c_void_p, c_char_p, c_uint32]),
     "btf__type_by_id": (c_void_p, [c_void_p, c_uint32]),
@@ -226,37 +231,40 @@ def link_info(fd: Fd) -> LinkInfo:
     return info
 
 
-def btf(number: int) -> bytes:
-    """The type information with that id, as it was loaded."""
-    with Fd(check(lib.bpf_btf_get_fd_by_id(number), "open BTF")) as fd:
-        info = BtfInfo()
-        _info(fd, info, "BTF")
-        data = ctypes.create_string_buffer(info.btf_size)
-        info = BtfInfo(btf=ctypes.addressof(data), btf_size=len(data))
-        _info(fd, info, "BTF")
-    return data.raw
-
-
-def load_btf(data: bytes) -> Fd:
-    return Fd(check(lib.bpf_btf_load(data, len(data), None), "load BTF"))
-
-
-def create_map(info: MapInfo, types: Fd | None) -> Fd:
-    """A map with the type, sizes, flags, name and types of `info`; `types` is its BTF."""
+def create_map(info: MapInfo) -> Fd:
+    """A map with the type, sizes, flags and name of `info`."""
     options = _MapCreateOpts(sz=ctypes.sizeof(_MapCreateOpts), map_flags=info.map_flags)
-    if types is not None:
-        options.btf_fd = types.number
-        options.btf_key_type_id = info.btf_key_type_id
-        options.btf_value_type_id = info.btf_value_type_id
-    created = lib.bpf_map_create(
-        info.type,
-        info.name,
-        info.key_size,
-        info.value_size,
-        info.max_entries,
-        ctypes.byref(options),
-    )
+    with ExitStack() as stack:
+        if info.type == MapType.SK_STORAGE:
+            types = stack.enter_context(_storage_types(info.value_size))
+            options.btf_fd, options.btf_key_type_id, options.btf_value_type_id = types.number, 1, 2
+        created = lib.bpf_map_create(
+            info.type,
+            info.name,
+            info.key_size,
+            info.value_size,
+            info.max_entries,
+            ctypes.byref(options),
+        )
     return Fd(check(created, f"create map {info.name.decode()}"))
+
+
+def _storage_types(value_size: int) -> Fd:
+    """BTF as socket storage must have it, with key and value as types 1 and 2.
+
+    An int, and anything of that size (bpf_local_storage_map_check_btf()).
+    """
+    btf = lib.btf__new_empty()
+    if not btf:
+        raise OSError(ctypes.get_errno(), "make BTF")
+    try:
+        check(lib.btf__add_int(btf, b"int", 4, _BTF_INT_SIGNED), "make BTF")
+        check(lib.btf__add_struct(btf, b"value", value_size), "make BTF")
+        size = c_uint32()
+        data = lib.btf__raw_data(btf, ctypes.byref(size))
+        return Fd(check(lib.bpf_btf_load(data, size.value, None), "load BTF"))
+    finally:
+        lib.btf__free(btf)
 
 
 def load_program(

@@ -43,25 +43,21 @@ class Program:
 
 @dataclass(frozen=True)
 class Objects:
-    """`maps` are struct bpf_map_info, with types of `btf`; all have the names of their pins."""
+    """All by the names of their pins; `maps` are struct bpf_map_info."""
 
     maps: Mapping[str, bytes]
     programs: Mapping[str, Program]
-    btf: bytes
 
     def load(self) -> dict[str, Fd]:
         """The programs and maps, new in the kernel, by the names of their pins.
 
         Raises LoadFailed with the verifier's words, or UnsupportedKernel.
         """
-        with ExitStack() as stack:
-            kernel = stack.enter_context(closing(KernelTypes()))
+        with closing(KernelTypes()) as kernel:
             try:
-                types = stack.enter_context(libbpf.load_btf(self.btf)) if self.btf else None
-                infos = {name: MapInfo.from_buffer_copy(raw) for name, raw in self.maps.items()}
                 pins = {
-                    name: libbpf.create_map(info, types if info.btf_id else None)
-                    for name, info in infos.items()
+                    name: libbpf.create_map(MapInfo.from_buffer_copy(raw))
+                    for name, raw in self.maps.items()
                 }
             except OSError as error:
                 raise LoadFailed(f"the kernel refused: {error.strerror}") from error
@@ -80,7 +76,6 @@ class Objects:
                     name: asdict(program) | {"code": _text(program.code)}
                     for name, program in self.programs.items()
                 },
-                "btf": _text(self.btf),
             }
         ).encode()
         return _digest(content) + b"\n" + content
@@ -96,27 +91,17 @@ class Objects:
             return cls(
                 {name: b64decode(raw) for name, raw in fields["maps"].items()},
                 {name: _program(**values) for name, values in fields["programs"].items()},
-                b64decode(fields["btf"]),
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise Unreadable(f"it is of another version ({error})") from error
 
 
-def of_maps(fds: Mapping[str, int]) -> tuple[dict[str, bytes], bytes]:
-    """Objects.maps and .btf of loaded maps. The descriptors stay the caller's."""
-    infos = {}
-    numbers = set()
-    for name, number in fds.items():
-        with Fd(os.dup(number)) as fd:
-            info = libbpf.map_info(fd)
-        numbers.add(int(info.btf_id))
-        # of this boot; all that is asked of the second one is whether it is there
-        info.id, info.btf_id = 0, bool(info.btf_id)
-        infos[name] = bytes(info)
-    numbers -= {0}
-    if len(numbers) > 1:
-        raise LoadFailed("the compiler's maps have types from more than one BTF")
-    return infos, libbpf.btf(numbers.pop()) if numbers else b""
+def of_map(number: int) -> bytes:
+    """The value in Objects.maps for a loaded map. The descriptor stays the caller's."""
+    with Fd(os.dup(number)) as fd:
+        info = libbpf.map_info(fd)
+    info.id = 0  # of that one
+    return bytes(info)
 
 
 def with_maps(code: bytes, replacements: Mapping[int, int]) -> bytes:

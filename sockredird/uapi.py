@@ -78,20 +78,7 @@ class MapInfo(ctypes.Structure):
         ("max_entries", c_uint32),
         ("map_flags", c_uint32),
         ("name", c_char * 16),
-        ("ifindex", c_uint32),
-        ("btf_vmlinux_value_type_id", c_uint32),
-        ("netns_dev", c_uint64),
-        ("netns_ino", c_uint64),
-        ("btf_id", c_uint32),
-        ("btf_key_type_id", c_uint32),
-        ("btf_value_type_id", c_uint32),
     ]
-
-
-class BtfInfo(ctypes.Structure):
-    """The head of struct bpf_btf_info."""
-
-    _fields_ = [("btf", c_uint64), ("btf_size", c_uint32), ("id", c_uint32)]
 
 
 class CgroupLink(ctypes.Structure):

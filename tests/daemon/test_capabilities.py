@@ -32,9 +32,13 @@ def limited_to(capabilities: list[str]) -> list[str]:
 def test_those_of_the_unit_suffice(host: Host) -> None:
     """For everything but what reads other users' files; see also the tests in a VM."""
     assert set(bounding_set()) == set(NEEDED)
-    daemon = host.start(limited_to(bounding_set()))
+    kept = host.directory / "cache"
+    daemon = host.start(limited_to(bounding_set()), CACHE_DIRECTORY=str(kept))
     client = host.client()
     client.call("Enable")
+    assert list(kept.iterdir())  # it has been compiled
+    client.call("Disable")
+    client.call("Enable")  # and is loaded again
     actor = host.actor()
     actor.do(load.start, 2)
     actor.do(load.advance, 10)
@@ -51,7 +55,8 @@ def test_those_of_the_unit_suffice(host: Host) -> None:
 
 @pytest.mark.parametrize("missing", bounding_set())
 def test_enable_without(host: Host, missing: str) -> None:
-    host.start(limited_to([name for name in bounding_set() if name != missing]))
+    others = limited_to([name for name in bounding_set() if name != missing])
+    host.start(others, CACHE_DIRECTORY=str(host.directory / "cache"))
     client = host.client()
     with pytest.raises(DBusError) as caught:
         client.call("Enable")

@@ -142,7 +142,7 @@ def test_it_cannot_be_kept(bpffs: Path, kept: Path, caplog: pytest.LogCaptureFix
 
 def test_the_oldest_go(kept: Path) -> None:
     """Those last used stay; so do not what a killed compiler left half written."""
-    made = compiler.Objects({}, {}, b"")
+    made = compiler.Objects({}, {})
     kept.mkdir()
     (kept / "tmphalf").write_text("")
     for number in range(cache.KEPT + 3):

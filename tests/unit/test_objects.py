@@ -28,7 +28,6 @@ _OBJECTS = st.builds(
     Objects,
     st.dictionaries(st.text(), st.binary()),
     st.dictionaries(st.text(), _PROGRAMS),
-    st.binary(),
 )
 
 
