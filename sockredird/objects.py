@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import struct
+import sys
 from base64 import b64decode, b64encode
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, closing, suppress
@@ -49,7 +50,7 @@ class Objects:
     programs: Mapping[str, Program]
 
     def load(self) -> dict[str, Fd]:
-        """The programs and maps, new in the kernel, by the names of their pins.
+        """Makes the programs and maps in the kernel; those that are not optional, at least.
 
         Raises LoadFailed with the verifier's words, or UnsupportedKernel.
         """
@@ -89,7 +90,7 @@ class Objects:
         try:
             fields = json.loads(content)
             return cls(
-                {name: b64decode(raw) for name, raw in fields["maps"].items()},
+                {name: _map(raw) for name, raw in fields["maps"].items()},
                 {name: _program(**values) for name, values in fields["programs"].items()},
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -111,7 +112,8 @@ def with_maps(code: bytes, replacements: Mapping[int, int]) -> bytes:
 
 def _instructions(code: bytes, replacements: Mapping[int, int]) -> Iterable[bytes]:
     for opcode, registers, offset, immediate in _INSTRUCTION.iter_unpack(code):
-        if opcode == _LOAD_IMMEDIATE and registers >> 4 == _MAP_FD:
+        source = registers >> 4 if sys.byteorder == "little" else registers & 15
+        if opcode == _LOAD_IMMEDIATE and source == _MAP_FD:
             immediate = replacements[immediate]
         yield _INSTRUCTION.pack(opcode, registers, offset, immediate)
 
@@ -136,6 +138,12 @@ def _load(program: Program, places: Mapping[int, int], kernel: KernelTypes) -> F
         for note in getattr(error, "__notes__", []):
             refusal.add_note(note)
         raise refusal from error
+
+
+def _map(text: str) -> bytes:
+    raw = b64decode(text)
+    MapInfo.from_buffer_copy(raw)  # ValueError, if it is too short
+    return raw
 
 
 def _program(kind: int, code: str, **others: Any) -> Program:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sockredird import objects
 from sockredird.objects import Objects, Program, Unreadable
-from sockredird.uapi import ProgType
+from sockredird.uapi import MapInfo, ProgType
 
 _INT32 = st.integers(-(1 << 31), (1 << 31) - 1)
 _OTHERS = st.binary(min_size=8, max_size=8).filter(lambda insn: insn[0] != 0x18)
@@ -26,7 +28,7 @@ _PROGRAMS = st.builds(
 )
 _OBJECTS = st.builds(
     Objects,
-    st.dictionaries(st.text(), st.binary()),
+    st.dictionaries(st.text(), st.binary(min_size=ctypes.sizeof(MapInfo))),
     st.dictionaries(st.text(), _PROGRAMS),
 )
 
