@@ -122,7 +122,7 @@ def main() -> int:
             return 1
         if not qemu.is_recent():
             sources.install_from_backports(["qemu-system-x86"], BUILD / "apt")
-        chosen = KERNELS.values() if options.kernel == "all" else [KERNELS[options.kernel]]
+        chosen = [*KERNELS.values()] if options.kernel == "all" else [KERNELS[options.kernel]]
         images = {
             root: roots.build(root, options.packages, BUILD / "roots")
             for root in dict.fromkeys(kernel.root for kernel in chosen)
@@ -130,7 +130,12 @@ def main() -> int:
         with ThreadPoolExecutor(options.jobs) as guests:
             # all of them: a failure on one kernel does not keep the others from running
             passed = list(guests.map(lambda k: run(k, images[k.root], options), chosen))
-    return 0 if all(passed) else 1
+        failed = [kernel for kernel, good in zip(chosen, passed, strict=True) if not good]
+        if failed and len(chosen) > 1:
+            # emulated processors that share real ones can stand still for longer than a time limit
+            print("===== once more, one at a time:", *(k.version for k in failed), flush=True)
+            failed = [kernel for kernel in failed if not run(kernel, images[kernel.root], options)]
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
