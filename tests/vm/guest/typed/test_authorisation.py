@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import select
 import subprocess
+import termios
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -101,8 +103,16 @@ def test_two_callers_at_a_time_are_each_themselves(enabled: None, rule: None) ->
     assert Path(f"/tmp/{VISITOR}").read_text().split() == ["no"] * CALLS
 
 
+def wait_until_hidden(keyboard: int) -> None:
+    """Whoever prompts turns the echo off then, and throws away what was typed before."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while termios.tcgetattr(keyboard)[3] & termios.ECHO:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def on_terminal(command: list[str], answers: dict[str, str]) -> tuple[int, str]:
-    """Exit status and output of a command on a terminal; each prompt is answered when it comes."""
+    """Exit status and output of a command on a terminal; each prompt for a secret is answered."""
     keyboard, terminal = os.openpty()
     process = subprocess.Popen(
         ["setsid", "--ctty", "--wait", *command], stdin=terminal, stdout=terminal, stderr=terminal
@@ -116,6 +126,7 @@ def on_terminal(command: list[str], answers: dict[str, str]) -> tuple[int, str]:
         except OSError:  # EIO: nobody has the terminal open any more
             break
         for prompt in [prompt for prompt in waiting if prompt in output]:
+            wait_until_hidden(keyboard)
             os.write(keyboard, f"{waiting.pop(prompt)}\n".encode())
     process.kill()  # nothing, if it has ended
     os.close(keyboard)
