@@ -109,10 +109,10 @@ def message_boundaries(t: Scene) -> None:
 @behaviour()
 def iovecs(t: Scene) -> None:
     """sendmsg() and recvmsg() with IOV_MAX buffers, and one more"""
-    pieces = [pattern(i * 100, 100) for i in range(IOV_MAX)]
+    pieces = [pattern(i * 50, 50) for i in range(IOV_MAX)]
     t.note("sendmsg", t.near.sendmsg(pieces))
     delivered(t.near)
-    buffers = [bytearray(100) for _ in range(IOV_MAX)]
+    buffers = [bytearray(50) for _ in range(IOV_MAX)]
     t.note("recvmsg_into", t.far.recvmsg_into(buffers)[0])
     t.note("stream", observe.same(b"".join(buffers), b"".join(pieces)))
     t.call("one more", os.writev, t.near.fileno(), [b"x"] * (IOV_MAX + 1))

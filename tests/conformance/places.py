@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from conformance import differences
 from conformance.catalogue import FRESH, LEFT, USED
 from sockredird import listing
 from sockredird.generation import Generation, Walked
@@ -76,6 +77,7 @@ class Accelerated(Plain):
         self, cgroup: Path, generation: Generation, connect: Connect = over_loopback
     ) -> None:
         super().__init__(cgroup, connect)
+        self.kernel = differences.running(generation)
         self._generation = generation
         self._rings = RingBuffers()
         self._rings.add(generation.requests, lambda _record: None)

@@ -16,27 +16,31 @@ import pytest
 from conformance import differences, results
 from conformance.behaviours import ALL
 from conformance.catalogue import Behaviour
+from conformance.differences import Kernel
 from conformance.places import Accelerated, Plain
 from conformance.results import Found
 from conformance.runner import ENDED, run
+from support.emulated import EMULATED
 
 SERIES = results.running_series()
 WRITE_TO = os.environ.get("SOCKREDIR_RESULTS", "")
 RECORDING = bool(WRITE_TO) and Path(WRITE_TO).resolve() == results.RESULTS
 
 
-def is_as_expected(behaviour: Behaviour, found: Found) -> bool:
-    return set(found["differs"]) == differences.expected(behaviour, SERIES)
+def is_as_expected(behaviour: Behaviour, found: Found, kernel: Kernel) -> bool:
+    return set(found["differs"]) == differences.expected(behaviour, kernel)
 
 
 @pytest.fixture(scope="module")
-def found() -> Iterator[dict[str, Found]]:
+def found(accelerated: Accelerated) -> Iterator[dict[str, Found]]:
     """By name; written to a file in the end if somebody asked for it."""
     collected: dict[str, Found] = {}
     yield collected
     if RECORDING:
         right = {
-            b.name for b in ALL if b.name in collected and is_as_expected(b, collected[b.name])
+            b.name
+            for b in ALL
+            if b.name in collected and is_as_expected(b, collected[b.name], accelerated.kernel)
         }
         missing = {b.name for b in ALL} - right
         assert not missing, f"nothing is written: {sorted(missing)} failed, or did not run"
@@ -64,11 +68,12 @@ def test_as_plain_tcp(
     behaviour: Behaviour, plain: Plain, accelerated: Accelerated, found: dict[str, Found]
 ) -> None:
     result = found[behaviour.name] = compare(behaviour, plain, accelerated)
-    assert is_as_expected(behaviour, result), (
+    assert is_as_expected(behaviour, result, accelerated.kernel), (
         f"differs from plain TCP in {sorted(result['differs'])}, and differences.py has "
-        f"{sorted(differences.expected(behaviour, SERIES))}:\n"
+        f"{sorted(differences.expected(behaviour, accelerated.kernel))}:\n"
         f"{json.dumps(result, indent=1, ensure_ascii=False)}"
     )
     recorded = results.read(results.path(results.RESULTS, SERIES))
-    if recorded and not RECORDING:
+    # what is noted of timing may be another there
+    if recorded and not RECORDING and not EMULATED:
         assert result == recorded.get(behaviour.name), "results/ is out of date: make semantics"

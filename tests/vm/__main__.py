@@ -20,8 +20,8 @@ REPOSITORY = Path(__file__).parents[2]
 BUILD = REPOSITORY / "build" / "vm"
 # Compiled by make vm-test: the guests have no compilers.
 PROGRAMS = REPOSITORY / "build" / "programs"
-# An emulated guest needs half an hour for the suites, and five minutes for one in five tests.
-PARTS = 5
+# An emulated guest needs half an hour for the suites, and some minutes for one in eight tests.
+PARTS = 8
 SHARE_ROOM = 256 << 20
 # What tests of a checkout look at beside the packages, which are those installed
 CHECKOUT = ("completions", "dbus", "docs", "man", "polkit", "tests")
