@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -23,6 +24,8 @@ from sockredird.plan import Plan
 from support import cgroups, textbook
 from support.emulated import PATIENCE
 
+# whoever starts the tests in the background has them, and all their children, ignore it
+signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("any-load", deadline=None)  # a loaded machine is no finding
 settings.load_profile("any-load")
 

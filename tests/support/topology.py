@@ -6,9 +6,11 @@ a descriptor of theirs is open here.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -106,8 +108,14 @@ class Network:
         if self.source or source_port:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             client.bind((self.source, source_port))
-        client.connect((self.dialled, self.dialled_port or self.port))
-        return client
+        deadline = time.monotonic() + NEIGHBOUR_S
+        while True:
+            try:
+                client.connect((self.dialled, self.dialled_port or self.port))
+                return client
+            except OSError as error:
+                if error.errno != errno.EHOSTUNREACH or time.monotonic() > deadline:
+                    raise
 
     def connect(self) -> Connection:
         with self.listen() as listener:
@@ -119,6 +127,7 @@ class Network:
 
 
 PORT, DIALLED_PORT = 8080, 80
+NEIGHBOUR_S = 20.0  # until the other end of a new link answers, on a busy machine
 
 
 def _configure(namespace: Namespace, device: str, *addresses: str) -> None:

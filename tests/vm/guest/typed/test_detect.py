@@ -66,7 +66,7 @@ def read_exactly(sock: socket.socket, size: int) -> bytes:
     while len(data) < size:
         chunk = sock.recv(size - len(data))
         if not chunk:
-            raise ConnectionResetError(errno.ECONNRESET, "the stream ended")
+            raise ConnectionResetError(errno.ECONNRESET, f"the end after {len(data)} bytes")
         data += chunk
     return data
 
@@ -358,7 +358,7 @@ def test_haproxy_with_splicing(tmp_path: Path) -> None:
                         serve(server)
 
         threading.Thread(target=accept, daemon=True).start()
-        with running("haproxy", "-f", str(config)):
+        with running("haproxy", "-d", "-f", str(config)):
             in_a_row, errors = 0, []
             for _ in range(30):
                 try:
