@@ -1,4 +1,4 @@
-"""Dumps over netlink(7): sock_diag, rtnetlink."""
+"""Questions over netlink(7): sock_diag, rtnetlink."""
 
 from __future__ import annotations
 
@@ -36,14 +36,27 @@ def dump(family: int, request: int, body: bytes, what: str) -> Iterator[bytes]:
                 data = data[(length + 3) & ~3 :]
 
 
+def ask(family: int, request: int, body: bytes, what: str) -> bytes:
+    """The one message, without its header, that answers a request. Raises OSError."""
+    return _exchange(family, request, _NLM_F_REQUEST, body, what)
+
+
 def order(family: int, request: int, body: bytes, what: str) -> None:
     """Has something done and waits until it is. Raises OSError."""
+    _exchange(family, request, _NLM_F_REQUEST | _NLM_F_ACK, body, what)
+
+
+def _exchange(family: int, request: int, flags: int, body: bytes, what: str) -> bytes:
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, family) as netlink:
         size = _HEADER.size + len(body)
-        netlink.send(_HEADER.pack(size, request, _NLM_F_REQUEST | _NLM_F_ACK, 1, 0) + body)
-        error = -struct.unpack_from("=i", netlink.recv(1 << 16), _HEADER.size)[0]
+        netlink.send(_HEADER.pack(size, request, flags, 1, 0) + body)
+        answer = netlink.recv(1 << 16)
+    length, kind, *_ = _HEADER.unpack_from(answer)
+    if kind == _NLMSG_ERROR:
+        error = -struct.unpack_from("=i", answer, _HEADER.size)[0]
         if error:
             raise OSError(error, f"{what}: {os.strerror(error)}")
+    return answer[_HEADER.size : length]
 
 
 def attributes(raw: bytes) -> dict[int, bytes]:

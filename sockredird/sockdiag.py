@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import socket
 import struct
@@ -14,20 +15,21 @@ from pathlib import Path
 
 from sockredird.addresses import netns_cookie
 from sockredird.errors import InvalidConfig
-from sockredird.netlink import attributes, dump, order
+from sockredird.netlink import ask, attributes, dump, order
 
 ESTABLISHED, CLOSE_WAIT, LISTEN = 1, 8, 10  # include/net/tcp_states.h
-_STATES = 1 << ESTABLISHED | 1 << 4 | 1 << 5 | 1 << CLOSE_WAIT | 1 << LISTEN  # 4, 5: FIN_WAIT*
+_CONNECTED = (ESTABLISHED, 4, 5, CLOSE_WAIT)  # 4, 5: FIN_WAIT*
+_STATES = sum(1 << state for state in (*_CONNECTED, LISTEN))
 
 # include/uapi/linux/netlink.h, sock_diag.h, inet_diag.h
 _NETLINK_SOCK_DIAG = 4
 _SOCK_DIAG_BY_FAMILY = 20
 _SOCK_DESTROY = 21
 _REQUEST = struct.Struct("=BBBxI48x")
-_REQUEST_OF_ONE = struct.Struct("=BBxxI2s2s16s16s4xII")  # struct inet_diag_req_v2
-_NO_COOKIE = 0xFFFFFFFF
+_REQUEST_OF_ONE = struct.Struct("=BBxxI2s2s16s16s4x8s")  # struct inet_diag_req_v2
+_NO_COOKIE = bytes([0xFF] * 8)
 _V4_MAPPED = bytes(10) + b"\xff\xff"
-_MESSAGE = struct.Struct("=BBxx2s2s16s16s12x3I2I")
+_MESSAGE = struct.Struct("=BBxx2s2s16s16s4x8s3I2I")  # struct inet_diag_msg
 _ULP_INFO, _CGROUP_ID = 19, 21
 _ULP_NAME = 1
 _WANT_INFO = 1 << 1  # INET_DIAG_INFO, without which the kernel does not tell the ULP
@@ -72,6 +74,7 @@ class Socket:
     inode: int  # 0: no program has it open (any more)
     cgroup: int  # id; 0: unknown
     ulp: str
+    cookie: bytes  # no other socket has it, before or after
 
     @property
     def listening(self) -> bool:
@@ -83,7 +86,7 @@ def _unmapped(ip: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
 
 
 def _parse(raw: bytes) -> Socket:
-    family, state, sport, dport, src, dst, _, _, _, uid, inode = _MESSAGE.unpack_from(raw)
+    family, state, sport, dport, src, dst, cookie, _, _, _, uid, inode = _MESSAGE.unpack_from(raw)
     has = attributes(raw[_MESSAGE.size :])
 
     def address(ip: bytes, port: bytes) -> Address:
@@ -99,6 +102,7 @@ def _parse(raw: bytes) -> Socket:
         inode=inode,
         cgroup=int.from_bytes(has.get(_CGROUP_ID, b""), "little"),
         ulp=ulp.rstrip(b"\0").decode(errors="replace"),
+        cookie=cookie,
     )
 
 
@@ -122,15 +126,26 @@ def destroy(local: bytes, local_port: int, remote: bytes, remote_port: int) -> N
     That end gets ECONNABORTED, the other one is sent a RST. Raises OSError: ENOENT if it is gone,
     EOPNOTSUPP on a kernel without CONFIG_INET_DIAG_DESTROY.
     """
+    wanted = [
+        Address(_unmapped(IPv6Address(ip)), port)
+        for ip, port in ((local, local_port), (remote, remote_port))
+    ]
     family = socket.AF_INET6
     if local.startswith(_V4_MAPPED) and remote.startswith(_V4_MAPPED):
         family = socket.AF_INET
         local, remote = local[12:], remote[12:]  # packed with zeros behind
-    ports = (port.to_bytes(2, "big") for port in (local_port, remote_port))
-    request = _REQUEST_OF_ONE.pack(
-        family, socket.IPPROTO_TCP, _STATES, *ports, local, remote, _NO_COOKIE, _NO_COOKIE
-    )
-    order(_NETLINK_SOCK_DIAG, _SOCK_DESTROY, request, "sock_diag")
+    ports = [port.to_bytes(2, "big") for port in (local_port, remote_port)]
+
+    def request(cookie: bytes) -> bytes:
+        ends = (*ports, local, remote)
+        return _REQUEST_OF_ONE.pack(family, socket.IPPROTO_TCP, _STATES, *ends, cookie)
+
+    # Where there is no such connection any more the kernel finds, and would close, the listener
+    # (inet_diag_find_one_icsk(), net/ipv4/inet_diag.c). The cookie is that of what was looked at.
+    found = _parse(ask(_NETLINK_SOCK_DIAG, _SOCK_DIAG_BY_FAMILY, request(_NO_COOKIE), "sock_diag"))
+    if found.state not in _CONNECTED or [found.local, found.remote] != wanted:
+        raise OSError(errno.ENOENT, "sock_diag: there is no such connection")
+    order(_NETLINK_SOCK_DIAG, _SOCK_DESTROY, request(found.cookie), "sock_diag")
 
 
 def _look() -> Namespace:
