@@ -8,19 +8,10 @@ from dataclasses import dataclass
 
 from conformance import results
 from conformance.catalogue import FRESH, USED, Behaviour, Variant
+from conformance.results import Kernel, Series
 from sockredird.generation import Generation
 
 TCP_ULP = 31  # <linux/tcp.h>
-Series = tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """What a difference may depend on."""
-
-    series: Series
-    sees: bool  # fentry programs notice what no setsockopt announces
-    ktls: bool
 
 
 def running(generation: Generation) -> Kernel:

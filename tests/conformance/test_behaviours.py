@@ -16,9 +16,8 @@ import pytest
 from conformance import differences, results
 from conformance.behaviours import ALL
 from conformance.catalogue import Behaviour
-from conformance.differences import Kernel
 from conformance.places import Accelerated, Plain
-from conformance.results import Found
+from conformance.results import Found, Kernel
 from conformance.runner import ENDED, run
 from support.emulated import EMULATED
 
@@ -45,7 +44,7 @@ def found(accelerated: Accelerated) -> Iterator[dict[str, Found]]:
         missing = {b.name for b in ALL} - right
         assert not missing, f"nothing is written: {sorted(missing)} failed, or did not run"
     if WRITE_TO:
-        results.write(results.path(Path(WRITE_TO), SERIES), collected)
+        results.write(Path(WRITE_TO), accelerated.kernel, collected)
 
 
 def compare(behaviour: Behaviour, plain: Plain, accelerated: Plain) -> Found:
