@@ -44,8 +44,14 @@ def write(key: str, objects: Objects) -> None:
     try:
         directory().mkdir(mode=0o755, parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=directory(), delete=False) as file:
-            file.write(objects.dump())
-        Path(file.name).rename(directory() / key)
+            beside = Path(file.name)
+            try:
+                file.write(objects.dump())
+                file.flush()
+                beside.rename(directory() / key)
+            except OSError:
+                beside.unlink()
+                raise
         by_age = sorted(directory().iterdir(), key=lambda path: -path.stat().st_mtime_ns)
         for path in by_age[KEPT:]:
             path.unlink(missing_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -138,6 +139,18 @@ def test_it_cannot_be_kept(bpffs: Path, kept: Path, caplog: pytest.LogCaptureFix
     with caplog.at_level(logging.WARNING):
         assert make(bpffs) == make(bpffs)
     assert "the compiled programs are not kept" in caplog.text
+
+
+def test_a_full_disk(kept: Path, caplog: pytest.LogCaptureFixture) -> None:
+    kept.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", str(kept)], check=True)
+    try:
+        with caplog.at_level(logging.WARNING):
+            cache.write("large", compiler.Objects({"map": bytes(1 << 20)}, {}))
+        assert "No space left" in caplog.text
+        assert not list(kept.iterdir())
+    finally:
+        subprocess.run(["umount", str(kept)], check=True)
 
 
 def test_the_oldest_go(kept: Path) -> None:
