@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 from pathlib import Path
 
 from sockredird.objects import Objects, Unreadable
@@ -43,15 +42,14 @@ def write(key: str, objects: Objects) -> None:
     """Or not, with a warning."""
     try:
         directory().mkdir(mode=0o755, parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=directory(), delete=False) as file:
-            beside = Path(file.name)
-            try:
-                file.write(objects.dump())
-                file.flush()
-                beside.rename(directory() / key)
-            except OSError:
-                beside.unlink()
-                raise
+        beside = directory() / f"{key}.{os.getpid()}"
+        try:
+            beside.write_bytes(objects.dump())
+            beside.chmod(0o600)
+            beside.rename(directory() / key)
+        except OSError:
+            beside.unlink(missing_ok=True)
+            raise
         by_age = sorted(directory().iterdir(), key=lambda path: -path.stat().st_mtime_ns)
         for path in by_age[KEPT:]:
             path.unlink(missing_ok=True)
