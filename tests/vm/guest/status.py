@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,16 @@ BUSCTL = "busctl --timeout=150 {} org.sockredir /org/sockredir org.sockredir.Man
 
 def state() -> str:
     return sh(BUSCTL.format("get-property", "State")).split('"')[1]
+
+
+def loaded(patience_s: float = 30.0) -> str:
+    """BPF programs of ours in the kernel, which frees those of detect.c some time after they go."""
+    deadline = time.monotonic() + patience_s
+    while found := sh("bpftool prog show | grep -E 'name (sockredir|textbook)' || true"):
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.5)
+    return found
 
 
 def counters() -> dict[str, int]:

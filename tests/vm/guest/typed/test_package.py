@@ -10,7 +10,7 @@ from typing import Any
 
 from pair import MESSAGES, Pair
 from shell import sh
-from status import counted, counters, state
+from status import counted, counters, loaded, state
 
 Fleet = Callable[[int], AbstractContextManager[Any]]
 CLIENTS = 4
@@ -29,11 +29,6 @@ LEFTOVERS = (
 
 def packages() -> set[str]:
     return set(sh("dpkg-query -W -f '${Package}\\n'").split())
-
-
-def loaded() -> str:
-    """Our BPF programs, by what the kernel says."""
-    return sh("bpftool prog show | grep -E 'name (sockredir|textbook)' || true")
 
 
 def test_apt_install(purged: None) -> None:
