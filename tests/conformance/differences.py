@@ -116,8 +116,8 @@ REASONS = {
     "leaving": Reason(
         "FIONREAD while a connection leaves",
         "What exceeds the window goes through TCP, behind what was redirected before. On a "
-        "sockhash member FIONREAD counts the one or the other: redirected data since 6.12.75 and "
-        "6.18.14, TCP's before.",
+        "sockhash member FIONREAD counts the one or the other: TCP's data before 6.12.75 and "
+        "6.18.14, redirected data since. 7.3 counts both.",
         "The connection becomes plain TCP once the redirected data is read, 50 ms later at the "
         "most, and pollers are told again of what is left, so that nobody waits for ever.",
     ),
@@ -178,7 +178,7 @@ DIFFERENCES = {
         Difference("not counted", until=(6, 6)),
     ),
     "upper_layer_protocol": Difference("no kTLS", with_ktls=True),
-    "fionread_while_leaving": Difference("leaving"),
+    "fionread_while_leaving": Difference("leaving", until=(7, 3)),
     "truncate": Difference("flags"),
     "wait_all": Difference("flags"),
     "out_of_band": Difference("urgent"),

@@ -29,7 +29,7 @@ from support.emulated import EMULATED
 
 CONVERSATIONS = 4
 # every step by `make torture`; else some, failing and killing at different ones
-STRIDE = 1 if "SOCKREDIR_TORTURE" in os.environ else 29 if EMULATED else 13
+STRIDE = 1 if "SOCKREDIR_TORTURE" in os.environ else 73 if EMULATED else 13
 NEVER_REACHED, REACHED = 0, 1
 _numbers = itertools.count(1)
 
