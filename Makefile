@@ -54,14 +54,16 @@ test: install-deps
 torture: install-deps
 	$(ROOT) env PYTHONDONTWRITEBYTECODE=1 SOCKREDIR_TORTURE=1 $(PYTHON) -m pytest tests/lifecycle
 
-# QUICK=1: a part of it. NULL=1: nothing is accelerated, and every ratio has to be 1.
+# QUICK=1: a part of it. NULL=1: nothing is accelerated, and every ratio has to be 1. SUSTAINED=1:
+# streams of half a minute instead, for three quarters of an hour.
 # BENCH_ARGS="--only redis" and the like reach the benchmark.
 BENCH_OUTPUT := $(if $(NULL),--null,$(if $(QUICK),--output docs/benchmarks/quick,\
-	--output docs/benchmarks --readme README.md))
+	$(if $(SUSTAINED),--output docs/benchmarks/sustained,\
+	--output docs/benchmarks --readme README.md)))
 bench: install-deps
 	@$(APT_INSTALL) $(BENCH_DEPS)
 	$(ROOT) env PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=.:tests $(PYTHON) -m bench \
-		$(if $(QUICK),--quick) $(BENCH_OUTPUT) $(BENCH_ARGS)
+		$(if $(QUICK),--quick) $(if $(SUSTAINED),--sustained) $(BENCH_OUTPUT) $(BENCH_ARGS)
 
 # Results of other kernels stay as they are.
 semantics: install-deps

@@ -21,12 +21,14 @@ from bench.spread import FEWEST_ROUNDS, Spread, simultaneous, spread
 from bench.workload import Workload, measure, ratio_names, ratios
 
 REPOSITORY = Path(__file__).parents[1]
-DURATION_MS = {False: 60, True: 40}
+FULL, QUICK, SUSTAINED = "A full run", "A quick run", "A run of streams of 30 s"
+DURATION_MS = {FULL: 60, QUICK: 40, SUSTAINED: 30_000}
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a minute instead of ten")
+    parser.add_argument("--sustained", action="store_true", help="streams of 30 s instead")
     parser.add_argument(
         "--null",
         action="store_true",
@@ -50,13 +52,17 @@ def _wanted(workloads: list[Workload], arguments: argparse.Namespace) -> list[Wo
 
 def _run(arguments: argparse.Namespace) -> dict[str, Any]:
     started = time.monotonic()
-    results: dict[str, Any] = {"machine": machine.describe(), "quick": arguments.quick}
+    kind = SUSTAINED if arguments.sustained else QUICK if arguments.quick else FULL
+    results: dict[str, Any] = {"machine": machine.describe(), "kind": kind}
     with ExitStack() as stack:
         host = Host(stack, null=arguments.null)
         programs = REPOSITORY / "build" / "bench" / "load"
         loads.build(programs)
-        load = Loads(host, programs, DURATION_MS[arguments.quick])
-        workloads = [*load.workloads(), *Programs(host, load).workloads()]
+        load = Loads(host, programs, DURATION_MS[kind])
+        if arguments.sustained:
+            workloads = load.sustained()
+        else:
+            workloads = [*load.workloads(), *Programs(host, load).workloads()]
         results["workloads"], results["failed"] = [], []
         for workload in _wanted(workloads, arguments):
             rounds = arguments.rounds or (FEWEST_ROUNDS if arguments.quick else workload.rounds)
@@ -68,7 +74,7 @@ def _run(arguments: argparse.Namespace) -> dict[str, Any]:
                 continue
             results["workloads"].append(entry)
             print(report.line(entry), flush=True)
-        if not arguments.null and not arguments.only:
+        if not (arguments.null or arguments.only or arguments.sustained):
             results["profile"] = profile.measure(host, load)
             results["daemon"] = daemon.measure(host, load, quick=arguments.quick)
     results["seconds"] = round(time.monotonic() - started)

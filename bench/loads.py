@@ -37,6 +37,7 @@ RR, STREAMS, SHORT, EDGES, TRACING = (
     "Connections that are not accelerated",
     "While somebody traces",
 )
+SUSTAINED = "Streams that go on"
 
 
 def build(directory: Path) -> None:
@@ -228,6 +229,23 @@ class Loads:
                     )
                 )
         return found
+
+    def sustained(self) -> list[Workload]:
+        """So long that everybody settles: the reader, the window, and what is learned."""
+        return [
+            Workload(
+                f"sustained-{size}",
+                SUSTAINED,
+                f"writes of {kib(size)} to the server, {self._duration // 1000} s",
+                "MB/s",
+                "MB",
+                partial(self.stream, size=size, way="up"),
+                datapaths=(TCP, OURS),
+                targets={f"{OURS}/tcp": 0.97},
+                rounds=9,
+            )
+            for size in (64, 1024, 16384, 65536, 262144)
+        ]
 
     def _traced(self) -> Workload:
         return Workload(

@@ -119,7 +119,7 @@ def _latency(results: Entry) -> str:
             keys = ("p50_us", "p99_us", "p99.9_us")
             cells.append(" / ".join(f"{figures[key]:.1f}" for key in keys) if figures else "")
         rows.append(cells)
-    return table(["", TCP, OURS, TEXTBOOK, UNIX], rows)
+    return table(["", TCP, OURS, TEXTBOOK, UNIX], rows) if rows else ""
 
 
 def _profile(profile: Entry) -> str:
@@ -147,15 +147,16 @@ def _daemon(figures: Entry) -> str:
 def markdown(results: Entry) -> str:
     parts = ["# Benchmark results\n", f"{machine(results)}.\n"]
     parts.append(
-        f"{'A quick run' if results['quick'] else 'A full run'} of {results['seconds']} s. Each "
+        f"{results['kind']}, in {results['seconds']} s. Each "
         "ratio is the median of the ratios of its rounds, with the interval that has the median "
         "in it with 99 % confidence; above 1 is faster. README.md says how it is measured.\n"
     )
     for group in _groups(results):
         parts += [f"## {group}\n", _ratios(results, group)]
     parts += ["## CPU time\n", "Microseconds per operation, client + server.\n", _cpu(results)]
-    latency = _latency(results)
-    parts += ["## Latency\n", "Microseconds: median / 99 % / 99.9 % of the requests.\n", latency]
+    if latency := _latency(results):
+        text = "Microseconds: median / 99 % / 99.9 % of the requests.\n"
+        parts += ["## Latency\n", text, latency]
     if "profile" in results:
         text = "By the kernel's own count, which adds about 50 ns to each run.\n"
         parts += ["## The programs\n", text, _profile(results["profile"])]
