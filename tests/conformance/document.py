@@ -58,6 +58,16 @@ def where(behaviour: Behaviour, variants: list[str]) -> str:
     return "" if variants == on_the_map else f" ({', '.join(variants)})"
 
 
+def on_kernels(behaviour: Behaviour, kernels: dict[str, dict[str, Found]]) -> str:
+    """By kernel, where they do not all do the same."""
+    alike: dict[str, list[str]] = {}
+    for kernel, found in kernels.items():
+        alike.setdefault(on_kernel(behaviour, found.get(behaviour.name)), []).append(kernel)
+    if len(alike) == 1:
+        return next(iter(alike))
+    return "<br>".join(f"**{', '.join(names)}** {text}" for text, names in alike.items())
+
+
 def on_kernel(behaviour: Behaviour, found: Found | None) -> str:
     if found is None:
         return "not run"
@@ -69,6 +79,15 @@ def on_kernel(behaviour: Behaviour, found: Found | None) -> str:
         if text not in shown:
             shown.append(text)
     return " / ".join(shown) + where(behaviour, list(found["differs"]))
+
+
+def tested_kernels() -> str:
+    """In words, with what else made a difference."""
+    words = []
+    for series in results.all_recorded():
+        ftrace = "" if results.recorded_kernel(series).sees else " (one without ftrace)"
+        words.append(results.name(series) + ftrace)
+    return ", ".join(words)
 
 
 def heading(columns: list[str]) -> Iterator[str]:
@@ -83,8 +102,9 @@ def row(cells: list[str]) -> str:
 def differences(kernels: dict[str, dict[str, Found]]) -> Iterator[str]:
     yield "## What differs"
     yield ""
-    columns = [f"Accelerated, {kernel}" for kernel in kernels]
-    yield from heading(["Behaviour", "Plain TCP", *columns, "Why, and what sockredird does"])
+    yield f"On kernels {tested_kernels()}; on all of them where none is named."
+    yield ""
+    yield from heading(["Behaviour", "Plain TCP", "Accelerated", "Why, and what sockredird does"])
     for behaviour in ALL:
         if behaviour.name not in DIFFERENCES:
             continue
@@ -95,9 +115,9 @@ def differences(kernels: dict[str, dict[str, Found]]) -> Iterator[str]:
                 keys |= differing_keys(one["plain"], notes) if one else set()
         newest = next(one for one in reversed(found) if one)
         reason = REASONS[DIFFERENCES[behaviour.name].reason]
-        cells = [on_kernel(behaviour, one) for one in found]
         link = f"[{reason.title}]({anchor(reason.title)})"
-        yield row([cell(behaviour.title), line(newest["plain"], keys), *cells, link])
+        accelerated = on_kernels(behaviour, kernels)
+        yield row([cell(behaviour.title), line(newest["plain"], keys), accelerated, link])
     yield ""
     for reason in REASONS.values():
         yield f"### {reason.title}"
@@ -117,7 +137,7 @@ def how(behaviour: Behaviour) -> str:
 def same(kernels: dict[str, dict[str, Found]]) -> Iterator[str]:
     yield "## What is the same"
     yield ""
-    yield f"On kernel {', '.join(kernels)}, with what a program sees."
+    yield f"On kernels {tested_kernels()}, with what a program sees."
     yield ""
     for area in AREAS:
         members = [b for b in ALL if b.function.__module__ == area.__name__]
