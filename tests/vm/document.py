@@ -11,7 +11,7 @@ from pathlib import Path
 
 from conformance import results
 from conformance.behaviours import ALL
-from conformance.document import line
+from conformance.document import cell, line, tested_kernels
 from vm.kernels import KERNELS
 
 REPOSITORY = Path(__file__).parents[2]
@@ -34,7 +34,7 @@ Row = list[str]
 
 def table(head: Row, rows: list[Row]) -> Iterator[str]:
     for cells in (head, ["---"] * len(head), *rows):
-        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+        yield "| " + " | ".join(cells) + " |"
     yield ""
 
 
@@ -60,7 +60,8 @@ def hosts(kernels: list[str]) -> Iterator[str]:
     facts = [
         json.loads((BUILD / f"guest-{kernel}/results/host.json").read_text()) for kernel in kernels
     ]
-    yield from table(["", *kernels], [[name, *(f[name] for f in facts)] for name in facts[0]])
+    names = sorted({name for found in facts for name in found}, key=lambda n: (n != "kernel", n))
+    yield from table(["", *kernels], [[name, *(f.get(name, "") for f in facts)] for name in names])
 
 
 def totals(found: list[dict[str, dict[str, str]]]) -> Iterator[Row]:
@@ -81,28 +82,23 @@ def differing_tests(found: list[dict[str, dict[str, str]]]) -> Iterator[Row]:
         for test in dict.fromkeys(name for kernel in found for name in kernel.get(stage, {})):
             row = [kernel.get(stage, {}).get(test, "not run") for kernel in found]
             if len(set(row) - {"not run"}) > 1:
-                yield [f"`{test}`", *row]
+                yield [f"`{cell(test)}`", *map(cell, row)]
 
 
-def differing_behaviours() -> tuple[Row, list[Row]]:
+def differing_behaviours() -> Iterator[Row]:
     """Of the conformance suite: what programs see, over TCP and accelerated, by kernel."""
     kernels = {results.name(series): found for series, found in results.all_recorded().items()}
-    rows = []
     for behaviour in ALL:
-        found = [of.get(behaviour.name) for of in kernels.values()]
-        if all(one == found[0] for one in found):
-            continue
-        row = [behaviour.title]
-        for one in found:
-            if one is None:
-                row.append("not run")
-                continue
-            differing = dict.fromkeys(line(notes) for notes in one["differs"].values())
-            row.append(
-                line(one["plain"]) + "".join(f"; accelerated: {notes}" for notes in differing)
-            )
-        rows.append(row)
-    return ["Behaviour", *kernels], rows
+        alike: dict[str, list[str]] = {}
+        for kernel, found in kernels.items():
+            one = found.get(behaviour.name)
+            seen = dict.fromkeys(line(notes) for notes in one["differs"].values()) if one else ()
+            plain = line(one["plain"]) if one else "not run"
+            words = "<br>accelerated: ".join([plain, *seen])
+            alike.setdefault(words, []).append(kernel)
+        if len(alike) > 1:
+            named = [f"**{', '.join(names)}** {words}" for words, names in alike.items()]
+            yield [cell(behaviour.title), "<br>".join(named)]
 
 
 def text(kernels: list[str]) -> str:
@@ -112,13 +108,14 @@ def text(kernels: list[str]) -> str:
     lines += ["Where they do not end alike:", ""]
     different = list(differing_tests(found))
     lines += table(["Test", *kernels], different) if different else ["(nowhere)", ""]
-    head, rows = differing_behaviours()
+    rows = list(differing_behaviours())
     lines += ["## What programs see", ""]
     lines += [
-        "Of all behaviours in [semantics.md](semantics.md), those that depend on the kernel:",
+        "Of all behaviours in [semantics.md](semantics.md), those that are not the same on "
+        f"{tested_kernels()}:",
         "",
     ]
-    lines += table(head, rows) if rows else ["(none)", ""]
+    lines += table(["Behaviour", "What they see"], rows) if rows else ["(none)", ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
