@@ -14,7 +14,9 @@
 #define SPILL_COST 64		/* a direction that filled its window: 32 in a row are left alone */
 #define EARLY_DATA_COST 16	/* a pair undone: 128 in a row, as with TCP_DEFER_ACCEPT */
 #define BALANCE_LIMIT 2048	/* 1024 connections of one request and one answer in a row */
-#define SAMPLE_EVERY 64		/* connections, a power of two */
+#define SAMPLE_EVERY 64		/* connections */
+/* and ten a second: parting a single pair wakes kernel threads, 3 % of what short ones cost */
+#define SAMPLE_GAP_NS 100000000ULL
 #define SAMPLE_AFTER_NS 1000000000ULL	/* at the latest, where they are few */
 #define UNDER_WAY_NS 2000000000ULL	/* a handshake takes no longer, or not to be relied on */
 
@@ -50,6 +52,20 @@ inline_fn struct lesson *lesson_at(struct bpf_sock_ops *skops, __u16 port)
 	return learned.lookup(&l);
 }
 
+/*
+ * Whether it is too early for the next sample. Early data comes of an option of the listener
+ * (TCP_DEFER_ACCEPT) more than of what its clients do, and the daemon has to part each of those.
+ */
+inline_fn int too_early(const struct lesson *lesson, __u64 now)
+{
+	__u64 since = now - lesson->sampled;
+
+	if (since >= SAMPLE_AFTER_NS)
+		return 0;
+	return lesson->kind == LESSON_EARLY_DATA || lesson->skipped < SAMPLE_EVERY ||
+	       since < SAMPLE_GAP_NS;
+}
+
 /* Whether the connection that begins with this SYN is to be left alone. */
 inline_fn int left_alone(struct lesson *lesson)
 {
@@ -58,9 +74,10 @@ inline_fn int left_alone(struct lesson *lesson)
 	if (lesson->kind < LESSON_SPILLS)
 		return 1;
 	now = bpf_ktime_get_ns();
-	/* two CPUs may count one connection for two */
-	if (++lesson->skipped % SAMPLE_EVERY && now - lesson->sampled < SAMPLE_AFTER_NS)
+	lesson->skipped++;	/* two CPUs may count one connection for two */
+	if (too_early(lesson, now))
 		return 1;
+	lesson->skipped = 0;
 	lesson->sampled = now;
 	lesson->met[CLIENT] = lesson->met[SERVER] = lesson->samples;
 	lesson->samples++;
