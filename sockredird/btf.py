@@ -78,6 +78,16 @@ class KernelTypes:
             return Field(bits // 8, mask=((1 << size) - 1) << bits % 8, shift=bits % 8)
         return Field(bits // 8)
 
+    def offsets(self, struct: str, member: str) -> list[int]:
+        """Where struct `struct` has members that are a struct `member`, in bytes.
+
+        Anonymous structs and unions on the way are looked through.
+        """
+        outer, wanted = self._find(struct, KIND_STRUCT), self._find(member, KIND_STRUCT)
+        if outer is None or wanted is None:
+            return []
+        return [bits // 8 for bits in self._places(outer, wanted)]
+
     def enumerator(self, enum: str, name: str) -> int | None:
         type_id = self._find(enum, KIND_ENUM)
         if type_id is None:
@@ -125,6 +135,14 @@ class KernelTypes:
             if has_bit_fields:
                 offset, size = member.offset & 0xFFFFFF, member.offset >> 24
             yield self._name(member.name_off), offset, size, member.type
+
+    def _places(self, type_id: int, wanted: int) -> Iterator[int]:
+        """Bit offsets of the members of one type."""
+        for name, offset, _size, member_type in self._members(type_id):
+            if member_type == wanted:
+                yield offset
+            elif not name:
+                yield from (offset + inner for inner in self._places(member_type, wanted))
 
     def _member(self, type_id: int, wanted: str) -> tuple[int, int, int] | None:
         for name, offset, size, member_type in self._members(type_id):

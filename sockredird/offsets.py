@@ -61,14 +61,9 @@ _OPTIONAL = (
     ("tcp_sock", "syn_smc"),  # CONFIG_SMC
     *_EXCLUDING,
 )
-# Timers that hold a reference to their socket while armed; 6.19 moved two of them.
-_TIMERS = (
-    ("sock", "sk_timer"),
-    ("sock", "tcp_retransmit_timer"),
-    ("inet_connection_sock", "icsk_keepalive_timer"),
-    ("inet_connection_sock", "icsk_retransmit_timer"),
-    ("inet_connection_sock", "icsk_delack_timer"),
-)
+# Each of their timers holds a reference to the socket while it is armed. Which there are differs:
+# 6.12.117 has one for keepalive that 6.12.107 has not, and 6.19 moved two.
+_WITH_TIMERS = ("sock", "inet_connection_sock", "tcp_sock")
 
 
 def _flags(struct: str, path: str, field: Field) -> list[str]:
@@ -100,18 +95,18 @@ def compiler_flags() -> list[str]:
             field = kernel.field(struct, path)
             if field is not None:
                 flags += _flags(struct, path, field)
-        found = {f.offset for f in (kernel.field(s, p) for s, p in _TIMERS) if f is not None}
+        timers = {at for s in _WITH_TIMERS for at in kernel.offsets(s, "timer_list")}
         pprev = kernel.field("timer_list", "entry.pprev")
         sock_flags = {
             name: kernel.enumerator("sock_flags", name)
             for name in ("SOCK_ZEROCOPY", "SOCK_URGINLINE", "SOCK_RCVTSTAMP")
         }
-        if pprev is None or None in sock_flags.values() or not found:
+        if pprev is None or None in sock_flags.values() or not timers:
             raise UnsupportedKernel(
                 "the kernel's BTF lacks struct timer_list or enum sock_flags; "
                 "Linux 6.1 or later is needed"
             )
-        flags += [f"-DOFF_timer_{i}={offset}" for i, offset in enumerate(sorted(found))]
+        flags += ["-DEACH_TIMER(do,sk)=" + "+".join(f"do(sk,{at})" for at in sorted(timers))]
         flags += [f"-DBIT_{name}={bit}" for name, bit in sock_flags.items()]
         flags += [f"-DOFF_timer_list_pprev={pprev.offset}"]
         for function in ("tcp_bpf_recvmsg", "tcp_bpf_ioctl"):

@@ -16,35 +16,22 @@ struct bpf_iter__sockmap {
 	__u64 sk;
 };
 
-/* Kernels differ in how many timers of a TCP socket hold a reference to it. */
-#ifndef OFF_timer_1
-#define OFF_timer_1 0
-#endif
-#ifndef OFF_timer_2
-#define OFF_timer_2 0
-#endif
-
 inline_fn __u32 timer_pending(__u64 sk, __u32 offset)
 {
 	__u64 pprev = 0;
 
-	if (offset)
-		KERNEL_FIELD(pprev, sk, offset + OFF_timer_list_pprev);
+	KERNEL_FIELD(pprev, sk, offset + OFF_timer_list_pprev);
 	return pprev != 0;
 }
 
 /*
  * References to a socket that are not a redirect in flight: the socket itself, its psock, and one
- * per armed timer (sk_reset_timer()). Others that come and go only make us wait longer.
+ * per armed timer (sk_reset_timer()), of which kernels have different ones (offsets.py). Others that
+ * come and go only make us wait longer.
  */
 inline_fn __u32 known_references(__u64 sk)
 {
-	__u32 refs = 2;
-
-	refs += timer_pending(sk, OFF_timer_0);
-	refs += timer_pending(sk, OFF_timer_1);
-	refs += timer_pending(sk, OFF_timer_2);
-	return refs;
+	return 2 + EACH_TIMER(timer_pending, sk);
 }
 
 /* No redirect from `sender`, 0 if that is not known, towards `sk` is in flight. */

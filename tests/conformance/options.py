@@ -58,7 +58,10 @@ def tcp_info_state(t: Scene) -> None:
     t.note("established", [state(t.near), state(t.far)])
     t.near.shutdown(socket.SHUT_WR)
     wait_events(t.far, select.POLLRDHUP)
+    # tcp_ioctl() and the state in TCP_INFO are read without the lock under which the FIN's
+    # acknowledgement is taken first and acted upon then; the rest of TCP_INFO is read with it.
     delivered(t.near)
+    info(t.near)
     t.note("near half-closed", [state(t.near), state(t.far)])
     t.far.close()
     wait_events(t.near, select.POLLHUP)

@@ -16,7 +16,8 @@ from sockredird.errors import UnsupportedKernel
 FIELDS = [
     *offsets._REQUIRED,
     *offsets._OPTIONAL,
-    *offsets._TIMERS,
+    ("sock", "sk_timer"),
+    ("inet_connection_sock", "icsk_delack_timer"),
     ("timer_list", "entry.pprev"),
     ("tcp_sock", "inet_conn.icsk_inet.sk.sk_rcvbuf"),  # structs in structs
     ("sk_buff", "next"),  # in a struct in a union, both without a name
@@ -112,3 +113,22 @@ def test_a_kernel_without_a_field(monkeypatch: pytest.MonkeyPatch, capable: None
     monkeypatch.setattr(offsets, "_REQUIRED", (*offsets._REQUIRED, ("sock", "sk_no_such")))
     with pytest.raises(UnsupportedKernel, match="struct sock has no field sk_no_such"):
         offsets.compiler_flags()
+
+
+@pytest.mark.parametrize(
+    ("struct", "member", "names"),
+    [
+        ("inet_connection_sock", "timer_list", ("icsk_delack_timer", "icsk_retransmit_timer")),
+        ("sk_buff", "rb_node", ("rbnode",)),  # in a union without a name
+        ("sk_buff", "timer_list", ()),
+        ("sk_buff", "no_such_struct", ()),
+    ],
+)
+def test_members_of_one_type(
+    kernel: KernelTypes, dump: Dump, struct: str, member: str, names: tuple[str, ...]
+) -> None:
+    places = {dump.place(struct, name) for name in names} - {None}  # kernels have others, too
+    found = kernel.offsets(struct, member)
+    assert len(found) >= len(names)
+    assert places <= {(8 * offset, 0) for offset in found}
+    assert found or not names
