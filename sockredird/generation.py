@@ -41,6 +41,7 @@ from sockredird.layout import (
     COUNTERS,
     LEFT_UNREAD,
     LESSON,
+    LESSON_HINTS,
     LISTENER,
     MEMBER,
     OWNER,
@@ -291,7 +292,7 @@ class Generation:
         """Why the connection was declined or retired; empty if it was not, or long ago."""
         place = hash_of(flow, self._settings.seed) % VERDICTS
         value = libbpf.lookup(self._pins["verdicts"], struct.pack("=I", place), VERDICT.size)
-        found, _time, reason = VERDICT.unpack(value)
+        found, reason = VERDICT.unpack(value)
         return reason_name(reason) if found == flow else ""
 
     def name_listener(self, netns: int, port: int, pid: int, comm: str) -> None:
@@ -313,6 +314,9 @@ class Generation:
                 yield key, libbpf.lookup(self._pins["learned"], key, LESSON.size)
 
     def teach(self, listener: bytes, lesson: bytes) -> None:
+        _netns, port = LISTENER.unpack(listener)
+        place = (port % LESSON_HINTS).to_bytes(4, "little")
+        libbpf.update(self._pins["lesson_hints"], place, (1).to_bytes(8, "little"))
         libbpf.update(self._pins["learned"], listener, lesson)
 
     def unteach(self, listener: bytes) -> None:

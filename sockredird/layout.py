@@ -45,6 +45,7 @@ DETECTORS = {
 # the sockhash without it.
 ATTACHMENTS = {name: PROGRAMS[name].attach_type for name in ("guard", "pair")}
 WORDS = 16384  # SYNs that a listener has answered, the client not yet established; a power of two
+UNPROVEN = 1024  # clients established unanswered, their server end not yet; a power of two
 DECLINED_CLIENTS = 8192  # that their server end has not met yet
 LEAVING_PAIRS = 16384  # that leave acceleration one by one, at the same time
 TRACED_CONNECTIONS = 8192  # whose programs are known by name, or one of whose ends has closed
@@ -52,12 +53,15 @@ OWN_ADDRESSES = 4096  # of the daemon's network namespace
 EXCLUDED_STEPS = 1024  # names on the paths of excluded cgroups
 VERDICTS = 16384  # connections that explain knows something of; a power of two
 LESSONS = 4096  # listeners left alone
+LESSON_HINTS = 4096  # places for 65536 ports to share; a power of two
 BALANCED_LISTENERS = 8192  # of which is known whether acceleration does them good
 CAPACITIES = {
     "LESSONS": LESSONS,
+    "LESSON_HINTS": LESSON_HINTS,
     "BALANCED_LISTENERS": BALANCED_LISTENERS,
     "DECLINED_CLIENTS": DECLINED_CLIENTS,
     "WORDS": WORDS,
+    "UNPROVEN": UNPROVEN,
     "LEAVING_PAIRS": LEAVING_PAIRS,
     "TRACED_CONNECTIONS": TRACED_CONNECTIONS,
     "VERDICTS": VERDICTS,
@@ -148,7 +152,7 @@ REQUEST_LEARNED, REQUEST_ULP = 1, 2  # enum request
 OPENED = struct.Struct("=QI16s4x")  # struct opened
 LISTENER = struct.Struct("=QI4x")  # struct listener
 LESSON = struct.Struct("=QQQII12xI16s")  # struct lesson
-VERDICT = struct.Struct("=48sQI4x")  # struct verdict
+VERDICT = struct.Struct("=48sI4x")  # struct verdict
 VIEW = "7Q6I16s"  # struct view
 CONNECTION = struct.Struct(f"=Q{VIEW}{VIEW}II8s48s32s")  # struct connection
 MODES = ("unused", "redirected", "tcp")  # enum mode
@@ -173,7 +177,7 @@ def map_shapes(max_connections: int, page_size: int) -> dict[str, MapShape]:
         "handshakes": MapShape(MapType.LRU_HASH, 8, 88, max_connections + DECLINED_CLIENTS),
         "answered": MapShape(MapType.ARRAY, 4, FLOW.size + 8, WORDS),
         "words": MapShape(MapType.ARRAY, 4, 32, WORDS),
-        "unproven": MapShape(MapType.ARRAY, 4, 8 + FLOW.size, WORDS),
+        "unproven": MapShape(MapType.ARRAY, 4, 8 + FLOW.size, UNPROVEN),
         "own_addresses": MapShape(MapType.HASH, ADDRESS.size, 4, OWN_ADDRESSES),
         "excluded": MapShape(MapType.HASH, STEP.size, 4, EXCLUDED_STEPS),
         "leaving": MapShape(MapType.LRU_HASH, 8, 12, LEAVING_PAIRS),
@@ -183,6 +187,7 @@ def map_shapes(max_connections: int, page_size: int) -> dict[str, MapShape]:
         "closing": MapShape(MapType.LRU_HASH, 8, 32, TRACED_CONNECTIONS),
         "verdicts": MapShape(MapType.ARRAY, 4, VERDICT.size, VERDICTS),
         "learned": MapShape(MapType.HASH, LISTENER.size, LESSON.size, LESSONS),
+        "lesson_hints": MapShape(MapType.ARRAY, 4, 8, LESSON_HINTS),
         "balances": MapShape(MapType.LRU_HASH, LISTENER.size, 4, BALANCED_LISTENERS),
         "settings": MapShape(MapType.ARRAY, 4, SETTINGS.size, 1),
         "alerts": MapShape(MapType.ARRAY, 4, 8, 1),

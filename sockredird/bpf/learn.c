@@ -16,9 +16,9 @@
 #define BALANCE_LIMIT 2048	/* 1024 connections of one request and one answer in a row */
 #define SAMPLE_EVERY 64		/* connections */
 /* and ten a second: parting a single pair wakes kernel threads, 3 % of what short ones cost */
-#define SAMPLE_GAP_NS 100000000ULL
-#define SAMPLE_AFTER_NS 1000000000ULL	/* at the latest, where they are few */
-#define UNDER_WAY_NS 2000000000ULL	/* a handshake takes no longer, or not to be relied on */
+#define SAMPLE_GAP_NS 100000000LL
+#define SAMPLE_AFTER_NS 1000000000LL	/* at the latest, where they are few */
+#define UNDER_WAY_NS 2000000000LL	/* a handshake takes no longer, or not to be relied on */
 
 inline_fn struct listener listener_in(const struct flow *flow)
 {
@@ -44,11 +44,23 @@ inline_fn struct listener listener_of(const struct sock_state *st)
 	return l;
 }
 
+/* Where it is noted (not 0) that something is, or was, learned of a listener on such a port. */
+inline_fn __u64 *hint_about(__u16 port)
+{
+	__u32 place = port & (LESSON_HINTS - 1);
+
+	return lesson_hints.lookup(&place);
+}
+
 /* The lesson about the listener of a connection; `port` is the listening one. */
 inline_fn struct lesson *lesson_at(struct bpf_sock_ops *skops, __u16 port)
 {
-	struct listener l = { .netns = bpf_get_netns_cookie(skops), .port = port };
+	__u64 *hint = hint_about(port);
+	struct listener l = { .port = port };
 
+	if (!hint || !*hint)
+		return NULL;
+	l.netns = bpf_get_netns_cookie(skops);
 	return learned.lookup(&l);
 }
 
@@ -58,7 +70,7 @@ inline_fn struct lesson *lesson_at(struct bpf_sock_ops *skops, __u16 port)
  */
 inline_fn int too_early(const struct lesson *lesson, __u64 now)
 {
-	__u64 since = now - lesson->sampled;
+	__s64 since = now - lesson->sampled;
 
 	if (since >= SAMPLE_AFTER_NS)
 		return 0;
@@ -73,7 +85,7 @@ inline_fn int left_alone(struct lesson *lesson)
 
 	if (lesson->kind < LESSON_SPILLS)
 		return 1;
-	now = bpf_ktime_get_ns();
+	now = recent_time();
 	lesson->skipped++;	/* two CPUs may count one connection for two */
 	if (too_early(lesson, now))
 		return 1;
@@ -91,7 +103,7 @@ inline_fn int left_alone(struct lesson *lesson)
 inline_fn int was_left_alone(const struct lesson *lesson, enum side side)
 {
 	return lesson->samples == lesson->met[side] &&
-	       bpf_ktime_get_ns() - lesson->time > UNDER_WAY_NS;
+	       (__s64)(recent_time() - lesson->time) > UNDER_WAY_NS;
 }
 
 /* `o` names who did it, on `side`, or is NULL; `server_sk` is the server end's socket, or 0. */
@@ -99,6 +111,7 @@ inline_fn void learn(enum lesson_kind kind, struct listener *l, struct flow *flo
 		     enum side side, const struct owner *o)
 {
 	struct lesson new = { .kind = kind }, *old = learned.lookup(l);
+	__u64 *hint = hint_about(l->port);
 
 	/* what is there for good is not replaced */
 	if (old && (old->kind < LESSON_SPILLS || kind >= LESSON_SPILLS))
@@ -109,6 +122,8 @@ inline_fn void learn(enum lesson_kind kind, struct listener *l, struct flow *flo
 		new.cgroup = cgroup_of(server_sk);
 	if (o)
 		new.owner = *o;
+	if (hint)
+		*hint = 1;
 	learned.update(l, &new);
 	report_by(EVENT_LEARNED, kind, flow, NULL, new.time, NULL, side, o);
 	ask(REQUEST_LEARNED);

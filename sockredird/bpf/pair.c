@@ -331,8 +331,8 @@ inline_fn void client_established(struct bpf_sock_ops *skops)
 	struct bpf_sock *sk = skops->sk;
 	struct tcp_sock *tp;
 	enum counter reason;
-	enum answer_kind answer;
 	enum reach reach;
+	__u32 answers;
 
 	if (!sk || !read_flow(skops, CLIENT, &hs.flow))
 		return;
@@ -346,12 +346,12 @@ inline_fn void client_established(struct bpf_sock_ops *skops)
 		return decline_learned(&hs.flow);
 	pair.client_seq = skops->snd_nxt;
 	pair.server_seq = skops->rcv_nxt;
-	answer = take_words(&hs.flow, reach);
-	if (lesson && answer != NOT_ANSWERED)
+	answers = take_words(&hs.flow, reach);
+	if (lesson && answers)
 		lesson->met[CLIENT] = lesson->samples;
-	if (answer == NOT_ANSWERED && lesson)
+	if (!answers && lesson)
 		return decline_learned(&hs.flow);
-	if (answer == NOT_ANSWERED)
+	if (!answers)
 		return unanswered(&pair, &hs.flow, reach);
 	if (on_trial(sk))
 		return;
@@ -366,7 +366,7 @@ inline_fn void client_established(struct bpf_sock_ops *skops)
 	tp = bpf_skc_to_tcp_sock(sk);
 	if (!tp || is_excluded((__u64)tp))
 		return;
-	hs.answered = answer == FLOW_ANSWERED;
+	hs.answered = answers & FLOW_ANSWERED;
 	reason = unsuitable(tp);
 	if (!reason)
 		reason = refused_while_connecting(sk);
@@ -413,8 +413,6 @@ inline_fn void client_outside(const struct pair *pair, struct flow *flow, enum r
 	struct flow of_client = {};
 	struct unproven *u;
 
-	/* or a client in scope that takes this client's port would believe the word left */
-	take_words(flow, reach);
 	if (learned_listener)
 		return;		/* the client end has counted it */
 	u = translation_in_scope() ? unproven_for(pair) : NULL;
@@ -456,7 +454,8 @@ inline_fn void server_established(struct bpf_sock_ops *skops)
 		return decline(DECLINED_EARLY_DATA, &flow);
 	pair.client_seq = skops->rcv_nxt;
 	pair.server_seq = skops->snd_nxt;
-	hs = handshakes.lookup(&pair);
+	/* most that are out of scope are told by the first, at a fraction of what the second takes */
+	hs = untaken(&flow, reach) ? NULL : handshakes.lookup(&pair);
 	if (!hs)
 		return client_outside(&pair, &flow, reach, lesson != 0);
 	if (lesson)

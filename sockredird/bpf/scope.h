@@ -115,29 +115,29 @@ inline_fn int port_in_scope(__u16 port)
 	return p && (p->bits[port >> 3] >> (port & 7)) & 1;
 }
 
-/*
- * Whether the other end has an address of this netns, as far as that is told without asking the
- * routing table: a program that connects to an address of its host has that address itself, unless
- * it chose another; those of the daemon's netns are in `own_addresses`.
- */
-inline_fn int is_near(const struct flow *flow, enum side side)
-{
-	struct address remote = { .netns = flow->netns };
-
-	if (same_ip(flow->client_ip, flow->server_ip))
-		return 1;
-	__builtin_memcpy(remote.ip, side == CLIENT ? flow->server_ip : flow->client_ip, 16);
-	return is_loopback(remote.ip) || own_addresses.lookup(&remote);
-}
-
 enum reach {
 	OUT_OF_SCOPE,	/* by its addresses */
-	NEAR,		/* both ends have addresses of this netns */
-	FAR,		/* another netns, a translated address, or another host */
+	NEAR,		/* both ends have addresses of this netns, as far as that is known */
+	FAR,		/* another address of it, another netns, a translated address, or another host */
 };
 
+/* Whether the other end has an address of the daemon's netns, where this one is. */
+inline_fn int is_own(const __u32 *remote_ip, __u64 netns)
+{
+	struct address remote = { .netns = netns };
+
+	__builtin_memcpy(remote.ip, remote_ip, 16);
+	return own_addresses.lookup(&remote) != NULL;
+}
+
+/*
+ * Without asking the routing table: a program that connects to an address of its host has that
+ * address itself, unless it chose another. Under `any` that makes no difference to what is paired,
+ * so no look-up is spent on it.
+ */
 inline_fn enum reach reach_of(const struct flow *flow, enum side side)
 {
+	const __u32 *remote_ip = side == CLIENT ? flow->server_ip : flow->client_ip;
 	int zero = 0;
 	struct settings *s = settings.lookup(&zero);
 
@@ -146,9 +146,11 @@ inline_fn enum reach reach_of(const struct flow *flow, enum side side)
 	if (s->addresses == ADDRESSES_LOOPBACK)
 		return is_loopback(flow->client_ip) && is_loopback(flow->server_ip) ? NEAR :
 										      OUT_OF_SCOPE;
-	if (is_near(flow, side))
+	if (same_ip(flow->client_ip, flow->server_ip) || is_loopback(remote_ip))
 		return NEAR;
-	return s->addresses == ADDRESSES_ANY ? FAR : OUT_OF_SCOPE;
+	if (s->addresses == ADDRESSES_ANY)
+		return FAR;
+	return is_own(remote_ip, flow->netns) ? NEAR : OUT_OF_SCOPE;
 }
 
 inline_fn int translation_in_scope(void)
@@ -185,7 +187,7 @@ inline_fn struct answer *answer_for(const struct flow *flow)
 
 inline_fn struct unproven *unproven_for(const struct pair *pair)
 {
-	__u32 place = (pair->client_seq ^ pair->server_seq) & (WORDS - 1);
+	__u32 place = (pair->client_seq ^ pair->server_seq) & (UNPROVEN - 1);
 
 	return unproven.lookup(&place);
 }
@@ -193,7 +195,7 @@ inline_fn struct unproven *unproven_for(const struct pair *pair)
 /* A listener in scope answers this SYN. */
 inline_fn void leave_word(const struct flow *flow, enum reach reach)
 {
-	__u64 now = bpf_ktime_get_ns();
+	__u64 now = recent_time();
 
 	if (reach == NEAR) {
 		struct answer *answer = answer_for(flow);
@@ -225,7 +227,7 @@ inline_fn int take_word(const struct flow *flow)
 		return 0;
 	then = word->time;
 	word->time = 0;
-	return then && bpf_ktime_get_ns() - then <= ANSWER_VALID_NS;
+	return then && recent_time() - then <= ANSWER_VALID_NS;
 }
 
 inline_fn int take_answer(const struct flow *flow)
@@ -237,22 +239,34 @@ inline_fn int take_answer(const struct flow *flow)
 		return 0;
 	then = answer->time;
 	answer->time = 0;
-	return then && bpf_ktime_get_ns() - then <= ANSWER_VALID_NS;
+	return then && recent_time() - then <= ANSWER_VALID_NS;
 }
 
-enum answer_kind {
-	NOT_ANSWERED,
-	SOMEBODY_ANSWERED,	/* a SYN from this client's address, to whatever address */
-	FLOW_ANSWERED,		/* a listener in this netns answered this very SYN */
+/* What was left for a client, ored. */
+enum answers {
+	NOT_ANSWERED = 0,
+	SOMEBODY_ANSWERED = 1,	/* a SYN from this client's address, to whatever address */
+	FLOW_ANSWERED = 2,	/* a listener in this netns answered this very SYN */
 };
 
-inline_fn enum answer_kind take_words(const struct flow *flow, enum reach reach)
+inline_fn __u32 take_words(const struct flow *flow, enum reach reach)
 {
-	enum answer_kind answer = NOT_ANSWERED;
+	__u32 answers = NOT_ANSWERED;
 
 	if (translation_in_scope() && take_word(flow))
-		answer = SOMEBODY_ANSWERED;
+		answers |= SOMEBODY_ANSWERED;
 	if (reach == NEAR && take_answer(flow))
-		answer = FLOW_ANSWERED;
-	return answer;
+		answers |= FLOW_ANSWERED;
+	return answers;
+}
+
+/*
+ * For the server end: whether the client has not taken what each client in scope takes, which is
+ * established first. It is not in scope then, or SNAT hides it. Takes it away, too: a client in scope
+ * that has this client's address and port next would believe it.
+ */
+inline_fn int untaken(const struct flow *flow, enum reach reach)
+{
+	return take_words(flow, reach) &
+	       (translation_in_scope() ? SOMEBODY_ANSWERED : FLOW_ANSWERED);
 }

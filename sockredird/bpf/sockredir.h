@@ -205,6 +205,15 @@ struct sock_state {
 	__u32 pad2;
 };
 
+/*
+ * CLOCK_MONOTONIC in ns as of the last timer interrupt, up to 10 ms ago: 5 ns where bpf_ktime_get_ns()
+ * may take 50. Never to be compared but as a signed difference with a time that may be exact.
+ */
+inline_fn __u64 recent_time(void)
+{
+	return bpf_ktime_get_coarse_ns();
+}
+
 /* CLOCK_MONOTONIC in milliseconds, modulo 2^32: compare by the sign of the difference. */
 inline_fn __u32 now_ms(void)
 {
@@ -336,7 +345,6 @@ struct closing {
 /* Why a connection was declined or retired, for whoever asks later. */
 struct verdict {
 	struct flow flow;
-	__u64 time;		/* CLOCK_MONOTONIC, ns */
 	__u32 reason;		/* enum counter */
 	__u32 pad;
 };
@@ -416,7 +424,7 @@ BPF_TABLE("lru_hash", struct pair, struct handshake, handshakes, MAX_CONNECTIONS
 BPF_ARRAY(answered, struct answer, WORDS);
 BPF_ARRAY(words, struct word, WORDS);
 BPF_ARRAY(verdicts, struct verdict, VERDICTS);
-BPF_ARRAY(unproven, struct unproven, WORDS);
+BPF_ARRAY(unproven, struct unproven, UNPROVEN);
 BPF_F_TABLE("hash", struct address, __u32, own_addresses, OWN_ADDRESSES, BPF_F_NO_PREALLOC);
 /* Number of the directory that a step leads to, or EXCLUDED. */
 BPF_F_TABLE("hash", struct step, __u32, excluded, EXCLUDED_STEPS, BPF_F_NO_PREALLOC);
@@ -439,6 +447,8 @@ BPF_TABLE("lru_hash", struct flow, struct caller, callers, TRACED_CONNECTIONS);
 BPF_TABLE("lru_hash", struct listener, struct owner, listeners, TRACED_CONNECTIONS);
 BPF_TABLE("lru_hash", struct pair, struct closing, closing, TRACED_CONNECTIONS);
 BPF_HASH(learned, struct listener, struct lesson, LESSONS);
+/* By port: connections to listeners of which nothing was learned, most of all, need no look-up. */
+BPF_ARRAY(lesson_hints, __u64, LESSON_HINTS);
 /* By listener: messages that acceleration saved, less those that pairing cost; see learn.c. */
 BPF_TABLE("lru_hash", struct listener, __s32, balances, BALANCED_LISTENERS);
 BPF_RINGBUF_OUTPUT(requests, 1);	/* wakes the daemon to walk; full means it is awake already */

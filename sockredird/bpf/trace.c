@@ -122,7 +122,6 @@ inline_fn void judge(enum counter reason, struct flow *flow)
 	if (!v)
 		return;
 	v->flow = *flow;
-	v->time = bpf_ktime_get_ns();
 	v->reason = reason;
 }
 

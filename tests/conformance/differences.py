@@ -1,4 +1,8 @@
-"""What is known to differ, and why. Strict: what differs and is not here fails, and vice versa."""
+"""What is known to differ, and why.
+
+Strict: what differs and is not here fails, and vice versa; but a stable release newer than the one
+that results/ was recorded on may have put something right.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from dataclasses import dataclass
 
 from conformance import results
 from conformance.catalogue import FRESH, USED, Behaviour, Variant
-from conformance.results import Kernel, Series
+from conformance.results import Kernel, Series, Version
 from sockredird.generation import Generation
 
 TCP_ULP = 31  # <linux/tcp.h>
@@ -16,7 +20,7 @@ TCP_ULP = 31  # <linux/tcp.h>
 
 def running(generation: Generation) -> Kernel:
     return Kernel(
-        results.running_series(), sees=bool(generation.manifest["detectors"]), ktls=_has_ktls()
+        results.running_version(), sees=bool(generation.manifest["detectors"]), ktls=_has_ktls()
     )
 
 
@@ -117,7 +121,7 @@ REASONS = {
         "FIONREAD while a connection leaves",
         "What exceeds the window goes through TCP, behind what was redirected before. On a "
         "sockhash member FIONREAD counts the one or the other: TCP's data before 6.12.75 and "
-        "6.18.14, redirected data since. 7.3 counts both.",
+        "6.18.14, redirected data since. 6.12.117 and 7.3 count both.",
         "The connection becomes plain TCP once the redirected data is read, 50 ms later at the "
         "most, and pollers are told again of what is left, so that nobody waits for ever.",
     ),
@@ -126,8 +130,9 @@ REASONS = {
 
 @dataclass(frozen=True)
 class Difference:
-    """`only`: variants, where not all of `states` differ. On kernels before `until`.
+    """`only`: variants, where not all of `states` differ.
 
+    On kernels before `until`, and of earlier series before the releases in `backported`.
     `unseen`: only where fentry programs do not see it; `with_ktls`: only where the kernel has it.
     """
 
@@ -135,11 +140,14 @@ class Difference:
     states: tuple[str, ...] = (FRESH, USED)
     only: frozenset[str] | None = None
     until: Series = (999, 0)
+    backported: tuple[Version, ...] = ()
     unseen: bool = False
     with_ktls: bool = False
 
     def applies(self, variant: Variant, kernel: Kernel) -> bool:
         if kernel.series >= self.until or (self.unseen and kernel.sees):
+            return False
+        if any(v[:2] == kernel.series and kernel.version >= v for v in self.backported):
             return False
         if self.with_ktls and not kernel.ktls:
             return False
@@ -178,7 +186,7 @@ DIFFERENCES = {
         Difference("not counted", until=(6, 6)),
     ),
     "upper_layer_protocol": Difference("no kTLS", with_ktls=True),
-    "fionread_while_leaving": Difference("leaving", until=(7, 3)),
+    "fionread_while_leaving": Difference("leaving", until=(7, 3), backported=((6, 12, 117),)),
     "truncate": Difference("flags"),
     "wait_all": Difference("flags"),
     "out_of_band": Difference("urgent"),
@@ -201,3 +209,8 @@ def expected(behaviour: Behaviour, kernel: Kernel) -> set[str]:
     """The variants that are to differ on a kernel."""
     known = DIFFERENCES.get(behaviour.name)
     return {str(v) for v in behaviour.variants if known and known.applies(v, kernel)}
+
+
+def agrees(differing: set[str], known: set[str], kernel: Kernel) -> bool:
+    """Whether a kernel differs where it is known to."""
+    return differing == known or (results.is_newer(kernel) and differing < known)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results"
 
 Series = tuple[int, int]
+Version = tuple[int, int, int]
 Notes = dict[str, Any]
 # {"plain": notes, "differs": {variant: notes}}
 Found = dict[str, Any]
@@ -20,14 +22,24 @@ Found = dict[str, Any]
 class Kernel:
     """What a difference may depend on."""
 
-    series: Series
+    version: Version
     sees: bool  # fentry programs notice what no setsockopt announces
     ktls: bool
 
+    @property
+    def series(self) -> Series:
+        return self.version[:2]
 
-def running_series() -> Series:
-    major, minor = os.uname().release.split(".")[:2]
-    return int(major), int(minor)
+
+def running_version() -> Version:
+    """Of the stable release; Debian's 12 says 6.1.0 for each, and the release beside it."""
+    kernel = os.uname()
+    found = re.search(r"Debian (\d+)\.(\d+)\.(\d+)", kernel.version) or re.match(
+        r"(\d+)\.(\d+)(?:\.(\d+))?", kernel.release
+    )
+    assert found, kernel
+    major, minor, patch = found.groups()
+    return int(major), int(minor), int(patch or 0)
 
 
 def name(series: Series) -> str:
@@ -51,13 +63,20 @@ def _content(file: Path) -> dict[str, Any]:
 
 def write(directory: Path, kernel: Kernel, found: dict[str, Found]) -> None:
     directory.mkdir(parents=True, exist_ok=True)
-    facts = {"sees": kernel.sees, "ktls": kernel.ktls}
+    facts = {"version": kernel.version, "sees": kernel.sees, "ktls": kernel.ktls}
     text = json.dumps({"kernel": facts, "found": found}, indent=1, ensure_ascii=False)
     path(directory, kernel.series).write_text(text + "\n")
 
 
 def recorded_kernel(series: Series) -> Kernel:
-    return Kernel(series, **_content(path(RESULTS, series))["kernel"])
+    facts = _content(path(RESULTS, series))["kernel"]
+    return Kernel((*series, facts["version"][2]), sees=facts["sees"], ktls=facts["ktls"])
+
+
+def is_newer(kernel: Kernel) -> bool:
+    """Than the release of its series that has results."""
+    recorded = path(RESULTS, kernel.series)
+    return recorded.exists() and kernel.version > recorded_kernel(kernel.series).version
 
 
 def all_recorded() -> dict[Series, dict[str, Found]]:

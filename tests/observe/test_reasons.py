@@ -240,8 +240,8 @@ DECLINES: dict[str, Callable[..., str]] = {
     "option": partial(optioned, "option"),
     "learned": learned,
     "no_memory": no_memory,
-    "mismatch": mismatch,
 }
+BY_NAT: dict[str, Callable[..., str]] = {"undecidable": undecidable, "mismatch": mismatch}
 RETIRES: dict[str, Callable[..., str]] = {
     "window": window,
     "messages": messages,
@@ -301,14 +301,15 @@ def test_map_full(
     check("declined", "map_full", actor.do(map_full), actor.pid, ask, trace)
 
 
-@produces("declined_undecidable")
+@produces(*(f"declined_{reason}" for reason in BY_NAT))
+@pytest.mark.parametrize("reason", BY_NAT)
 @pytest.mark.parametrize("host", [{"scope": {"addresses": "any"}}], indirect=True)
-def test_undecidable(
-    host: Host, enabled: Client, ask: Callable[..., Any], tracing: Callable[..., Trace]
+def test_declines_by_nat(
+    host: Host, enabled: Client, ask: Callable[..., Any], tracing: Callable[..., Trace], reason: str
 ) -> None:
     actor = host.actor()
     trace = tracing(lambda: actor.do(usual))
-    check("declined", "undecidable", actor.do(undecidable), actor.pid, ask, trace)
+    check("declined", reason, actor.do(BY_NAT[reason]), actor.pid, ask, trace)
 
 
 @produces("declined_peer_outside")

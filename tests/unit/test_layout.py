@@ -75,6 +75,7 @@ def test_the_layout_rules_see_padding() -> None:
         ("sockets", None, "sock_state"),
         ("handshakes", "pair", "handshake"),
         ("answered", None, "answer"),
+        ("unproven", None, "unproven"),
         ("leaving", "pair", "leaving"),
         ("settings", None, "settings"),
         ("counters", None, "counters"),

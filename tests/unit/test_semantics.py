@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from conformance import differences, document, results
@@ -27,3 +29,14 @@ def test_table() -> None:
     assert differences.DIFFERENCES.keys() <= {behaviour.name for behaviour in ALL}
     used = {difference.reason for difference in differences.DIFFERENCES.values()}
     assert used == differences.REASONS.keys()
+
+
+def test_a_newer_release_may_have_put_something_right() -> None:
+    series = max(RECORDED)
+    known = {"fresh client", "used client"}
+    recorded = results.recorded_kernel(series)
+    newer = replace(recorded, version=(*series, recorded.version[2] + 1))
+    for kernel in recorded, newer:
+        assert differences.agrees(known, known, kernel)
+        assert not differences.agrees(known | {"left client"}, known, kernel)
+        assert differences.agrees(set(), known, kernel) == (kernel is newer)
