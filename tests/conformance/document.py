@@ -85,8 +85,9 @@ def tested_kernels() -> str:
     """In words, with what else made a difference."""
     words = []
     for series in results.all_recorded():
-        ftrace = "" if results.recorded_kernel(series).sees else " (one without ftrace)"
-        words.append(results.name(series) + ftrace)
+        kernel = results.recorded_kernel(series)
+        version = ".".join(map(str, kernel.version))
+        words.append(version if kernel.sees else f"{version} (one without ftrace)")
     return ", ".join(words)
 
 
