@@ -51,7 +51,8 @@ WORDS = {
     "window": "unread data reached window_bytes, or the reader's SO_RCVBUF",
     "messages": "too many unread messages, however small",
     "small_stream": "it was a one-way stream of small messages, which TCP merges",
-    "late_pairing": "its first message came before both ends were paired",
+    "late_pairing": "its first message came before both ends were paired, or somebody waited for "
+    "it since before",
     "peer_gone": "its peer was taken off the sockhash by somebody else",
     "half_closed": "one end has shut down its side, and reads from TCP since",
     "disable": "acceleration is disabled, or was while this connection lived",

@@ -173,7 +173,7 @@ def map_shapes(max_connections: int, page_size: int) -> dict[str, MapShape]:
     """Every map of the datapath by its name, for a limit on connections."""
     return {
         "peers": MapShape(MapType.SOCKHASH, 12, 4, 2 * max_connections),
-        "sockets": MapShape(MapType.SK_STORAGE, 4, 448, 0),
+        "sockets": MapShape(MapType.SK_STORAGE, 4, 456, 0),
         "handshakes": MapShape(MapType.LRU_HASH, 8, 88, max_connections + DECLINED_CLIENTS),
         "answered": MapShape(MapType.ARRAY, 4, FLOW.size + 8, WORDS),
         "words": MapShape(MapType.ARRAY, 4, 32, WORDS),

@@ -5,37 +5,48 @@
  * target (sk_psock_msg_verdict()); taking the target's psock away then would fail its send().
  */
 
-/*
- * Whether the one task that waits on this socket's wait queue, besides pollers, is a reader or
- * writer asleep in the kernel's TCP code: its entry names the task (DEFINE_WAIT_FUNC()), where
- * those of poll() and epoll name something else, or nothing.
- */
 #define MAX_WAITERS 8
+#define CROWD (~0ULL)
 
-inline_fn int has_sleeper(__u64 sk)
+/*
+ * The task, reader, writer or connect(2), that is asleep on this socket in the kernel's TCP code, by
+ * the address of its entry on the socket's wait queue: such an entry names the task
+ * (DEFINE_WAIT_FUNC()), where those of poll() and epoll name something else, or nothing. 0 if there
+ * is none, CROWD if there are several, or too many entries to see them all.
+ */
+inline_fn __u64 sleeper_on(__u64 sk)
 {
-	__u64 wq = 0, entry = 0, head, task, leader, again;
-	int sleepers = 0;
+	__u64 wq = 0, entry = 0, found = 0, head, task, leader, again;
 
-	if (KERNEL_FIELD(wq, sk, OFF_sock_sk_wq) || !wq)
+	if (KERNEL_FIELD(wq, sk, OFF_sock_sk_wq))
+		return CROWD;
+	if (!wq)
 		return 0;
 	head = wq + OFF_socket_wq_head;
 	if (KERNEL_FIELD(entry, head, 0))
-		return 0;
+		return CROWD;
 #pragma unroll
 	for (int i = 0; i < MAX_WAITERS; i++) {
-		if (!entry || entry == head)
-			break;
+		if (entry == head)
+			return found;
 		entry -= OFF_wait_queue_entry_entry;
 		task = leader = again = 0;
 		KERNEL_FIELD(task, entry, OFF_wait_queue_entry_private);
 		if (task && !KERNEL_FIELD(leader, task, OFF_task_struct_group_leader) && leader &&
 		    !KERNEL_FIELD(again, leader, OFF_task_struct_group_leader) && again == leader)
-			sleepers++;
+			found = found ? CROWD : entry;
 		if (KERNEL_FIELD(entry, entry, OFF_wait_queue_entry_entry))
-			return 0;
+			return CROWD;
 	}
-	return sleepers == 1 && entry == head;
+	return entry == head ? found : CROWD;
+}
+
+/* Whether somebody is still asleep who was there when sleeper_on() gave `then`; or may be. */
+inline_fn int sleeps_on(__u64 sk, __u64 then)
+{
+	__u64 now = sleeper_on(sk);
+
+	return then == CROWD ? now != 0 : now == then || now == CROWD;
 }
 
 inline_fn __u32 psock_references(__u64 psock)
@@ -51,7 +62,7 @@ inline_fn __u32 psock_references(__u64 psock)
  */
 inline_fn int idle_sender(__u64 sender)
 {
-	__u64 psock = psock_of(sender);
+	__u64 psock = psock_of(sender), sleeper;
 	__u32 refs;
 
 	if (!psock)
@@ -59,5 +70,8 @@ inline_fn int idle_sender(__u64 sender)
 	refs = psock_references(psock);
 	if (refs == 1)
 		return 1;
-	return refs == 2 && has_sleeper(sender) && psock_references(psock) == 2;
+	if (refs != 2)
+		return 0;
+	sleeper = sleeper_on(sender);
+	return sleeper && sleeper != CROWD && psock_references(psock) == 2;
 }

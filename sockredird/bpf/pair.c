@@ -121,9 +121,17 @@ inline_fn enum counter refused_while_connecting(struct bpf_sock *sk)
 	return st && st->refused ? declined_for(st->refused) : 0;
 }
 
-/* Puts one end on the sockhash; 0, or why it could not. */
-inline_fn enum counter join(struct bpf_sock_ops *skops, struct bpf_sock *sk, enum side side,
-			    const struct flow *flow, const struct pair *pair, struct handshake *hs)
+/*
+ * Puts one end on the sockhash; 0, or why it could not.
+ *
+ * A client may have been waited for since before: by connect(), which is about to return, or by a
+ * thread in recv() or send(). That one stays in TCP's code (tcp_recvmsg(), tcp_sendmsg_locked()),
+ * where it would not see redirected data, or overtake it. Which it is shows when the first message
+ * is sent: see first_message().
+ */
+inline_fn enum counter join(struct bpf_sock_ops *skops, struct bpf_sock *sk, struct tcp_sock *tp,
+			    enum side side, const struct flow *flow, const struct pair *pair,
+			    struct handshake *hs)
 {
 	struct sock_state *st = sockets.sk_storage_get(sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 	struct end self = { .pair = *pair, .side = side };
@@ -140,6 +148,7 @@ inline_fn enum counter join(struct bpf_sock_ops *skops, struct bpf_sock *sk, enu
 		st->peer_st = hs->client_st;
 		hs->server_st = (__u64)st;
 	} else {
+		st->early = sleeper_on((__u64)tp);
 		hs->client_st = (__u64)st;
 	}
 	st->since = bpf_ktime_get_ns();
@@ -373,7 +382,7 @@ inline_fn void client_established(struct bpf_sock_ops *skops)
 	if (!reason && OWN_FIELD(__u32, tp, OFF_tcp_sock_write_seq) != pair.client_seq)
 		reason = DECLINED_EARLY_DATA;
 	if (!reason)
-		reason = join(skops, sk, CLIENT, &hs.flow, &pair, &hs);
+		reason = join(skops, sk, tp, CLIENT, &hs.flow, &pair, &hs);
 	if (!reason)
 		hs.client_sk = (__u64)tp;
 	/*
@@ -482,7 +491,7 @@ inline_fn void server_established(struct bpf_sock_ops *skops)
 	if (refused)
 		reason = declined_for(refused);
 	if (!reason)
-		reason = join(skops, sk, SERVER, &flow, &pair, hs);
+		reason = join(skops, sk, tp, SERVER, &flow, &pair, hs);
 	if (!reason) {
 		/* The client's first message finds the pair complete through this. */
 		WRITE_ONCE(hs->server_sk, (__u64)tp);

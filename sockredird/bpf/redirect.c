@@ -102,6 +102,18 @@ inline_fn int stay(struct sk_msg_md *msg, struct sock_state *st, __u32 size)
 	return by_tcp(msg, st);
 }
 
+/* Whether a thread has waited on the client end, in TCP's code, since before it was established. */
+inline_fn int early_sleeper(const struct sock_state *st, __u64 sk)
+{
+	__u64 early = st->early;
+
+	if (st->self.side == SERVER) {
+		sk = st->peer_sk;
+		STATE_FIELD(early, st->peer_st, early);
+	}
+	return early && sleeps_on(sk, early);
+}
+
 /* The first message of a direction: may it, and all that follow, be redirected (I1)? */
 inline_fn int first_message(struct bpf_sock *sk, struct sock_state *st)
 {
@@ -121,6 +133,9 @@ inline_fn int first_message(struct bpf_sock *sk, struct sock_state *st)
 		st->peer_st = hs->server_st;
 		handshakes.delete(&pair);
 	}
+	if (early_sleeper(st, (__u64)tp))
+		return 0;
+	st->early = 0;
 	st->mode = REDIRECT;
 	return 1;
 }

@@ -130,7 +130,7 @@ enum counter {
 	RETIRED_WINDOW,			/* unread bytes reached the window */
 	RETIRED_MESSAGES,		/* too many unread messages, however small */
 	RETIRED_SMALL_STREAM,		/* small messages one way, which TCP merges */
-	RETIRED_LATE_PAIRING,		/* the first message came before the pair was complete */
+	RETIRED_LATE_PAIRING,		/* the first message came too early, or an early_sleeper() is there */
 	RETIRED_HALF_CLOSED,		/* the peer will send no more: shutdown(2) */
 	RETIRED_PEER_GONE,		/* the peer was taken off the sockhash by somebody else */
 	RETIRED_OTHER_SOCKMAP,		/* an sk_skb program of somebody else reads at the peer */
@@ -197,6 +197,7 @@ struct sock_state {
 	__u32 reset_at;			/* when what a program asked for has gone wrong, or 0; see detect.c */
 	struct flow flow;		/* as the client end sees it */
 	struct place server;		/* known to the server end only */
+	__u64 early;			/* of a client: who slept when it was established, or 0; see join() */
 	__u64 checkpoint[16];		/* sent_bytes, MESSAGES_PER_SAMPLE messages apart */
 	struct sample sample[2];	/* newer, older; taken by listings, as is all below */
 	struct owner owner;		/* the first process met that has this socket open */
