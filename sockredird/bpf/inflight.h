@@ -44,9 +44,25 @@ inline_fn __u64 sleeper_on(__u64 sk)
 /* Whether somebody is still asleep who was there when sleeper_on() gave `then`; or may be. */
 inline_fn int sleeps_on(__u64 sk, __u64 then)
 {
-	__u64 now = sleeper_on(sk);
+	__u64 wq = 0, entry = 0, head;
 
-	return then == CROWD ? now != 0 : now == then || now == CROWD;
+	if (then == CROWD)
+		return sleeper_on(sk) != 0;
+	if (KERNEL_FIELD(wq, sk, OFF_sock_sk_wq))
+		return 1;
+	if (!wq)
+		return 0;
+	head = wq + OFF_socket_wq_head;
+	if (KERNEL_FIELD(entry, head, 0))
+		return 1;
+#pragma unroll
+	for (int i = 0; i < MAX_WAITERS; i++) {
+		if (entry == head)
+			return 0;
+		if (entry - OFF_wait_queue_entry_entry == then || KERNEL_FIELD(entry, entry, 0))
+			return 1;
+	}
+	return entry != head;
 }
 
 inline_fn __u32 psock_references(__u64 psock)
