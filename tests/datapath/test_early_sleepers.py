@@ -72,6 +72,20 @@ def test_reader(cgroup: Path, generation: Generation, size: int) -> None:
 
 
 @inside()
+def test_one_reader_of_two(cgroup: Path, generation: Generation) -> None:
+    """The second came when the connection was there, and stands in front of the first."""
+    with connecting(blocking=False) as (listener, client, _):
+        early = Background(client.recv, 1)
+        early.wait_in_kernel()
+        with let_it_connect(listener) as server:
+            late = Background(client.recv, 1)
+            late.wait_in_kernel()
+            server.sendall(b"xy")
+            assert {early.join(10), late.join(10)} == {b"x", b"y"}
+    assert generation.counters()["redirected_messages"] == 0
+
+
+@inside()
 def test_sender(cgroup: Path, generation: Generation) -> None:
     data = pattern(0, 100_000)
     with connecting(blocking=False) as (listener, client, _):
