@@ -20,6 +20,8 @@ RUNTIME_DEPS := python3 python3-bpfcc python3-dbus-next python3-prometheus-clien
 TEST_DEPS := python3-pytest python3-hypothesis bpftool dbus-bin dbus-daemon gcc iproute2 \
 	iptables libc6-dev mount netcat-openbsd procps redis-server socat util-linux \
 	zsh
+# of those that are not run in guests
+HOST_TEST_DEPS := prometheus
 # of bench/: what compiles its load generators, and the programs they are compared with
 BENCH_DEPS := gcc libc6-dev iperf3 memcached nginx-light postgresql python3-matplotlib redis-tools \
 	sockperf wrk
@@ -42,7 +44,7 @@ MANPAGES := $(wildcard man/*.[58])
 all: deb
 
 install-deps:
-	@$(APT_INSTALL) $(RUNTIME_DEPS) $(TEST_DEPS)
+	@$(APT_INSTALL) $(RUNTIME_DEPS) $(TEST_DEPS) $(HOST_TEST_DEPS)
 
 # PYTEST_ARGS="-k word" and the like reach pytest.
 test: install-deps

@@ -12,7 +12,7 @@ from dbus_next import DBusError, MessageType, Variant
 
 from support.background import Background
 from support.pins import detach
-from support.traffic import listen
+from support.traffic import free_port
 
 from . import load, pins
 from .client import Client, message
@@ -53,12 +53,6 @@ def test_stats_while_enabling(client: Client) -> None:
     replies = client.call_all(*map(message, ["Enable", *["Stats"] * 10, "Disable"]))
     assert {reply.message_type for reply in replies} == {MessageType.METHOD_RETURN}
     assert client.get("State") == "disabled"
-
-
-def free_port() -> int:
-    with listen() as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def test_only_ports(host: Host, client: Client) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from random import Random
 
-from support.traffic import listen
+from support.traffic import free_port, listen
 
 Count = tuple[int, int]  # bytes sent and received
 
@@ -72,8 +72,7 @@ _redis: list[subprocess.Popen[bytes]] = []
 
 def serve() -> dict[str, int]:
     """Starts redis, an HTTP server and an echo server; their ports."""
-    with listen() as free:
-        port: int = free.getsockname()[1]
+    port = free_port()
     directory = tempfile.mkdtemp(prefix="srt-redis-")
     options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", directory]
     _redis.append(subprocess.Popen(["redis-server", *options], stdout=subprocess.DEVNULL))

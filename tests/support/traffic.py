@@ -102,6 +102,12 @@ def listen(address: str = "127.0.0.1", port: int = 0, *, protocol: int = 0) -> s
     return listener
 
 
+def free_port() -> int:
+    with listen() as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
 def dial(
     listener: socket.socket,
     address: str = "127.0.0.1",
