@@ -18,6 +18,7 @@ from hypothesis import settings
 # both ways of starting pytest, with and without `python3 -m`, find the packages of this checkout
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from sockredird import compiler
 from sockredird.errors import UnsupportedKernel
 from sockredird.generation import Generation
 from sockredird.plan import Plan
@@ -51,6 +52,11 @@ def _refuse_to_skip(reason: str) -> None:
 def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """What has been compiled for one test need not be for the next; see sockredird/cache.py."""
     os.environ["CACHE_DIRECTORY"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def patience() -> None:
+    compiler.TIMEOUT_S *= PATIENCE
 
 
 @pytest.fixture(scope="session")
