@@ -83,6 +83,7 @@ def test_one_reader_of_two(cgroup: Path, generation: Generation) -> None:
             server.sendall(b"xy")
             assert {early.join(10), late.join(10)} == {b"x", b"y"}
     assert generation.counters()["redirected_messages"] == 0
+    assert generation.counters()["accelerated_connections"] == 1
 
 
 @inside()
@@ -97,6 +98,9 @@ def test_sender(cgroup: Path, generation: Generation) -> None:
             assert read_exactly(server, 2 * len(data)) == data * 2
             server.sendall(data)
             assert read_exactly(client, len(data)) == data
+    # the ACK waits for the sender's data, as a rule: tcp_rcv_synsent_state_process()
+    counters = generation.counters()
+    assert counters["declined_early_data"] + counters["accelerated_connections"] == 1
 
 
 @pytest.mark.parametrize("first", ["client", "server"])

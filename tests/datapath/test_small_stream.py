@@ -77,5 +77,6 @@ def stays(cgroup: Path, generation: Generation, talk: Callable[[Connection], obj
             talk(both)
             assert retired(generation) == 0
             assert generation.walk().entries == 2
+            assert generation.counters()["redirected_messages"] >= BATCH * BATCHES
 
     run(cgroup=cgroup)
