@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from daemon.client import Client
 from daemon.process import DaemonProcess, toml
 from sockredird.cgroup import mount_point
 from support import cgroups, textbook
+from support.traffic import free_port
 
 TCP, OURS, TEXTBOOK, UNIX = "tcp", "sockredird", "textbook", "unix"
 EXCLUDED, OUTSIDE, RETIRED = "excluded", "outside", "retired"
@@ -59,7 +59,7 @@ class Host:
         self.bpffs = stack.enter_context(_bpffs(self.scratch / "bpf"))
         self.bus = stack.enter_context(private_bus())
         self.null = null
-        self._excluded_port = _free_port()
+        self._excluded_port = free_port()
         self.datapaths = {
             TCP: self._datapath(TCP),
             AGAIN: self._datapath(AGAIN),
@@ -217,12 +217,6 @@ def _refuse_accelerated(cgroup: Path) -> None:
             "bench: a sock_ops program is attached to the root cgroup, so nothing here is plain "
             f"TCP ({found[0].get('name', 'unnamed')}): if it is sockredird's, sockredirctl disable"
         )
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def end(process: subprocess.Popen[str]) -> None:

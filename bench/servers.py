@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.datapaths import Datapath, end, spawn
+from support.traffic import free_port
 
 START_TIMEOUT_S = 20.0
 SHARED_BUFFERS = "128MB"
@@ -26,12 +27,6 @@ class Address:
 
     port: int
     path: Path
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _await(process: subprocess.Popen[str], family: int, address: str | tuple[str, int]) -> None:

@@ -181,7 +181,7 @@ def splice_from(sock: socket.socket, size: int) -> bytes:
     read_end, write_end = os.pipe()
     sock.setblocking(False)  # tcp_splice_read() looks at nothing else
     try:
-        moved: int = os.splice(sock.fileno(), write_end, size)  # type: ignore[attr-defined]
+        moved: int = os.splice(sock.fileno(), write_end, size)
         return os.read(read_end, moved) if moved else b""
     finally:
         sock.setblocking(True)
