@@ -39,15 +39,19 @@ from sockredird.layout import (
     BROKEN,
     COUNTER_SLOTS,
     COUNTERS,
+    KNOWN,
     LEFT_UNREAD,
     LESSON,
-    LESSON_HINTS,
     LISTENER,
+    LOOK_IT_UP,
     MEMBER,
     OWNER,
     PORTS_SIZE,
     PROGRAMS,
+    SAMPLING_SIZE,
     SETTINGS,
+    SHORTCUT,
+    SHORTCUTS,
     VERDICT,
     VERDICTS,
     Settings,
@@ -314,13 +318,29 @@ class Generation:
                 yield key, libbpf.lookup(self._pins["learned"], key, LESSON.size)
 
     def teach(self, listener: bytes, lesson: bytes) -> None:
-        _netns, port = LISTENER.unpack(listener)
-        place = (port % LESSON_HINTS).to_bytes(4, "little")
-        libbpf.update(self._pins["lesson_hints"], place, (1).to_bytes(8, "little"))
         libbpf.update(self._pins["learned"], listener, lesson)
+        self.make_shortcut(listener, lesson)
+
+    def make_shortcut(self, listener: bytes, lesson: bytes) -> None:
+        """To one of `lessons`, unless another one has its place: this one is looked up, then."""
+        netns, port = LISTENER.unpack(listener)
+        place = (port % SHORTCUTS).to_bytes(4, "little")
+        shortcut = libbpf.lookup(self._pins["shortcuts"], place, SHORTCUT.size)
+        if SHORTCUT.unpack(shortcut)[0] != KNOWN:
+            shortcut = SHORTCUT.pack(KNOWN, port, netns, lesson[:SAMPLING_SIZE])
+            libbpf.update(self._pins["shortcuts"], place, shortcut)
+
+    def close_shortcut(self, listener: bytes) -> None:
+        netns, port = LISTENER.unpack(listener)
+        place = (port % SHORTCUTS).to_bytes(4, "little")
+        shortcut = libbpf.lookup(self._pins["shortcuts"], place, SHORTCUT.size)
+        if SHORTCUT.unpack(shortcut)[:3] == (KNOWN, port, netns):
+            shortcut = SHORTCUT.pack(LOOK_IT_UP, 0, 0, b"")
+            libbpf.update(self._pins["shortcuts"], place, shortcut)
 
     def unteach(self, listener: bytes) -> None:
         """Its account is closed, too, or the next connection would bring it back."""
+        self.close_shortcut(listener)
         for name in ("balances", "learned"):
             with suppress(FileNotFoundError):
                 libbpf.delete(self._pins[name], listener)

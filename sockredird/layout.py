@@ -53,11 +53,11 @@ OWN_ADDRESSES = 4096  # of the daemon's network namespace
 EXCLUDED_STEPS = 1024  # names on the paths of excluded cgroups
 VERDICTS = 16384  # connections that explain knows something of; a power of two
 LESSONS = 4096  # listeners left alone
-LESSON_HINTS = 4096  # places for 65536 ports to share; a power of two
+SHORTCUTS = 4096  # places for 65536 ports to share; a power of two
 BALANCED_LISTENERS = 8192  # of which is known whether acceleration does them good
 CAPACITIES = {
     "LESSONS": LESSONS,
-    "LESSON_HINTS": LESSON_HINTS,
+    "SHORTCUTS": SHORTCUTS,
     "BALANCED_LISTENERS": BALANCED_LISTENERS,
     "DECLINED_CLIENTS": DECLINED_CLIENTS,
     "WORDS": WORDS,
@@ -151,7 +151,10 @@ PASSING_LESSONS = LESSON_KINDS[13:]
 REQUEST_LEARNED, REQUEST_ULP = 1, 2  # enum request
 OPENED = struct.Struct("=QI16s4x")  # struct opened
 LISTENER = struct.Struct("=QI4x")  # struct listener
-LESSON = struct.Struct("=QQQII12xI16s")  # struct lesson
+SAMPLING_SIZE = 40  # struct sampling: time, when last sampled, kind, and what is the datapath's own
+LESSON = struct.Struct("=QQI20xQI16s4x")  # struct lesson, which begins with that
+SHORTCUT = struct.Struct(f"=IIQ{SAMPLING_SIZE}s")  # struct shortcut
+LOOK_IT_UP, KNOWN = 1, 2  # enum shortcut_state
 VERDICT = struct.Struct("=48sI4x")  # struct verdict
 VIEW = "7Q6I16s"  # struct view
 CONNECTION = struct.Struct(f"=Q{VIEW}{VIEW}II8s48s32s")  # struct connection
@@ -187,7 +190,7 @@ def map_shapes(max_connections: int, page_size: int) -> dict[str, MapShape]:
         "closing": MapShape(MapType.LRU_HASH, 8, 32, TRACED_CONNECTIONS),
         "verdicts": MapShape(MapType.ARRAY, 4, VERDICT.size, VERDICTS),
         "learned": MapShape(MapType.HASH, LISTENER.size, LESSON.size, LESSONS),
-        "lesson_hints": MapShape(MapType.ARRAY, 4, 8, LESSON_HINTS),
+        "shortcuts": MapShape(MapType.ARRAY, 4, SHORTCUT.size, SHORTCUTS),
         "balances": MapShape(MapType.LRU_HASH, LISTENER.size, 4, BALANCED_LISTENERS),
         "settings": MapShape(MapType.ARRAY, 4, SETTINGS.size, 1),
         "alerts": MapShape(MapType.ARRAY, 4, 8, 1),

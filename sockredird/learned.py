@@ -124,7 +124,8 @@ class Learned:
         """Takes over what the live generation has learned since, and given up."""
         names = Names()
         found: dict[Key, Lesson] = {}
-        for raw_key, raw in generation.lessons():
+        listed = list(generation.lessons())
+        for raw_key, raw in listed:
             lesson = _unpacked(raw_key, raw, names)
             key = lesson.netns, lesson.port
             known = self._lessons.get(key)
@@ -136,12 +137,19 @@ class Learned:
                 "connections to %s stay on TCP from now on: %s",
                 *(self.id_of(lesson), lesson.sentence()),
             )
-        for key in self._lessons.keys() - found.keys():
+        gone = self._lessons.keys() - found.keys()
+        for key in gone:
             log.info("connections to %s are accelerated again", self.id_of(self._lessons[key]))
         if found != self._lessons:
             self._lessons = found
             self._make_room(generation)
             self._keep()
+        # last: one made for a listener that is given up this moment is known, and closed, next time
+        for key in gone:
+            generation.close_shortcut(LISTENER.pack(*key))
+        for raw_key, raw in listed:
+            if LISTENER.unpack(raw_key) in self._lessons:
+                generation.make_shortcut(raw_key, raw)
 
     def take_over(self, generation: Generation, live: Generation | None) -> None:
         """What a generation about to go has learned and the live one has not."""
@@ -214,13 +222,13 @@ def _packed(lesson: Lesson) -> tuple[bytes, bytes]:
     # of a cgroup the path is what stays, and `sync` keeps it
     return (
         LISTENER.pack(lesson.netns, lesson.port),
-        LESSON.pack(began, began, 0, kind, 0, *owner),
+        LESSON.pack(began, began, kind, 0, *owner),
     )
 
 
 def _unpacked(raw_key: bytes, raw: bytes, names: Names) -> Lesson:
     netns, port = LISTENER.unpack(raw_key)
-    began, _sampled, cgroup, kind, _skipped, pid, comm = LESSON.unpack(raw)
+    began, _sampled, kind, cgroup, pid, comm = LESSON.unpack(raw)
     since = (time.time_ns() - (time.monotonic_ns() - began)) // 1000
     path = names.path(cgroup) if cgroup else ""
     return Lesson(netns, port, LESSON_KINDS[kind], since, pid, text(comm), path)

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * Listeners whose connections are left alone. The map `learned` is the list; the daemon keeps a copy
- * on disk, shows it, and takes from it what it is told to forget.
+ * on disk, shows it, takes from it what it is told to forget, and makes the shortcuts by which most
+ * connections do without it.
  *
  * Some are there for good, since a program did what no member of a sockhash can (guard.c). Others
  * are there because acceleration does them no good, for as long as that is so: pairing a connection
@@ -14,6 +15,7 @@
 #define SPILL_COST 64		/* a direction that filled its window: 32 in a row are left alone */
 #define EARLY_DATA_COST 16	/* a pair undone: 128 in a row, as with TCP_DEFER_ACCEPT */
 #define BALANCE_LIMIT 2048	/* 1024 connections of one request and one answer in a row */
+#define LOOK_EVERY 4		/* connections: whether a sample is due, which takes the time of day */
 #define SAMPLE_EVERY 64		/* connections */
 /* and ten a second: parting a single pair wakes kernel threads, 3 % of what short ones cost */
 #define SAMPLE_GAP_NS 100000000LL
@@ -44,55 +46,74 @@ inline_fn struct listener listener_of(const struct sock_state *st)
 	return l;
 }
 
-/* Where it is noted (not 0) that something is, or was, learned of a listener on such a port. */
-inline_fn __u64 *hint_about(__u16 port)
+inline_fn struct shortcut *shortcut_to(__u16 port)
 {
-	__u32 place = port & (LESSON_HINTS - 1);
+	__u32 place = port & (SHORTCUTS - 1);
 
-	return lesson_hints.lookup(&place);
+	return shortcuts.lookup(&place);
 }
 
-/* The lesson about the listener of a connection; `port` is the listening one. */
-inline_fn struct lesson *lesson_at(struct bpf_sock_ops *skops, __u16 port)
+inline_fn int leads_to(const struct shortcut *s, const struct listener *l)
 {
-	__u64 *hint = hint_about(port);
-	struct listener l = { .port = port };
+	return s->state == KNOWN && s->port == l->port && s->netns == l->netns;
+}
 
-	if (!hint || !*hint)
+/*
+ * From here on the list is asked about this listener; the daemon may make another shortcut, once it
+ * has seen what the list says now.
+ */
+inline_fn void close_shortcut(const struct listener *l)
+{
+	struct shortcut *s = shortcut_to(l->port);
+
+	if (s && (s->state == NOTHING_LEARNED || leads_to(s, l)))
+		WRITE_ONCE(s->state, LOOK_IT_UP);
+}
+
+/* Of a listener, if it was learned. */
+inline_fn struct sampling *sampling_of(__u64 netns, __u16 port)
+{
+	struct shortcut *s = shortcut_to(port);
+	struct listener l = { .netns = netns, .port = port };
+	struct lesson *lesson;
+
+	if (!s || s->state == NOTHING_LEARNED)
 		return NULL;
-	l.netns = bpf_get_netns_cookie(skops);
-	return learned.lookup(&l);
+	if (leads_to(s, &l))
+		return &s->sampling;
+	lesson = learned.lookup(&l);
+	return lesson ? &lesson->sampling : NULL;
 }
 
 /*
  * Whether it is too early for the next sample. Early data comes of an option of the listener
  * (TCP_DEFER_ACCEPT) more than of what its clients do, and the daemon has to part each of those.
  */
-inline_fn int too_early(const struct lesson *lesson, __u64 now)
+inline_fn int too_early(const struct sampling *s, __u64 now)
 {
-	__s64 since = now - lesson->sampled;
+	__s64 since = now - s->sampled;
 
 	if (since >= SAMPLE_AFTER_NS)
 		return 0;
-	return lesson->kind == LESSON_EARLY_DATA || lesson->skipped < SAMPLE_EVERY ||
-	       since < SAMPLE_GAP_NS;
+	return s->kind == LESSON_EARLY_DATA || s->skipped < SAMPLE_EVERY || since < SAMPLE_GAP_NS;
 }
 
 /* Whether the connection that begins with this SYN is to be left alone. */
-inline_fn int left_alone(struct lesson *lesson)
+inline_fn int left_alone(struct sampling *s)
 {
 	__u64 now;
 
-	if (lesson->kind < LESSON_SPILLS)
+	s->skipped++;	/* two CPUs may count one connection for two */
+	if (s->settled && (s->kind < LESSON_SPILLS || s->skipped % LOOK_EVERY))
 		return 1;
 	now = recent_time();
-	lesson->skipped++;	/* two CPUs may count one connection for two */
-	if (too_early(lesson, now))
+	s->settled = (__s64)(now - s->time) > UNDER_WAY_NS;
+	if (s->kind < LESSON_SPILLS || too_early(s, now))
 		return 1;
-	lesson->skipped = 0;
-	lesson->sampled = now;
-	lesson->met[CLIENT] = lesson->met[SERVER] = lesson->samples;
-	lesson->samples++;
+	s->skipped = 0;
+	s->sampled = now;
+	s->met[CLIENT] = s->met[SERVER] = s->samples;
+	s->samples++;
 	return 0;
 }
 
@@ -100,32 +121,29 @@ inline_fn int left_alone(struct lesson *lesson)
  * Whether an end that is established is of a connection that was left alone. It may be the sample
  * as long as that has not been met; and just after the lesson its SYN may be older than that.
  */
-inline_fn int was_left_alone(const struct lesson *lesson, enum side side)
+inline_fn int was_left_alone(const struct sampling *s, enum side side)
 {
-	return lesson->samples == lesson->met[side] &&
-	       (__s64)(recent_time() - lesson->time) > UNDER_WAY_NS;
+	return s->settled && s->samples == s->met[side];
 }
 
 /* `o` names who did it, on `side`, or is NULL; `server_sk` is the server end's socket, or 0. */
 inline_fn void learn(enum lesson_kind kind, struct listener *l, struct flow *flow, __u64 server_sk,
 		     enum side side, const struct owner *o)
 {
-	struct lesson new = { .kind = kind }, *old = learned.lookup(l);
-	__u64 *hint = hint_about(l->port);
+	struct lesson new = { .sampling.kind = kind }, *old = learned.lookup(l);
 
 	/* what is there for good is not replaced */
-	if (old && (old->kind < LESSON_SPILLS || kind >= LESSON_SPILLS))
+	if (old && (old->sampling.kind < LESSON_SPILLS || kind >= LESSON_SPILLS))
 		return;
-	new.time = bpf_ktime_get_ns();
-	new.sampled = new.time;
+	new.sampling.time = bpf_ktime_get_ns();
+	new.sampling.sampled = new.sampling.time;
 	if (server_sk)
 		new.cgroup = cgroup_of(server_sk);
 	if (o)
 		new.owner = *o;
-	if (hint)
-		*hint = 1;
 	learned.update(l, &new);
-	report_by(EVENT_LEARNED, kind, flow, NULL, new.time, NULL, side, o);
+	close_shortcut(l);
+	report_by(EVENT_LEARNED, kind, flow, NULL, new.sampling.time, NULL, side, o);
 	ask(REQUEST_LEARNED);
 }
 
@@ -145,7 +163,7 @@ inline_fn void balance(struct listener *l, struct flow *flow, __u64 server_sk, _
 		before = *account;
 	} else {
 		lesson = learned.lookup(l);
-		if (lesson && lesson->kind >= LESSON_SPILLS)
+		if (lesson && lesson->sampling.kind >= LESSON_SPILLS)
 			before = -BALANCE_LIMIT;
 	}
 	/* two CPUs may lose one of two amounts: this is an estimate */
@@ -163,8 +181,9 @@ inline_fn void balance(struct listener *l, struct flow *flow, __u64 server_sk, _
 	if (before >= 0 || after < 0)
 		return;
 	lesson = learned.lookup(l);
-	if (lesson && lesson->kind >= LESSON_SPILLS) {
+	if (lesson && lesson->sampling.kind >= LESSON_SPILLS) {
 		learned.delete(l);
+		close_shortcut(l);
 		ask(REQUEST_LEARNED);
 	}
 }

@@ -287,18 +287,12 @@ inline_fn void half_closed(struct bpf_sock_ops *skops)
 }
 
 /* The accepting side speaks first: raised for each SYN a listener in scope answers. */
-inline_fn void syn_answered(struct bpf_sock_ops *skops)
+inline_fn void syn_answered(struct bpf_sock_ops *skops, __u64 netns)
 {
-	struct lesson *lesson;
 	enum reach reach;
 	struct flow flow;
 
-	if (skops->is_fullsock)
-		return;
-	if (!port_in_scope(local_port(skops)))
-		return;
-	lesson = lesson_at(skops, local_port(skops));
-	if ((lesson && left_alone(lesson)) || !read_flow(skops, SERVER, &flow))
+	if (!read_flow(skops, netns, SERVER, &flow))
 		return;
 	reach = reach_of(&flow, SERVER);
 	if (reach != OUT_OF_SCOPE)
@@ -332,9 +326,33 @@ inline_fn void decline_learned(struct flow *flow)
 	report(EVENT_DECLINED, DECLINED_LEARNED, flow, NULL, NOW, NULL);
 }
 
-inline_fn void client_established(struct bpf_sock_ops *skops)
+/*
+ * What is done for each connection to a listener that was learned, and all that is done for most of
+ * them. `sampling` is the listener's, or NULL. In one place, so that it is in the processor's cache
+ * from the first of the three on.
+ */
+inline_fn int stays_on_tcp(struct bpf_sock_ops *skops, __u64 netns, struct sampling *sampling)
 {
-	struct lesson *lesson;
+	struct flow flow;
+
+	if (!sampling)
+		return 0;
+	switch (skops->op) {
+	case BPF_SOCK_OPS_RWND_INIT:
+		return left_alone(sampling);
+	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
+		return was_left_alone(sampling, SERVER);
+	}
+	if (!was_left_alone(sampling, CLIENT))
+		return 0;
+	if (read_flow(skops, netns, CLIENT, &flow) && reach_of(&flow, CLIENT) != OUT_OF_SCOPE)
+		decline_learned(&flow);
+	return 1;
+}
+
+inline_fn void client_established(struct bpf_sock_ops *skops, __u64 netns,
+				      struct sampling *sampling)
+{
 	struct handshake hs = {};
 	struct pair pair = {};
 	struct bpf_sock *sk = skops->sk;
@@ -343,22 +361,17 @@ inline_fn void client_established(struct bpf_sock_ops *skops)
 	enum reach reach;
 	__u32 answers;
 
-	if (!sk || !read_flow(skops, CLIENT, &hs.flow))
+	if (!sk || !read_flow(skops, netns, CLIENT, &hs.flow))
 		return;
 	reach = reach_of(&hs.flow, CLIENT);
-	/* through DNAT the listening port is another one */
-	if (reach == OUT_OF_SCOPE ||
-	    (!translation_in_scope() && !port_in_scope(hs.flow.server_port)))
+	if (reach == OUT_OF_SCOPE)
 		return;
-	lesson = lesson_at(skops, hs.flow.server_port);
-	if (lesson && was_left_alone(lesson, CLIENT))
-		return decline_learned(&hs.flow);
 	pair.client_seq = skops->snd_nxt;
 	pair.server_seq = skops->rcv_nxt;
 	answers = take_words(&hs.flow, reach);
-	if (lesson && answers)
-		lesson->met[CLIENT] = lesson->samples;
-	if (!answers && lesson)
+	if (sampling && answers)
+		sampling->met[CLIENT] = sampling->samples;
+	if (!answers && sampling)
 		return decline_learned(&hs.flow);
 	if (!answers)
 		return unanswered(&pair, &hs.flow, reach);
@@ -433,9 +446,9 @@ inline_fn void client_outside(const struct pair *pair, struct flow *flow, enum r
 		     &of_client, flow);
 }
 
-inline_fn void server_established(struct bpf_sock_ops *skops)
+inline_fn void server_established(struct bpf_sock_ops *skops, __u64 netns,
+				      struct sampling *sampling)
 {
-	struct lesson *lesson;
 	struct flow flow;
 	struct pair pair = {};
 	struct end client = {};
@@ -449,12 +462,7 @@ inline_fn void server_established(struct bpf_sock_ops *skops)
 	enum reach reach;
 	__u32 refused = 0;
 
-	if (!sk || !port_in_scope(local_port(skops)))
-		return;
-	lesson = lesson_at(skops, local_port(skops));
-	if (lesson && was_left_alone(lesson, SERVER))
-		return;
-	if (!read_flow(skops, SERVER, &flow) || on_trial(sk))
+	if (!sk || !read_flow(skops, netns, SERVER, &flow) || on_trial(sk))
 		return;
 	reach = reach_of(&flow, SERVER);
 	if (reach == OUT_OF_SCOPE)
@@ -466,9 +474,9 @@ inline_fn void server_established(struct bpf_sock_ops *skops)
 	/* most that are out of scope are told by the first, at a fraction of what the second takes */
 	hs = untaken(&flow, reach) ? NULL : handshakes.lookup(&pair);
 	if (!hs)
-		return client_outside(&pair, &flow, reach, lesson != 0);
-	if (lesson)
-		lesson->met[SERVER] = lesson->samples;
+		return client_outside(&pair, &flow, reach, sampling != 0);
+	if (sampling)
+		sampling->met[SERVER] = sampling->samples;
 	if (hs->server_sk || !(hs->answered ? same_flow(&flow, &hs->flow) :
 					      same_client(&flow, &hs->flow)))
 		return decline(DECLINED_MISMATCH, &flow);
@@ -539,7 +547,8 @@ inline_fn void connecting(struct bpf_sock_ops *skops)
 {
 	struct flow flow;
 
-	if (tracing() && read_flow(skops, CLIENT, &flow) && reach_of(&flow, CLIENT))
+	if (tracing() && read_flow(skops, bpf_get_netns_cookie(skops), CLIENT, &flow) &&
+	    reach_of(&flow, CLIENT) != OUT_OF_SCOPE)
 		note_caller(&flow);
 }
 
@@ -547,6 +556,9 @@ int sockredir_pair(struct bpf_sock_ops *skops)
 {
 	int zero = 0;
 	struct settings *s = settings.lookup(&zero);
+	struct sampling *sampling;
+	__u64 netns;
+	__u16 port;
 
 	switch (skops->op) {
 	case BPF_SOCK_OPS_TCP_CONNECT_CB:
@@ -577,13 +589,36 @@ int sockredir_pair(struct bpf_sock_ops *skops)
 		return 1;
 	switch (skops->op) {
 	case BPF_SOCK_OPS_RWND_INIT:
-		syn_answered(skops);
+		if (skops->is_fullsock)
+			return 1;	/* a client's, in connect() */
+		port = local_port(skops);
 		break;
 	case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
-		client_established(skops);
+		port = remote_port(skops);
 		break;
 	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
-		server_established(skops);
+		port = local_port(skops);
+		break;
+	default:
+		return 1;
+	}
+	/* for a client, through DNAT, the listening port is another one */
+	if (!port_in_scope(port) &&
+	    !(skops->op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB && translation_in_scope()))
+		return 1;
+	netns = bpf_get_netns_cookie(skops);
+	sampling = sampling_of(netns, port);
+	if (stays_on_tcp(skops, netns, sampling))
+		return 1;
+	switch (skops->op) {
+	case BPF_SOCK_OPS_RWND_INIT:
+		syn_answered(skops, netns);
+		break;
+	case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
+		client_established(skops, netns, sampling);
+		break;
+	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
+		server_established(skops, netns, sampling);
 		break;
 	}
 	return 1;

@@ -69,8 +69,8 @@ inline_fn int same_flow(const struct flow *a, const struct flow *b)
 	       a->server_port == b->server_port && a->netns == b->netns;
 }
 
-/* The connection as this socket sees it; `side` is the side of this socket. */
-inline_fn int read_flow(struct bpf_sock_ops *skops, enum side side, struct flow *flow)
+/* The connection as this socket sees it; `side` is the side of this socket, `netns` its own. */
+inline_fn int read_flow(struct bpf_sock_ops *skops, __u64 netns, enum side side, struct flow *flow)
 {
 	__u32 local[4], remote[4], local4 = skops->local_ip4, remote4 = skops->remote_ip4;
 
@@ -103,7 +103,7 @@ inline_fn int read_flow(struct bpf_sock_ops *skops, enum side side, struct flow 
 		flow->client_port = remote_port(skops);
 		flow->server_port = local_port(skops);
 	}
-	flow->netns = bpf_get_netns_cookie(skops);
+	flow->netns = netns;
 	return 1;
 }
 

@@ -324,16 +324,37 @@ struct listener {
 	__u32 pad;
 };
 
-/* Why and since when the connections of a listener are left alone. */
-struct lesson {
-	__u64 time;		/* CLOCK_MONOTONIC, ns */
+/* What of a lesson each connection needs: whether it is left alone, or accelerated as a sample. */
+struct sampling {
+	__u64 time;		/* CLOCK_MONOTONIC, ns, of the lesson */
 	__u64 sampled;		/* when a connection was last to be accelerated all the same */
-	__u64 cgroup;		/* id, of the server end's */
 	__u32 kind;		/* enum lesson_kind */
 	__u32 skipped;		/* connections left alone since */
 	__u32 samples;		/* that were to be accelerated; of the last one */
 	__u32 met[2];		/* by enum side: as many as that have been established */
+	__u32 settled;		/* no SYN older than the lesson is under way any more */
+};
+
+/* Why and since when the connections of a listener are left alone. */
+struct lesson {
+	struct sampling sampling;
+	__u64 cgroup;		/* id, of the server end's */
 	struct owner owner;	/* who did what was learned; pid 0 if that is no program's doing */
+	__u32 pad;
+};
+
+/* What is learned of listeners on the ports that share a place. */
+enum shortcut_state {
+	NOTHING_LEARNED,
+	LOOK_IT_UP,
+	KNOWN,			/* of one listener, this */
+};
+
+struct shortcut {
+	__u32 state;		/* enum shortcut_state */
+	__u32 port;
+	__u64 netns;
+	struct sampling sampling;	/* in the place of its lesson's own */
 };
 
 /* The end of a traced connection that closed first. */
@@ -448,8 +469,11 @@ BPF_TABLE("lru_hash", struct flow, struct caller, callers, TRACED_CONNECTIONS);
 BPF_TABLE("lru_hash", struct listener, struct owner, listeners, TRACED_CONNECTIONS);
 BPF_TABLE("lru_hash", struct pair, struct closing, closing, TRACED_CONNECTIONS);
 BPF_HASH(learned, struct listener, struct lesson, LESSONS);
-/* By port: connections to listeners of which nothing was learned, most of all, need no look-up. */
-BPF_ARRAY(lesson_hints, __u64, LESSON_HINTS);
+/*
+ * By port: connections to listeners of which nothing was learned, most of all, need no look-up, nor do
+ * those to most of the others. A look-up takes as long as all else that is done for such a connection.
+ */
+BPF_ARRAY(shortcuts, struct shortcut, SHORTCUTS);
 /* By listener: messages that acceleration saved, less those that pairing cost; see learn.c. */
 BPF_TABLE("lru_hash", struct listener, __s32, balances, BALANCED_LISTENERS);
 BPF_RINGBUF_OUTPUT(requests, 1);	/* wakes the daemon to walk; full means it is awake already */

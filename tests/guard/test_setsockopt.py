@@ -58,7 +58,7 @@ CASES = [
 def learned(generation: Generation) -> dict[int, str]:
     """By port."""
     return {
-        LISTENER.unpack(key)[1]: LESSON_KINDS[LESSON.unpack(value)[3]]
+        LISTENER.unpack(key)[1]: LESSON_KINDS[LESSON.unpack(value)[2]]
         for key, value in generation.lessons()
     }
 

@@ -27,7 +27,7 @@ TCP_DEFER_ACCEPT = 9
 
 
 def whys(generation: Generation) -> list[str]:
-    return [LESSON_KINDS[LESSON.unpack(value)[3]] for _key, value in generation.lessons()]
+    return [LESSON_KINDS[LESSON.unpack(value)[2]] for _key, value in generation.lessons()]
 
 
 def accelerated(generation: Generation) -> int:
@@ -43,8 +43,9 @@ def exchange(listener: socket.socket, rounds: int = 1) -> None:
     both.server.close()
 
 
+@pytest.mark.parametrize("shortcut", [False, True], ids=["looked-up", "shortcut"])
 @inside(timeout=120)
-def test_short_connections(cgroup: Path, generation: Generation) -> None:
+def test_short_connections(cgroup: Path, generation: Generation, shortcut: bool) -> None:
     with listen() as listener, listen() as other:
         for _ in range(SHORT - 1):
             exchange(listener)
@@ -53,6 +54,9 @@ def test_short_connections(cgroup: Path, generation: Generation) -> None:
         began = time.monotonic()
         exchange(listener)
         assert whys(generation) == ["short connections"]
+        if shortcut:  # as the daemon makes them
+            for listener_and_lesson in generation.lessons():
+                generation.make_shortcut(*listener_and_lesson)
 
         before, number = accelerated(generation), 0
         while accelerated(generation) < before + 3:

@@ -54,6 +54,7 @@ def test_lesson_kinds() -> None:
         ("flow", layout.FLOW),
         ("event", layout.EVENT),
         ("lesson", layout.LESSON),
+        ("shortcut", layout.SHORTCUT),
     ],
 )
 def test_record_sizes(record: str, packed: struct.Struct) -> None:
@@ -81,6 +82,7 @@ def test_the_layout_rules_see_padding() -> None:
         ("counters", None, "counters"),
         ("manifest", None, "manifest"),
         ("learned", "listener", "lesson"),
+        ("shortcuts", None, "shortcut"),
         ("balances", "listener", None),
     ],
 )
