@@ -343,7 +343,8 @@ inline_fn int stays_on_tcp(struct bpf_sock_ops *skops, __u64 netns, struct sampl
 	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
 		return was_left_alone(sampling, SERVER);
 	}
-	if (!was_left_alone(sampling, CLIENT))
+	/* in another netns that port may be another listener's, of which take_words() knows */
+	if (translation_in_scope() || !was_left_alone(sampling, CLIENT))
 		return 0;
 	if (read_flow(skops, netns, CLIENT, &flow) && reach_of(&flow, CLIENT) != OUT_OF_SCOPE)
 		decline_learned(&flow);

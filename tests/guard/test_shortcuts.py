@@ -13,7 +13,9 @@ from sockredird.addresses import netns_cookie
 from sockredird.generation import Generation
 from sockredird.layout import LESSON, LESSON_KINDS, LISTENER, SHORTCUTS
 from sockredird.learned import Learned
+from support import topology
 from support.processes import inside
+from support.topology import Family
 from support.traffic import connect, listen
 
 OPTION = LESSON.pack(1, 1, LESSON_KINDS.index("option"), 0, 0, b"")
@@ -68,6 +70,25 @@ def test_the_same_port_in_another_namespace(cgroup: Path, generation: Generation
         assert not left_alone(generation, listener)
         generation.teach(key(listener), OPTION)
         assert left_alone(generation, listener)
+
+
+@pytest.mark.parametrize("generation", [{"addresses": "any"}], indirect=True, ids=["any"])
+@inside()
+def test_a_listener_of_another_namespace(cgroup: Path, generation: Generation) -> None:
+    """What was learned of that port in the client's says nothing of it."""
+    network = topology.veth(Family(4))
+    with network.client.entered():
+        here = LISTENER.pack(netns_cookie(), topology.PORT)
+    with network.server.entered():
+        there = LISTENER.pack(netns_cookie(), topology.PORT)
+    generation.teach(here, OPTION)
+    with network.client.entered(), listen(port=topology.PORT) as listener:
+        assert left_alone(generation, listener)
+    network.connect()
+    assert generation.counters()["accelerated_connections"] == 1
+    generation.teach(there, OPTION)
+    network.connect()
+    assert generation.counters()["accelerated_connections"] == 1
 
 
 @inside()
