@@ -23,8 +23,8 @@ TEST_DEPS := python3-pytest python3-hypothesis bpftool dbus-bin dbus-daemon gcc 
 # of those that are not run in guests
 HOST_TEST_DEPS := prometheus
 # of bench/: what compiles its load generators, and the programs they are compared with
-BENCH_DEPS := gcc libc6-dev iperf3 memcached nginx-light postgresql python3-matplotlib redis-tools \
-	sockperf wrk
+BENCH_DEPS := apache2-bin gcc libc6-dev iperf3 memcached nginx-light postgresql python3-matplotlib \
+	redis-tools sockperf wrk
 VM_DEPS := e2fsprogs golang-go mmdebstrap util-linux
 # In the guests only: what the tests there use besides.
 VM_PACKAGES := bash-completion man-db polkitd

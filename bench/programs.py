@@ -99,9 +99,18 @@ class Programs:
         ):
             return self._wrk(path, address)
 
-    def _wrk(self, path: Datapath, address: servers.Address) -> Sample:
+    def nginx_deferred(self, path: Datapath) -> Sample:
+        with servers.nginx(path, self._host.scratch, deferred=True) as address:
+            return self._wrk(path, address, keep=False)
+
+    def apache(self, path: Datapath) -> Sample:
+        with servers.apache(path, self._host.scratch) as address:
+            return self._wrk(path, address, keep=False)
+
+    def _wrk(self, path: Datapath, address: servers.Address, *, keep: bool = True) -> Sample:
         url = f"http://127.0.0.1:{address.port}/index.html"
-        return self._client(path, ["wrk", "-t", "1", "-c", "16", "-d", "1s", url], _wrk)
+        close = [] if keep else ["-H", "Connection: close"]
+        return self._client(path, ["wrk", "-t", "1", "-c", "16", "-d", "1s", *close, url], _wrk)
 
     def workloads(self) -> list[Workload]:
         return [
@@ -130,6 +139,7 @@ class Programs:
             *self._pgbench(),
             *self._memcached(),
             *self._nginx(),
+            *self._deferred(),
         ]
 
     def _redis(self) -> list[Workload]:
@@ -215,6 +225,27 @@ class Programs:
                 targets={f"{OURS}/tcp": target},
             )
             for name, title, run, target in kinds
+        ]
+
+    def _deferred(self) -> list[Workload]:
+        """Nothing is accelerated there, as the first data comes with the handshake."""
+        return [
+            Workload(
+                name,
+                PROGRAMS,
+                f"{title}, a connection per request, TCP_DEFER_ACCEPT",
+                "requests/s",
+                "request",
+                run,
+                datapaths=(TCP, OURS),  # the textbook mixes bytes up here
+                rounds=ROUNDS,
+                targets={f"{OURS}/tcp": 0.98},
+                accelerated=False,
+            )
+            for name, title, run in (
+                ("nginx-deferred", "nginx", self.nginx_deferred),
+                ("apache", "Apache", self.apache),
+            )
         ]
 
 

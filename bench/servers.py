@@ -121,7 +121,7 @@ http {{
         {upstream_keepalive}
     }}
     server {{
-        listen 127.0.0.1:{port};
+        listen 127.0.0.1:{port}{deferred};
         root {scratch}/www;
         location / {{ {location} }}
     }}
@@ -132,9 +132,17 @@ _PROXY = 'proxy_pass http://app; proxy_http_version 1.1; proxy_set_header Connec
 
 @contextmanager
 def nginx(
-    path: Datapath, scratch: Path, *, app: Address | None = None, keep: bool = True
+    path: Datapath,
+    scratch: Path,
+    *,
+    app: Address | None = None,
+    keep: bool = True,
+    deferred: bool = False,
 ) -> Iterator[Address]:
-    """Serves a file of 1 KiB; or is a proxy before `app`, keeping its connections or not."""
+    """Serves a file of 1 KiB; or is a proxy before `app`, keeping its connections or not.
+
+    `deferred`: with TCP_DEFER_ACCEPT.
+    """
     address = _fresh(scratch, "nginx")
     name = "proxy" if app else "web"
     directory = scratch / f"nginx-{name}"
@@ -145,6 +153,7 @@ def nginx(
         _NGINX.format(
             scratch=directory,
             port=address.port,
+            deferred=" deferred" if deferred else "",
             app=app.port if app else 1,
             upstream_keepalive="keepalive 64;" if keep else "",
             location=(_PROXY if keep else "proxy_pass http://app;") if app else "",
@@ -152,6 +161,35 @@ def nginx(
     )
     command = ["nginx", "-p", str(directory), "-c", str(configuration)]
     with _serving(command, path, address):
+        yield address
+
+
+_APACHE = """
+ServerRoot {directory}
+ServerName localhost
+PidFile {directory}/apache.pid
+ErrorLog {directory}/apache.log
+Listen 127.0.0.1:{port}
+LoadModule mpm_event_module {modules}/mod_mpm_event.so
+LoadModule authz_core_module {modules}/mod_authz_core.so
+User www-data
+Group www-data
+DocumentRoot {directory}/www
+"""
+
+
+@contextmanager
+def apache(path: Datapath, scratch: Path) -> Iterator[Address]:
+    """Serves a file of 1 KiB; its listener has TCP_DEFER_ACCEPT unless told otherwise."""
+    address = _fresh(scratch, "apache")
+    directory = scratch / "apache"
+    (directory / "www").mkdir(parents=True, exist_ok=True)
+    (directory / "www" / "index.html").write_text("x" * 1024)
+    configuration = directory / "apache.conf"
+    configuration.write_text(
+        _APACHE.format(directory=directory, port=address.port, modules="/usr/lib/apache2/modules")
+    )
+    with _serving(["apache2", "-DFOREGROUND", "-f", str(configuration)], path, address):
         yield address
 
 
