@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from shell import Failed, sh
+from status import state
 
 CHECKOUT = Path("/share/checkout")
 INSTALLED = "dpkg-query -W -f '${db:Status-Status}' sockredird | grep -qx installed"
@@ -42,13 +43,15 @@ def running(installed: None) -> None:
 
 @pytest.fixture
 def disabled(running: None) -> None:
-    sh("sockredirctl disable --timeout 150")
+    if state() != "disabled":
+        sh("sockredirctl disable --timeout 150")
 
 
 @pytest.fixture
 def enabled(running: None) -> None:
     """Left so: the compiler takes half a minute in an emulated machine that is busy besides."""
-    sh("sockredirctl enable --timeout 150")
+    if state() != "enabled":
+        sh("sockredirctl enable --timeout 150")
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import os
 import select
 import signal
@@ -23,7 +22,7 @@ from typing import Any
 
 import pytest
 from shell import sh
-from status import counters
+from status import BUSCTL, called, counters
 
 DATA = os.urandom(300_000)
 WORKS_AFTER = 2  # connections at the most
@@ -31,12 +30,12 @@ COUNTS_REDIRECTED_DATA = " tcp_bpf_ioctl\n" in Path("/proc/kallsyms").read_text(
 
 
 def learned() -> dict[int, dict[str, Any]]:
-    return {entry["port"]: entry for entry in json.loads(sh("sockredirctl learned --json"))}
+    return {entry["port"]: entry for entry in called("Learned")}
 
 
 @pytest.fixture(autouse=True)
 def nothing_learned(enabled: None) -> Iterator[None]:
-    sh("sockredirctl learned --all")
+    sh(BUSCTL.format("call", "Forget s ''"))
     yield
 
 
