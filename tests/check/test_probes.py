@@ -171,9 +171,9 @@ BROKEN: dict[str, tuple[str, str, list[Edit]]] = {
     "unknown helper": (
         "programs",
         FAIL,
-        [("bpf/pair.c", "\tint zero = 0;\n\tstruct settings *s = settings.lookup(&zero);\n\n"
-          "\tswitch", "\tint zero = 0;\n\tstruct settings *s = settings.lookup(&zero);\n\n"
-          "\t((long (*)(void))9999)();\n\tswitch")],
+        [("bpf/pair.c", "\tswitch (skops->op) {\n\tcase BPF_SOCK_OPS_TCP_CONNECT_CB:\n",
+          "\t((long (*)(void))9999)();\n"
+          "\tswitch (skops->op) {\n\tcase BPF_SOCK_OPS_TCP_CONNECT_CB:\n")],
     ),
     "missing field": (
         "btf",
