@@ -223,7 +223,7 @@ def receive_timeout(t: Scene) -> None:
 def send_timeout(t: Scene) -> None:
     """SO_SNDTIMEO: a sender without room gives up"""
     timeout(t.near, socket.SO_SNDTIMEO, 0.05)
-    t.call("no room", t.near.sendall, pattern(0, 32 << 20))
+    t.call("no room", t.near.sendall, pattern(0, 64 << 20))
 
 
 @behaviour()
