@@ -1,4 +1,4 @@
-"""Compiles the BPF programs with BCC, loads and pins them, in a child process.
+"""Compiles the BPF programs with BCC, in a child process, and loads and pins them.
 
 BCC brings LLVM and keeps about 140 MB resident, so the daemon never imports it: this module is
 run as `python3 -m sockredird.compiler`, and is the only one that imports bcc. It compiles what
@@ -17,12 +17,14 @@ import resource
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 from sockredird import cache, capabilities, child, detectors, errors, libbpf, objects
+from sockredird.btf import KernelTypes
 from sockredird.errors import LoadFailed, SockredirError
 from sockredird.layout import CAPACITIES, DETECTORS, PROGRAMS, ProgramShape, map_shapes
-from sockredird.objects import Objects, Program
+from sockredird.objects import Objects, Program, Unreadable
 from sockredird.offsets import compiler_flags
 
 log = logging.getLogger(__name__)
@@ -59,40 +61,68 @@ def source_digest() -> str:
 def compile_and_pin(directory: Path, max_connections: int) -> None:
     """Pins the programs and maps of a new datapath in `directory`, an empty one on a bpffs.
 
+    The limit makes maps of another size, and no other programs.
+
     Raises LoadFailed with the compiler's or verifier's words, or UnsupportedKernel.
     """
+    shapes = map_shapes(max_connections, resource.getpagesize())
+    entries = {name: shape.max_entries for name, shape in shapes.items()}
+    with closing(KernelTypes()) as kernel:
+        flags = _flags(kernel)
+        key = _key(flags)
+        kept = cache.read(key)
+        compiled = kept or _compiled_by_child(flags)
+        try:
+            with ExitStack() as stack:
+                for name, fd in compiled.load(kernel, entries).items():
+                    libbpf.pin(stack.enter_context(fd), directory / name)
+        except (LoadFailed, OSError) as error:
+            raise _explained(LoadFailed, str(error), getattr(error, "__notes__", [])) from error
+    if kept is None:
+        cache.write(key, compiled)
+
+
+def _compiled_by_child(flags: list[str]) -> Objects:
     try:
         process = subprocess.run(
-            child.command("compiler", str(directory), str(max_connections)),
+            child.command("compiler", *flags),
             env=child.environment(),
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            text=True,
             timeout=TIMEOUT_S,
             check=False,
         )
     except subprocess.TimeoutExpired as error:
         raise LoadFailed(f"compiling the BPF programs took over {TIMEOUT_S:.0f} s") from error
+    said = process.stderr.decode(errors="replace").splitlines()
     if process.returncode == 0:
-        for line in process.stderr.splitlines():
+        for line in said:
             log.warning("of the BPF programs: %s", line)
-        return
+        try:
+            return Objects.parse(process.stdout)
+        except Unreadable as error:
+            raise LoadFailed(f"what the BPF compiler made cannot be read: {error}") from error
     try:
         answer = json.loads(process.stdout)
         kind: type[SockredirError] = getattr(errors, answer["error"])
         text = str(answer["text"])
     except (ValueError, KeyError, AttributeError):
         kind, text = LoadFailed, f"the BPF compiler ended with status {process.returncode}"
-    if process.stderr:
-        log.error("the BPF compiler said:\n%s", process.stderr.rstrip())
-        text += f": {_gist(process.stderr)} (the daemon's log has all of it)"
+    raise _explained(kind, text, said)
+
+
+def _explained(kind: type[SockredirError], text: str, said: list[str]) -> SockredirError:
+    """With what the compiler or the verifier said, which goes to the log as a whole."""
+    if said:
+        log.error("of the BPF programs:\n%s", "\n".join(said).rstrip())
+        text += f": {_gist(said)} (the daemon's log has all of it)"
     hint = capabilities.hint()
-    raise kind(text if hint in text else text + hint)
+    return kind(text if hint in text else text + hint)
 
 
-def _gist(output: str) -> str:
+def _gist(said: list[str]) -> str:
     """The line that names the cause: clang's first error, or the verifier's last word."""
-    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    lines = [line.strip() for text in said for line in text.splitlines() if line.strip()]
     for line in lines:
         if "error:" in line:
             return line
@@ -101,12 +131,11 @@ def _gist(output: str) -> str:
     return spoken[-1] if spoken else "no details"
 
 
-def _flags(max_connections: int) -> list[str]:
+def _flags(kernel: KernelTypes) -> list[str]:
     return [
-        f"-DMAX_CONNECTIONS={max_connections}",
         *(f"-D{name}={entries}" for name, entries in CAPACITIES.items()),
         f"-DSOCKREDIR_PAGE_SIZE={resource.getpagesize()}",
-        *compiler_flags(),
+        *compiler_flags(kernel),
     ]
 
 
@@ -169,28 +198,18 @@ def _compile(flags: list[str]) -> Objects:
     return Objects(maps, programs)
 
 
-def _load(directory: Path, max_connections: int) -> None:
-    flags = _flags(max_connections)
-    key = _key(flags)
-    kept = cache.read(key)
-    compiled = kept or _compile(flags)
-    for name, fd in compiled.load().items():
-        libbpf.pin(fd, directory / name)
-    if kept is None:
-        cache.write(key, compiled)
-
-
 def main() -> int:
-    child.die_with(int(sys.argv[3]))
+    *flags, parent = sys.argv[1:]
+    child.die_with(int(parent))
     try:
         try:
-            _load(Path(sys.argv[1]), int(sys.argv[2]))
+            compiled = _compile(flags)
         except OSError as error:
             raise LoadFailed(str(error)) from error
     except SockredirError as error:
-        print(*getattr(error, "__notes__", []), sep="\n", end="", file=sys.stderr)
         print(json.dumps({"error": type(error).__name__, "text": str(error)}))
         return 1
+    sys.stdout.buffer.write(compiled.dump())
     return 0
 
 

@@ -59,7 +59,6 @@ CAPACITIES = {
     "LESSONS": LESSONS,
     "SHORTCUTS": SHORTCUTS,
     "BALANCED_LISTENERS": BALANCED_LISTENERS,
-    "DECLINED_CLIENTS": DECLINED_CLIENTS,
     "WORDS": WORDS,
     "UNPROVEN": UNPROVEN,
     "LEAVING_PAIRS": LEAVING_PAIRS,
@@ -173,7 +172,7 @@ class MapShape:
 
 
 def map_shapes(max_connections: int, page_size: int) -> dict[str, MapShape]:
-    """Every map of the datapath by its name, for a limit on connections."""
+    """Every map of the datapath by its name, as it is made for a limit on connections."""
     return {
         "peers": MapShape(MapType.SOCKHASH, 12, 4, 2 * max_connections),
         "sockets": MapShape(MapType.SK_STORAGE, 4, 456, 0),

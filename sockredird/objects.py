@@ -12,8 +12,8 @@ import os
 import struct
 import sys
 from base64 import b64decode, b64encode
-from collections.abc import Iterable, Mapping
-from contextlib import ExitStack, closing, suppress
+from collections.abc import Mapping
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -49,23 +49,24 @@ class Objects:
     maps: Mapping[str, bytes]
     programs: Mapping[str, Program]
 
-    def load(self) -> dict[str, Fd]:
+    def load(self, kernel: KernelTypes, entries: Mapping[str, int]) -> dict[str, Fd]:
         """Makes the programs and maps in the kernel; those that are not optional, at least.
 
-        Raises LoadFailed with the verifier's words, or UnsupportedKernel.
+        `entries`: how many each map has room for, which may not be known when it is compiled.
+        Raises LoadFailed with the verifier's words.
         """
-        with closing(KernelTypes()) as kernel:
+        pins: dict[str, Fd] = {}
+        with ExitStack() as stack:
             try:
-                pins = {
-                    name: libbpf.create_map(MapInfo.from_buffer_copy(raw))
-                    for name, raw in self.maps.items()
-                }
+                for name, raw in self.maps.items():
+                    pins[name] = stack.enter_context(_make(raw, entries[name]))
             except OSError as error:
                 raise LoadFailed(f"the kernel refused: {error.strerror}") from error
             places = {place: fd.number for place, fd in enumerate(pins.values())}
             for name, program in self.programs.items():
-                with suppress(LoadFailed) if program.optional else ExitStack():
-                    pins[name] = _load(program, places, kernel)
+                with suppress(LoadFailed) if program.optional else nullcontext():
+                    pins[name] = stack.enter_context(_load(program, places, kernel))
+            stack.pop_all()
         return pins
 
     def dump(self) -> bytes:
@@ -107,15 +108,25 @@ def of_map(number: int) -> bytes:
 
 def with_maps(code: bytes, replacements: Mapping[int, int]) -> bytes:
     """Instructions with one way to name a map replaced by another."""
-    return b"".join(_instructions(code, replacements))
-
-
-def _instructions(code: bytes, replacements: Mapping[int, int]) -> Iterable[bytes]:
-    for opcode, registers, offset, immediate in _INSTRUCTION.iter_unpack(code):
+    changed = bytearray(code)
+    opcodes = code[:: _INSTRUCTION.size]
+    found = opcodes.find(_LOAD_IMMEDIATE)
+    while found >= 0:
+        place = found * _INSTRUCTION.size
+        opcode, registers, offset, immediate = _INSTRUCTION.unpack_from(code, place)
         source = registers >> 4 if sys.byteorder == "little" else registers & 15
-        if opcode == _LOAD_IMMEDIATE and source == _MAP_FD:
-            immediate = replacements[immediate]
-        yield _INSTRUCTION.pack(opcode, registers, offset, immediate)
+        if source == _MAP_FD:
+            _INSTRUCTION.pack_into(
+                changed, place, opcode, registers, offset, replacements[immediate]
+            )
+        found = opcodes.find(_LOAD_IMMEDIATE, found + 1)
+    return bytes(changed)
+
+
+def _make(raw: bytes, entries: int) -> Fd:
+    info = MapInfo.from_buffer_copy(raw)
+    info.max_entries = entries
+    return libbpf.create_map(info)
 
 
 def _load(program: Program, places: Mapping[int, int], kernel: KernelTypes) -> Fd:

@@ -75,47 +75,42 @@ def _flags(struct: str, path: str, field: Field) -> list[str]:
     ]
 
 
-def compiler_flags() -> list[str]:
-    """-D flags for the running kernel.
+def compiler_flags(kernel: KernelTypes) -> list[str]:
+    """-D flags for the kernel.
 
     Raises UnsupportedKernel, naming the field, if one the datapath cannot do without is missing.
     """
-    kernel = KernelTypes()
-    try:
-        flags: list[str] = []
-        for struct, path in _REQUIRED:
-            field = kernel.field(struct, path)
-            if field is None:
-                raise UnsupportedKernel(
-                    f"the kernel's struct {struct} has no field {path}: "
-                    "Linux 6.1 or later is needed"
-                )
-            flags += _flags(struct, path, field)
-        for struct, path in _OPTIONAL:
-            field = kernel.field(struct, path)
-            if field is not None:
-                flags += _flags(struct, path, field)
-        timers = {at for s in _WITH_TIMERS for at in kernel.offsets(s, "timer_list")}
-        pprev = kernel.field("timer_list", "entry.pprev")
-        sock_flags = {
-            name: kernel.enumerator("sock_flags", name)
-            for name in ("SOCK_ZEROCOPY", "SOCK_URGINLINE", "SOCK_RCVTSTAMP")
-        }
-        if pprev is None or None in sock_flags.values() or not timers:
+    flags: list[str] = []
+    for struct, path in _REQUIRED:
+        field = kernel.field(struct, path)
+        if field is None:
             raise UnsupportedKernel(
-                "the kernel's BTF lacks struct timer_list or enum sock_flags; "
-                "Linux 6.1 or later is needed"
+                f"the kernel's struct {struct} has no field {path}: Linux 6.1 or later is needed"
             )
-        flags += ["-DEACH_TIMER(do,sk)=" + "+".join(f"do(sk,{at})" for at in sorted(timers))]
-        flags += [f"-DBIT_{name}={bit}" for name, bit in sock_flags.items()]
-        flags += [f"-DOFF_timer_list_pprev={pprev.offset}"]
-        for function in ("tcp_bpf_recvmsg", "tcp_bpf_ioctl"):
-            arguments = kernel.arguments(function)
-            if arguments is not None:
-                flags += [f"-DARGS_{function}={arguments}"]
-        return flags
-    finally:
-        kernel.close()
+        flags += _flags(struct, path, field)
+    for struct, path in _OPTIONAL:
+        field = kernel.field(struct, path)
+        if field is not None:
+            flags += _flags(struct, path, field)
+    timers = {at for s in _WITH_TIMERS for at in kernel.offsets(s, "timer_list")}
+    pprev = kernel.field("timer_list", "entry.pprev")
+    sock_flags = {
+        name: kernel.enumerator("sock_flags", name)
+        for name in ("SOCK_ZEROCOPY", "SOCK_URGINLINE", "SOCK_RCVTSTAMP")
+    }
+    if pprev is None or None in sock_flags.values() or not timers:
+        raise UnsupportedKernel(
+            "the kernel's BTF lacks struct timer_list or enum sock_flags; "
+            "Linux 6.1 or later is needed"
+        )
+    flags += ["-DEACH_TIMER(do,sk)=" + "+".join(f"do(sk,{at})" for at in sorted(timers))]
+    flags += [f"-DBIT_{name}={bit}" for name, bit in sock_flags.items()]
+    flags += [f"-DOFF_timer_list_pprev={pprev.offset}"]
+    for function in ("tcp_bpf_recvmsg", "tcp_bpf_ioctl"):
+        arguments = kernel.arguments(function)
+        if arguments is not None:
+            flags += [f"-DARGS_{function}={arguments}"]
+    return flags
 
 
 def absent() -> list[str]:

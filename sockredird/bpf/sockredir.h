@@ -434,10 +434,11 @@ struct manifest {
 	char json[16384];
 };
 
-BPF_SOCKHASH(peers, struct end, 2 * MAX_CONNECTIONS);
+/* Made with room for max_connections (layout.py): what is compiled does for any limit. */
+BPF_SOCKHASH(peers, struct end, 1);
 BPF_SK_STORAGE(sockets, struct sock_state);
-/* Room beyond max_connections, so that declined clients do not push out those of live pairs. */
-BPF_TABLE("lru_hash", struct pair, struct handshake, handshakes, MAX_CONNECTIONS + DECLINED_CLIENTS);
+/* So is this, and for more, so that declined clients do not push out those of live pairs. */
+BPF_TABLE("lru_hash", struct pair, struct handshake, handshakes, 1);
 /*
  * Arrays, where a newer entry takes the place of an older one: connections pass here that will not be
  * accelerated, and a hash table would cost the most of it. An entry lost, or half overwritten, leaves

@@ -165,8 +165,7 @@ BROKEN: dict[str, tuple[str, str, list[Edit]]] = {
         "unload",
         FAIL,
         [("offsets.py", '("sk_psock", "ingress_msg"),', '("sk_psock", "refcnt"),'),
-         ("offsets.py", "    flags += [f", "    flags += ['-DOFF_sk_psock_ingress_msg=8']\n"
-          "        flags += [f")],
+         ("offsets.py", "    return flags", "    return [*flags, '-DOFF_sk_psock_ingress_msg=8']")],
     ),
     "unknown helper": (
         "programs",

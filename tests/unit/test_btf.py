@@ -109,10 +109,10 @@ def test_an_enumerator(kernel: KernelTypes) -> None:
     assert kernel.enumerator("no_such_enum", "SOCK_DEAD") is None
 
 
-def test_a_kernel_without_a_field(monkeypatch: pytest.MonkeyPatch, capable: None) -> None:
+def test_a_kernel_without_a_field(monkeypatch: pytest.MonkeyPatch, kernel: KernelTypes) -> None:
     monkeypatch.setattr(offsets, "_REQUIRED", (*offsets._REQUIRED, ("sock", "sk_no_such")))
     with pytest.raises(UnsupportedKernel, match="struct sock has no field sk_no_such"):
-        offsets.compiler_flags()
+        offsets.compiler_flags(kernel)
 
 
 @pytest.mark.parametrize(
