@@ -75,7 +75,7 @@ semantics: install-deps
 
 # What the package depends on, and the tests, is in the guests' root: they have no network.
 # VM_PYTEST_ARGS="-k word" and the like reach pytest in the guests. FULL=1: the whole suites, which
-# take an hour for each kernel, and not one test in eight.
+# take an hour for each kernel, and not one test in sixteen.
 vm-test: deb
 	@$(APT_INSTALL) $(VM_DEPS)
 	CGO_ENABLED=0 GOCACHE=$(CURDIR)/build/go-cache GOFLAGS=-trimpath \

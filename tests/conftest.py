@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,12 +19,13 @@ from hypothesis import settings
 # both ways of starting pytest, with and without `python3 -m`, find the packages of this checkout
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from sockredird import cache as compiled
 from sockredird import compiler
 from sockredird.errors import UnsupportedKernel
 from sockredird.generation import Generation
 from sockredird.plan import Plan
 from support import cgroups, textbook
-from support.emulated import PATIENCE
+from support.emulated import EMULATED, PATIENCE
 
 # whoever starts the tests in the background has them, and all their children, ignore it
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -50,8 +52,14 @@ def _refuse_to_skip(reason: str) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """What has been compiled for one test need not be for the next; see sockredird/cache.py."""
-    os.environ["CACHE_DIRECTORY"] = str(tmp_path_factory.mktemp("cache"))
+    """What has been compiled for one test need not be for the next; see sockredird/cache.py.
+
+    Nor what an installed daemon has compiled, where that takes a minute.
+    """
+    directory = tmp_path_factory.mktemp("cache")
+    if EMULATED and compiled.directory().exists():
+        shutil.copytree(compiled.directory(), directory, dirs_exist_ok=True)
+    os.environ["CACHE_DIRECTORY"] = str(directory)
 
 
 @pytest.fixture(scope="session", autouse=True)

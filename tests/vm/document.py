@@ -26,7 +26,8 @@ Made by `make kernels` from the results of `make vm-test KERNEL=all`; do not edi
 Each of these is a Debian host under systemd in a virtual machine: the package is installed there,
 every command is typed, real programs run over it, it is upgraded and removed under traffic, the
 host is rebooted with acceleration enabled, and the test suites run over the installed package:
-one in eight of their tests, other ones on each kernel, or all with `FULL=1`.
+one in sixteen of their tests, other ones on each kernel, or all with `FULL=1`. What does not depend
+on the kernel, such as polkit and apt, is tried once on each release of Debian.
 """
 
 Row = list[str]

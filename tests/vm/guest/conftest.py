@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import compiled
 import pytest
 from shell import Failed, sh
 from status import state
@@ -22,6 +23,12 @@ def is_true(command: str) -> bool:
     except Failed:
         return False
     return True
+
+
+@pytest.fixture(autouse=True)
+def compiled_once() -> Iterator[None]:
+    yield
+    compiled.keep()
 
 
 @pytest.fixture
@@ -39,6 +46,7 @@ def installed() -> None:
 @pytest.fixture
 def running(installed: None) -> None:
     sh("systemctl start sockredird")
+    compiled.put_back()
 
 
 @pytest.fixture
@@ -49,7 +57,6 @@ def disabled(running: None) -> None:
 
 @pytest.fixture
 def enabled(running: None) -> None:
-    """Left so: the compiler takes half a minute in an emulated machine that is busy besides."""
     if state() != "enabled":
         sh("sockredirctl enable --timeout 150")
 

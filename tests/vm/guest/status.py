@@ -24,6 +24,10 @@ def called(call: str) -> Any:
     return _plain(answer["data"][0]) if answer else None
 
 
+def property_of(name: str) -> Any:
+    return _plain(json.loads(sh(BUSCTL.format("--json=short get-property", name)))["data"])
+
+
 def _plain(value: Any) -> Any:
     """Without the types of variants."""
     if isinstance(value, list):
@@ -36,7 +40,7 @@ def _plain(value: Any) -> Any:
 
 
 def state() -> str:
-    return sh(BUSCTL.format("get-property", "State")).split('"')[1]
+    return str(property_of("State"))
 
 
 def loaded(patience_s: float = 30.0) -> str:

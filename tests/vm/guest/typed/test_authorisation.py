@@ -15,6 +15,7 @@ import pytest
 from shell import TIMEOUT_S, Failed, sh
 from status import BUSCTL, state
 
+pytestmark = pytest.mark.userland
 # Users of the guest: VISITOR may nothing, OPERATOR what the rule lets him, ADMIN has a password
 VISITOR, OPERATOR, ADMIN = "visitor", "manager", "admin"
 PASSWORD = "open sesame"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from shell import sh
-from status import counters
+from shell import TIMEOUT_S, sh
+from status import counters, property_of
 
 # Each makes a connection to itself again and again.
 TALKER = """
@@ -24,7 +24,7 @@ while True:
     server.close()
     time.sleep(0.5)
 """
-ENABLE = "sockredirctl enable --timeout 150"  # see the fixture `enabled`
+ENABLE = "sockredirctl enable --timeout 150"
 FIRST, SECOND = "srt-first.service", "srt-second.service"
 
 
@@ -42,25 +42,25 @@ def start(unit: str) -> None:
 
 
 def await_acceleration() -> None:
-    """Returns once another connection has been accelerated; sh() fails if none is."""
+    """Returns once another connection has been accelerated."""
     before = counters()["accelerated_connections"]
-    value = "$(sockredirctl stats --json | jq .accelerated_connections)"
-    if not sh("command -v jq || true"):
-        value = "$(sockredirctl stats | awk '$1 == \"accelerated_connections\" {print $2}')"
-    sh(f"while [ {value} -le {before} ]; do sleep 1; done")
+    deadline = time.monotonic() + TIMEOUT_S
+    while counters()["accelerated_connections"] == before:
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
 
 
 def units() -> dict[str, str]:
-    shown: dict[str, str] = json.loads(sh("sockredirctl status --json"))["Units"]
-    return shown
+    """The cgroup of each in scope."""
+    found: dict[str, str] = property_of("Units")
+    return found
 
 
 def await_units(running: set[str]) -> None:
-    for _ in range(60):
-        if {name for name, cgroup in units().items() if cgroup} == running:
-            return
-        sh("sleep 1")
-    raise AssertionError(f"{units()}, not {running}")
+    deadline = time.monotonic() + TIMEOUT_S
+    while (found := {name for name, cgroup in units().items() if cgroup}) != running:
+        assert time.monotonic() < deadline, found
+        time.sleep(0.5)
 
 
 def test_a_unit_is_found(talker: None) -> None:
