@@ -28,6 +28,7 @@ BENCH_DEPS := apache2-bin gcc libc6-dev iperf3 memcached nginx-light postgresql 
 VM_DEPS := e2fsprogs golang-go mmdebstrap util-linux
 # In the guests only: what the tests there use besides.
 VM_PACKAGES := bash-completion man-db polkitd
+VM_CONTENTS = $(RUNTIME_DEPS) $(TEST_DEPS) $(VM_PACKAGES)
 CHECK_DEPS := python3-venv man-db systemd dbus-bin dbus-daemon util-linux
 # As in packaging/debian/control; dpkg-buildpackage fails if one is missing here.
 BUILD_DEPS := debhelper dh-python dpkg-dev pybuild-plugin-pyproject python3-all python3-setuptools
@@ -39,7 +40,7 @@ SOURCES := $(wildcard sockredird sockredirctl tests bench) \
 	$(shell grep -lsE '^\#!.*python3' packaging/* tools/*)
 MANPAGES := $(wildcard man/*.[58])
 
-.PHONY: all install-deps test torture semantics bench vm-test kernels check check-deps \
+.PHONY: all install-deps test torture semantics bench vm-test vm-deps vm-roots kernels check check-deps \
 	check-python check-man check-systemd check-dbus check-packaging deb lintian demo clean
 all: deb
 
@@ -76,14 +77,19 @@ semantics: install-deps
 # What the package depends on, and the tests, is in the guests' root: they have no network.
 # VM_PYTEST_ARGS="-k word" and the like reach pytest in the guests. FULL=1: the whole suites, which
 # take an hour for each kernel, and not one test in sixteen.
-vm-test: deb
-	@$(APT_INSTALL) $(VM_DEPS)
+vm-test: deb vm-deps
 	CGO_ENABLED=0 GOCACHE=$(CURDIR)/build/go-cache GOFLAGS=-trimpath \
 		go build -o build/programs/copy tests/vm/programs/copy.go
 	$(ROOT) env PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=tests $(PYTHON) -m vm --kernel $(KERNEL) \
 		$(if $(FULL),--full --timeout 7200) \
-		--pytest="$(VM_PYTEST_ARGS)" --package dist/sockredird_*_all.deb \
-		$(RUNTIME_DEPS) $(TEST_DEPS) $(VM_PACKAGES)
+		--pytest="$(VM_PYTEST_ARGS)" --package dist/sockredird_*_all.deb $(VM_CONTENTS)
+
+vm-deps:
+	@$(APT_INSTALL) $(VM_DEPS)
+
+# What vm-test does first, unless it is done.
+vm-roots: vm-deps
+	$(ROOT) env PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=tests $(PYTHON) -m vm --kernel $(KERNEL) $(VM_CONTENTS)
 
 # From the results of the last `make vm-test`.
 kernels:

@@ -1,4 +1,7 @@
-"""Runs the tests in guests: python3 -m vm --kernel 6.12 --package sockredird.deb PACKAGE..."""
+"""Runs the tests in guests: python3 -m vm --kernel 6.12 --package sockredird.deb PACKAGE...
+
+Without --package it only builds the roots that they start from.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ CHECKOUT = ("completions", "dbus", "docs", "man", "polkit", "tests")
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="vm")
     parser.add_argument("--kernel", choices=[*KERNELS, "all"], default="all")
-    parser.add_argument("--package", type=Path, required=True, help="the .deb under test")
+    parser.add_argument("--package", type=Path, help="the .deb under test")
     parser.add_argument("--timeout", type=float, default=2400, help="seconds for each guest")
     parser.add_argument("--jobs", type=int, default=2, help="guests at a time")
     parser.add_argument("--full", action="store_true", help="whole suites, not a part of each")
@@ -136,6 +139,8 @@ def main() -> int:
             root: roots.build(root, options.packages, BUILD / "roots")
             for root in dict.fromkeys(kernel.root for kernel in chosen)
         }
+        if options.package is None:
+            return 0
 
         def passes(kernel: Kernel) -> bool:
             return run(kernel, images[kernel.root], options, userland=not twice(kernel, chosen))
