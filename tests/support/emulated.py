@@ -9,6 +9,7 @@ import os
 
 EMULATED = "SOCKREDIR_EMULATED" in os.environ
 PATIENCE = 5 if EMULATED else 1  # factor of every timeout
+PAUSE_S = 0.05 if EMULATED else 0.0  # of traffic, for what goes on under it to get on, too
 
 
 def times(number: int) -> int:

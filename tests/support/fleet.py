@@ -5,12 +5,13 @@ from __future__ import annotations
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from random import Random
 
 from support.background import Background
-from support.emulated import PATIENCE
+from support.emulated import PATIENCE, PAUSE_S
 from support.traffic import Stream, listen, pattern, set_nodelay
 
 SIZES = (1, 64, 1000, 4096, 30_000, 100_000)
@@ -120,6 +121,8 @@ class Fleet:
                 self._progress.notify_all()
             if count == self._reconnect_every:
                 return
+            if PAUSE_S:
+                time.sleep(PAUSE_S)
 
     @contextmanager
     def _reporting(self) -> Iterator[None]:
