@@ -40,8 +40,9 @@ SOURCES := $(wildcard sockredird sockredirctl tests bench) \
 	$(shell grep -lsE '^\#!.*python3' packaging/* tools/*)
 MANPAGES := $(wildcard man/*.[58])
 
-.PHONY: all install-deps test torture semantics bench vm-test vm-deps vm-roots kernels check check-deps \
-	check-python check-man check-systemd check-dbus check-packaging deb lintian demo clean
+.PHONY: all install-deps test torture semantics bench vm-test vm-deps vm-roots kernels \
+	check check-deps check-python check-man check-systemd check-dbus check-packaging \
+	deb lintian demo clean
 all: deb
 
 install-deps:
@@ -89,7 +90,8 @@ vm-deps:
 
 # What vm-test does first, unless it is done.
 vm-roots: vm-deps
-	$(ROOT) env PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=tests $(PYTHON) -m vm --kernel $(KERNEL) $(VM_CONTENTS)
+	$(ROOT) env PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=tests $(PYTHON) -m vm --kernel $(KERNEL) \
+		$(VM_CONTENTS)
 
 # From the results of the last `make vm-test`.
 kernels:
