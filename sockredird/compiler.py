@@ -1,8 +1,9 @@
-"""Compiles the BPF programs with BCC, in a child process, and loads and pins them.
+"""Compiles the BPF programs with BCC, loads and pins them, in a child process.
 
 BCC brings LLVM and keeps about 140 MB resident, so the daemon never imports it: this module is
 run as `python3 -m sockredird.compiler`, and is the only one that imports bcc. It compiles what
-cache.py has not kept.
+cache.py has not kept. Loading that in the daemon would leave it with 50 MB instead of 30, of what
+the kernel's types take meanwhile.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ import resource
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import closing
 from pathlib import Path
 
 from sockredird import cache, capabilities, child, detectors, errors, libbpf, objects
 from sockredird.btf import KernelTypes
 from sockredird.errors import LoadFailed, SockredirError
 from sockredird.layout import CAPACITIES, DETECTORS, PROGRAMS, ProgramShape, map_shapes
-from sockredird.objects import Objects, Program, Unreadable
+from sockredird.objects import Objects, Program
 from sockredird.offsets import compiler_flags
 
 log = logging.getLogger(__name__)
@@ -65,64 +66,38 @@ def compile_and_pin(directory: Path, max_connections: int) -> None:
 
     Raises LoadFailed with the compiler's or verifier's words, or UnsupportedKernel.
     """
-    shapes = map_shapes(max_connections, resource.getpagesize())
-    entries = {name: shape.max_entries for name, shape in shapes.items()}
-    with closing(KernelTypes()) as kernel:
-        flags = _flags(kernel)
-        key = _key(flags)
-        kept = cache.read(key)
-        compiled = kept or _compiled_by_child(flags)
-        try:
-            with ExitStack() as stack:
-                for name, fd in compiled.load(kernel, entries).items():
-                    libbpf.pin(stack.enter_context(fd), directory / name)
-        except (LoadFailed, OSError) as error:
-            raise _explained(LoadFailed, str(error), getattr(error, "__notes__", [])) from error
-    if kept is None:
-        cache.write(key, compiled)
-
-
-def _compiled_by_child(flags: list[str]) -> Objects:
     try:
         process = subprocess.run(
-            child.command("compiler", *flags),
+            child.command("compiler", str(directory), str(max_connections)),
             env=child.environment(),
             stdin=subprocess.DEVNULL,
             capture_output=True,
+            text=True,
             timeout=TIMEOUT_S,
             check=False,
         )
     except subprocess.TimeoutExpired as error:
         raise LoadFailed(f"compiling the BPF programs took over {TIMEOUT_S:.0f} s") from error
-    said = process.stderr.decode(errors="replace").splitlines()
     if process.returncode == 0:
-        for line in said:
+        for line in process.stderr.splitlines():
             log.warning("of the BPF programs: %s", line)
-        try:
-            return Objects.parse(process.stdout)
-        except Unreadable as error:
-            raise LoadFailed(f"what the BPF compiler made cannot be read: {error}") from error
+        return
     try:
         answer = json.loads(process.stdout)
         kind: type[SockredirError] = getattr(errors, answer["error"])
         text = str(answer["text"])
     except (ValueError, KeyError, AttributeError):
         kind, text = LoadFailed, f"the BPF compiler ended with status {process.returncode}"
-    raise _explained(kind, text, said)
-
-
-def _explained(kind: type[SockredirError], text: str, said: list[str]) -> SockredirError:
-    """With what the compiler or the verifier said, which goes to the log as a whole."""
-    if said:
-        log.error("of the BPF programs:\n%s", "\n".join(said).rstrip())
-        text += f": {_gist(said)} (the daemon's log has all of it)"
+    if process.stderr:
+        log.error("the BPF compiler said:\n%s", process.stderr.rstrip())
+        text += f": {_gist(process.stderr)} (the daemon's log has all of it)"
     hint = capabilities.hint()
-    return kind(text if hint in text else text + hint)
+    raise kind(text if hint in text else text + hint)
 
 
-def _gist(said: list[str]) -> str:
+def _gist(output: str) -> str:
     """The line that names the cause: clang's first error, or the verifier's last word."""
-    lines = [line.strip() for text in said for line in text.splitlines() if line.strip()]
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
     for line in lines:
         if "error:" in line:
             return line
@@ -198,18 +173,31 @@ def _compile(flags: list[str]) -> Objects:
     return Objects(maps, programs)
 
 
+def _load(directory: Path, max_connections: int) -> None:
+    shapes = map_shapes(max_connections, resource.getpagesize())
+    entries = {name: shape.max_entries for name, shape in shapes.items()}
+    with closing(KernelTypes()) as kernel:
+        flags = _flags(kernel)
+        key = _key(flags)
+        kept = cache.read(key)
+        compiled = kept or _compile(flags)
+        for name, fd in compiled.load(kernel, entries).items():
+            libbpf.pin(fd, directory / name)
+    if kept is None:
+        cache.write(key, compiled)
+
+
 def main() -> int:
-    *flags, parent = sys.argv[1:]
-    child.die_with(int(parent))
+    child.die_with(int(sys.argv[3]))
     try:
         try:
-            compiled = _compile(flags)
+            _load(Path(sys.argv[1]), int(sys.argv[2]))
         except OSError as error:
             raise LoadFailed(str(error)) from error
     except SockredirError as error:
+        print(*getattr(error, "__notes__", []), sep="\n", end="", file=sys.stderr)
         print(json.dumps({"error": type(error).__name__, "text": str(error)}))
         return 1
-    sys.stdout.buffer.write(compiled.dump())
     return 0
 
 

@@ -75,7 +75,7 @@ def ground(cgroup: Path, bpffs: Path, tmp_path: Path) -> Iterator[Ground]:
 def other_code() -> None:
     """As if the daemon had been upgraded: the same program, from other source."""
     real = compiler.source()
-    compiler.source = lambda: real + "\n/* upgraded */\n"
+    compiler.source = lambda: real + f"\n/* {os.getpid()} */\n"
 
 
 def enable(manager: Manager) -> None:
