@@ -38,6 +38,15 @@ def purged() -> None:
 
 
 @pytest.fixture
+def removed() -> None:
+    """Its configuration is there still, or again."""
+    if not is_true("dpkg-query -W sockredird"):
+        sh("apt-get install -qy ./sockredird_*.deb")
+    if is_true(INSTALLED):
+        sh("apt-get remove -qy sockredird")
+
+
+@pytest.fixture
 def installed() -> None:
     if not is_true(INSTALLED):
         sh("apt-get install -qy ./sockredird_*.deb")

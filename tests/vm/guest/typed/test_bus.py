@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from shell import sh
 from status import BUSCTL, state
 
@@ -12,6 +13,7 @@ def test_stats(enabled: None) -> None:
     assert '"accelerated_connections" t ' in answer
 
 
+@pytest.mark.userland
 def test_introspect(running: None) -> None:
     answer = sh("busctl introspect org.sockredir /org/sockredir")
     for member in (".Enable", ".EnableWith", ".Disable", ".Stats", ".State", ".Event"):
@@ -25,6 +27,7 @@ def test_enable(disabled: None) -> None:
     assert state() == "disabled"
 
 
+@pytest.mark.userland
 def test_bus_activation(installed: None) -> None:
     sh("systemctl stop sockredird")
     assert "disabled" in sh(BUSCTL.format("get-property", "State"), user="visitor")

@@ -56,6 +56,7 @@ def test_killed_it_comes_back(enabled: None) -> None:
     assert state() == "enabled"
 
 
+@pytest.mark.userland
 def test_systemd_analyze_verify(installed: None) -> None:
     unit = sh("systemctl show -P FragmentPath sockredird").strip()
     assert sh(f"systemd-analyze verify --man=no {unit}") == ""
@@ -73,12 +74,14 @@ def edit() -> Iterator[Callable[[str, str], None]]:
     sh("systemctl reload sockredird")
 
 
+@pytest.mark.userland
 def test_reload(disabled: None, edit: Callable[[str, str], None]) -> None:
     edit("scope", "exclude_ports = [21, 4711]")
     sh("systemctl reload sockredird")
     assert " 4711 " in sh(BUSCTL.format("get-property", "Scope"))
 
 
+@pytest.mark.userland
 def test_reload_of_a_mistake(enabled: None, edit: Callable[[str, str], None]) -> None:
     """systemctl reload waits for the daemon, which goes on as before."""
     edit("limits", "no_such_setting = 1")

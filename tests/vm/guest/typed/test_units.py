@@ -70,6 +70,7 @@ def test_a_unit_is_found(talker: None) -> None:
     await_acceleration()
 
 
+@pytest.mark.userland
 def test_only_that_unit(talker: None) -> None:
     start(SECOND)
     said = sh(f"{ENABLE} --unit {FIRST}")
@@ -79,6 +80,7 @@ def test_only_that_unit(talker: None) -> None:
     assert counters()["accelerated_connections"] == before
 
 
+@pytest.mark.userland
 def test_restarts_are_followed(talker: None) -> None:
     sh(f"{ENABLE} --unit {FIRST}")
     for _ in range(2):
@@ -89,6 +91,7 @@ def test_restarts_are_followed(talker: None) -> None:
         await_units(set())
 
 
+@pytest.mark.userland
 def test_daemon_reexec(talker: None) -> None:
     sh(f"{ENABLE} --unit {FIRST}")
     sh("systemctl daemon-reexec")
@@ -97,12 +100,14 @@ def test_daemon_reexec(talker: None) -> None:
     await_acceleration()
 
 
+@pytest.mark.userland
 def test_a_slice(talker: None) -> None:
     sh(f"{ENABLE} --unit system.slice")
     start(FIRST)
     await_acceleration()
 
 
+@pytest.mark.userland
 def test_an_excluded_service(talker: None) -> None:
     sh(f"{ENABLE} --exclude-cgroup /system.slice/{FIRST} --cgroup /system.slice")
     start(FIRST)
