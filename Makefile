@@ -59,15 +59,18 @@ torture: install-deps
 	$(ROOT) env PYTHONDONTWRITEBYTECODE=1 SOCKREDIR_TORTURE=1 $(PYTHON) -m pytest tests/lifecycle
 
 # QUICK=1: a part of it. NULL=1: nothing is accelerated, and every ratio has to be 1. SUSTAINED=1:
-# streams of half a minute instead, for three quarters of an hour.
+# streams of half a minute instead, for three quarters of an hour. SHORT=1: a connection per request
+# instead, in blocks, for ten minutes.
 # BENCH_ARGS="--only redis" and the like reach the benchmark.
 BENCH_OUTPUT := $(if $(NULL),--null,$(if $(QUICK),--output docs/benchmarks/quick,\
 	$(if $(SUSTAINED),--output docs/benchmarks/sustained,\
-	--output docs/benchmarks --readme README.md)))
+	$(if $(SHORT),--output docs/benchmarks/short,\
+	--output docs/benchmarks --readme README.md))))
 bench: install-deps
 	@$(APT_INSTALL) $(BENCH_DEPS)
 	$(ROOT) env PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=.:tests $(PYTHON) -m bench \
-		$(if $(QUICK),--quick) $(if $(SUSTAINED),--sustained) $(BENCH_OUTPUT) $(BENCH_ARGS)
+		$(if $(QUICK),--quick) $(if $(SUSTAINED),--sustained) $(if $(SHORT),--short) \
+		$(BENCH_OUTPUT) $(BENCH_ARGS)
 
 # Results of other kernels stay as they are.
 semantics: install-deps

@@ -10,10 +10,11 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import daemon, loads, machine, profile, readme, report
+from bench import blocks, daemon, loads, machine, profile, readme, report
 from bench.datapaths import Host
 from bench.loads import Loads
 from bench.programs import Programs
@@ -21,14 +22,33 @@ from bench.spread import FEWEST_ROUNDS, Spread, simultaneous, spread
 from bench.workload import Workload, measure, ratio_names, ratios
 
 REPOSITORY = Path(__file__).parents[1]
-FULL, QUICK, SUSTAINED = "A full run", "A quick run", "A run of streams of 30 s"
-DURATION_MS = {FULL: 60, QUICK: 40, SUSTAINED: 30_000}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """`duration` in ms is that of one measurement; SHORT counts connections instead."""
+
+    option: str
+    title: str
+    duration: int
+
+
+FULL = Kind("", "A full run", 60)
+QUICK = Kind("--quick", "A quick run", 40)
+SUSTAINED = Kind("--sustained", "A run of streams of 30 s", 30_000)
+SHORT = Kind("--short", "A run of short connections", 0)
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a minute instead of ten")
-    parser.add_argument("--sustained", action="store_true", help="streams of 30 s instead")
+    kinds = parser.add_mutually_exclusive_group()
+    for kind, text in (
+        (QUICK, "a minute instead of ten"),
+        (SUSTAINED, "streams of 30 s instead"),
+        (SHORT, "a connection per request instead, in blocks"),
+    ):
+        kinds.add_argument(kind.option, dest="kind", action="store_const", const=kind, help=text)
+    parser.set_defaults(kind=FULL)
     parser.add_argument(
         "--null",
         action="store_true",
@@ -47,25 +67,27 @@ def _arguments() -> argparse.Namespace:
 def _wanted(workloads: list[Workload], arguments: argparse.Namespace) -> list[Workload]:
     if arguments.only:
         return [w for w in workloads if arguments.only in w.name]
-    return [w for w in workloads if w.quick] if arguments.quick else workloads
+    return [w for w in workloads if w.quick] if arguments.kind is QUICK else workloads
 
 
 def _run(arguments: argparse.Namespace) -> dict[str, Any]:
     started = time.monotonic()
-    kind = SUSTAINED if arguments.sustained else QUICK if arguments.quick else FULL
-    results: dict[str, Any] = {"machine": machine.describe(), "kind": kind}
+    kind = arguments.kind
+    results: dict[str, Any] = {"machine": machine.describe(), "kind": kind.title}
     with ExitStack() as stack:
         host = Host(stack, null=arguments.null)
         programs = REPOSITORY / "build" / "bench" / "load"
         loads.build(programs)
-        load = Loads(host, programs, DURATION_MS[kind])
-        if arguments.sustained:
+        load = Loads(host, programs, kind.duration)
+        if kind is SUSTAINED:
             workloads = load.sustained()
+        elif kind is SHORT:
+            workloads = blocks.workloads(host, programs)
         else:
             workloads = [*load.workloads(), *Programs(host, load).workloads()]
         results["workloads"], results["failed"] = [], []
         for workload in _wanted(workloads, arguments):
-            rounds = arguments.rounds or (FEWEST_ROUNDS if arguments.quick else workload.rounds)
+            rounds = arguments.rounds or (FEWEST_ROUNDS if kind is QUICK else workload.rounds)
             try:
                 entry = measure(workload, host, rounds)
             except (RuntimeError, OSError, subprocess.SubprocessError) as error:
@@ -73,10 +95,12 @@ def _run(arguments: argparse.Namespace) -> dict[str, Any]:
                 results["failed"].append(workload.name)
                 continue
             results["workloads"].append(entry)
+            if kind is SHORT and not arguments.null:
+                del entry["rounds"]  # a thousand
             print(report.line(entry), flush=True)
-        if not (arguments.null or arguments.only or arguments.sustained):
+        if kind in (FULL, QUICK) and not (arguments.null or arguments.only):
             results["profile"] = profile.measure(host, load)
-            results["daemon"] = daemon.measure(host, load, quick=arguments.quick)
+            results["daemon"] = daemon.measure(host, load, quick=kind is QUICK)
     results["seconds"] = round(time.monotonic() - started)
     return results
 

@@ -25,7 +25,7 @@ from bench.servers import Address
 from bench.workload import EVERYWHERE, Sample, Workload
 
 SOURCES = Path(__file__).parent / "load"
-LOADS = ("rr", "stream", "crr", "memcached")
+LOADS = ("rr", "stream", "crr", "blocks", "memcached")
 SAME_CORE = (0, 0)
 TWO_CORES = (1, 0)  # CPUs of server and client
 # Of crr: a listener has seen few, or so many that it is known what acceleration does for it

@@ -15,6 +15,7 @@ _VERSIONS = {
     "redis": ["redis-server", "--version"],
     "PostgreSQL": ["pgbench", "--version"],
     "nginx": ["nginx", "-v"],
+    "Apache": ["apache2", "-v"],
     "wrk": ["wrk", "-v"],
     "memcached": ["memcached", "--version"],
     "sockperf": ["sockperf", "--version"],

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from bench.datapaths import OURS, TCP, TEXTBOOK, TRACED, UNIX
+from bench.datapaths import AGAIN, OURS, TCP, TEXTBOOK, TRACED, UNIX
 from bench.spread import Spread
 
 Entry = dict[str, Any]
@@ -19,8 +19,14 @@ def ratio(entry: Entry, name: str) -> Spread | None:
     return Spread(**found) if found else None
 
 
+def _digits(entry: Entry) -> str:
+    """Plain TCP's ratio to itself is measured where thousandths matter."""
+    return ".3f" if AGAIN in entry["datapaths"] else ""
+
+
 def line(entry: Entry) -> str:
-    ratios = ", ".join(f"{name} {ratio(entry, name)}" for name in entry["ratios"])
+    digits = _digits(entry)
+    ratios = ", ".join(f"{name} {ratio(entry, name):{digits}}" for name in entry["ratios"])
     return f"{entry['name']:<20} {ratios}"
 
 
@@ -63,7 +69,8 @@ def _verdict(entry: Entry, name: str) -> str:
 
 def _ratios(results: Entry, group: str) -> str:
     entries = [entry for entry in results["workloads"] if entry["group"] == group]
-    if OURS not in entries[0]["datapaths"] or TRACED in entries[0]["datapaths"]:
+    datapaths = entries[0]["datapaths"]
+    if OURS not in datapaths or {TRACED, AGAIN} & set(datapaths):
         return _edges(entries)
     head = ["", "plain TCP", "sockredird", *(f"x {_HEADS[name]}" for name in AGAINST)]
     rows = []
@@ -87,7 +94,8 @@ def _edges(entries: list[Entry]) -> str:
         cells.append(amount(entry["datapaths"][TCP]["rate"]))
         for name in names:
             found = ratio(entry, name)
-            cells.append(f"{found}{_verdict(entry, name)}" if found else "")
+            shown = f"{found:{_digits(entry)}}{_verdict(entry, name)}" if found else ""
+            cells.append(shown)
         rows.append(cells)
     heads = [name.replace("/", " / ").replace(TCP, "plain TCP") for name in names]
     return table(["", "plain TCP", *heads], rows)

@@ -25,8 +25,13 @@ class Spread:
     def contains(self, value: float) -> bool:
         return self.low <= value <= self.high
 
+    def __format__(self, spec: str) -> str:
+        """Each of the three as the spec says, with two digits after the point if it is empty."""
+        spec = spec or ".2f"
+        return f"{self.median:{spec}} ({self.low:{spec}}-{self.high:{spec}})"
+
     def __str__(self) -> str:
-        return f"{self.median:.2f} ({self.low:.2f}-{self.high:.2f})"
+        return f"{self}"
 
 
 def coverage(count: int, rank: int) -> float:

@@ -39,6 +39,7 @@ class Workload:
     targets: dict[str, float] = field(default_factory=dict)  # "a/b" -> smallest ratio wanted
     quick: bool = False
     accelerated: bool = True  # whether OURS is expected to redirect
+    close: Callable[[], None] = lambda: None  # after the last round
 
 
 def ratio_names(datapaths: Sequence[str]) -> list[str]:
@@ -62,12 +63,15 @@ def measure(workload: Workload, host: Host, rounds: int) -> dict[str, Any]:
     """The workload's entry in the results: medians per datapath, ratios of rounds, all rounds."""
     names = list(workload.datapaths)
     if host.null:
-        names = [TCP, AGAIN, *(name for name in names if name not in (TCP, UNIX))]
+        names = [TCP, AGAIN, *(name for name in names if name not in (TCP, AGAIN, UNIX))]
     host.forget()
     before = host.redirected()
     samples: list[dict[str, dict[str, float]]] = []
-    for number in range(rounds):
-        samples.append({name: _run(workload, host, name) for name in order(names, number)})
+    try:
+        for number in range(rounds):
+            samples.append({name: _run(workload, host, name) for name in order(names, number)})
+    finally:
+        workload.close()
     redirected = host.redirected() - before
     if OURS in names and workload.accelerated != bool(redirected) and not host.null:
         raise RuntimeError(f"{workload.name}: {redirected} messages were redirected")

@@ -2,11 +2,11 @@
 /*
  * connect, one request and response of `size` bytes, close: one connection after the other.
  *
- *	crr server ADDRESS SIZE WARM_UP [defer]
+ *	crr server ADDRESS SIZE WARM_UP [defer] [delay]
  *	crr client ADDRESS SIZE WARM_UP MILLISECONDS
  *
- * WARM_UP connections are not measured. `defer`: the listener has TCP_DEFER_ACCEPT. The last
- * connection carries no request.
+ * WARM_UP connections are not measured. `defer`: the listener has TCP_DEFER_ACCEPT. `delay`: no
+ * TCP_NODELAY. The last connection carries no request.
  */
 #include "load.h"
 
@@ -16,13 +16,13 @@ static char *buffer;
 static size_t size;
 static uint64_t warm_up;
 
-static void server(const char *address, int defer)
+static void server(const char *address, int defer, int delay)
 {
 	int listener = serve(address, defer);
 	uint64_t cpu = 0, served = 0;
 
 	for (;;) {
-		int fd = welcome(listener, address);
+		int fd = delay ? pick_up(listener) : welcome(listener, address);
 		int asked = recv_all(fd, buffer, size);
 
 		if (asked && buffer[0] == 'E')
@@ -69,6 +69,14 @@ static void client(const char *address, int milliseconds)
 	send_all(join(address), buffer, size);
 }
 
+static int given(char **arguments, const char *word)
+{
+	for (; *arguments; arguments++)
+		if (!strcmp(*arguments, word))
+			return 1;
+	return 0;
+}
+
 int main(int argc, char **argv)
 {
 	if (argc < 5)
@@ -77,7 +85,7 @@ int main(int argc, char **argv)
 	warm_up = strtoul(argv[4], NULL, 10);
 	buffer = allocate(size);
 	if (!strcmp(argv[1], "server"))
-		server(argv[2], argc > 5);
+		server(argv[2], given(argv + 5, "defer"), given(argv + 5, "delay"));
 	else if (argc > 5)
 		client(argv[2], atoi(argv[5]));
 	else

@@ -91,7 +91,7 @@ static inline int serve(const char *address, int defer_seconds)
 	return fd;
 }
 
-static inline int join(const char *address)
+static inline int dial(const char *address)
 {
 	struct sockaddr_storage to;
 	socklen_t length = parse(address, &to);
@@ -99,16 +99,30 @@ static inline int join(const char *address)
 
 	if (fd < 0 || connect(fd, (void *)&to, length))
 		err(1, "connect %s", address);
+	return fd;
+}
+
+static inline int join(const char *address)
+{
+	int fd = dial(address);
+
 	no_delay(fd, address);
 	return fd;
 }
 
-static inline int welcome(int listener, const char *address)
+static inline int pick_up(int listener)
 {
 	int fd = accept(listener, NULL, NULL);
 
 	if (fd < 0)
 		err(1, "accept");
+	return fd;
+}
+
+static inline int welcome(int listener, const char *address)
+{
+	int fd = pick_up(listener);
+
 	no_delay(fd, address);
 	return fd;
 }

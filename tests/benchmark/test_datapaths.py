@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from bench import loads
-from bench.datapaths import EXCLUDED, OURS, OUTSIDE, RETIRED, TCP, TEXTBOOK, UNIX, Host
+from bench import blocks, loads
+from bench.datapaths import AGAIN, EXCLUDED, OURS, OUTSIDE, RETIRED, TCP, TEXTBOOK, UNIX, Host
 from bench.loads import Loads
 from bench.workload import measure
 
@@ -23,9 +23,14 @@ def host(capable: None) -> Iterator[Host]:
 
 
 @pytest.fixture(scope="module")
-def load(host: Host, tmp_path_factory: pytest.TempPathFactory) -> Loads:
-    programs = tmp_path_factory.mktemp("load")
-    loads.build(programs)
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("load")
+    loads.build(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def load(host: Host, programs: Path) -> Loads:
     return Loads(host, programs, DURATION_MS)
 
 
@@ -60,6 +65,16 @@ def test_a_workload_that_is_not_accelerated_is_no_figure(host: Host, load: Loads
     with pytest.raises(RuntimeError, match="0 messages were redirected"):
         measure(short, host, 1)
     host.call("Enable")
+
+
+def test_blocks_of_short_connections(host: Host, programs: Path) -> None:
+    (echo,) = (w for w in blocks.workloads(host, programs) if w.name == "blocks-echo")
+    entry = measure(echo, host, 2)
+    assert entry["redirected_messages"] > 0
+    for name in (TCP, AGAIN, OURS):
+        assert entry["datapaths"][name]["rate"] > 0
+        path = host.datapaths[name]
+        assert not [p for p in (path.server, path.client) if (p / "cgroup.procs").read_text()]
 
 
 def test_nothing_is_left(capable: None) -> None:
