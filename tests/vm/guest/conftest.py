@@ -11,7 +11,7 @@ from typing import Any
 import compiled
 import pytest
 from shell import Failed, sh
-from status import state
+from status import BUSCTL, state
 
 CHECKOUT = Path("/share/checkout")
 INSTALLED = "dpkg-query -W -f '${db:Status-Status}' sockredird | grep -qx installed"
@@ -61,13 +61,13 @@ def running(installed: None) -> None:
 @pytest.fixture
 def disabled(running: None) -> None:
     if state() != "disabled":
-        sh("sockredirctl disable --timeout 150")
+        sh(BUSCTL.format("call", "Disable"))
 
 
 @pytest.fixture
 def enabled(running: None) -> None:
     if state() != "enabled":
-        sh("sockredirctl enable --timeout 150")
+        sh(BUSCTL.format("call", "Enable"))
 
 
 @pytest.fixture

@@ -40,7 +40,7 @@ ACTIVATION = Path("/usr/share/dbus-1/system-services/org.freedesktop.PolicyKit1.
 RELOAD_BUS = "systemctl reload dbus"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def rule() -> Iterator[None]:
     RULES.write_text(RULE)
     sh("systemctl restart polkit")
@@ -136,7 +136,7 @@ def on_terminal(command: list[str], answers: dict[str, str]) -> tuple[int, str]:
     return process.wait(), output
 
 
-@pytest.mark.parametrize(("password", "status"), [(PASSWORD, 0), ("wrong", DENIED)])
+@pytest.mark.parametrize(("password", "status"), [("wrong", DENIED), (PASSWORD, 0)])
 def test_password_of_an_administrator(disabled: None, password: str, status: int) -> None:
     """pkttyagent asks for it on the terminal of sockredirctl."""
     sh(f"echo '{ADMIN}:{PASSWORD}' | chpasswd")
@@ -145,21 +145,6 @@ def test_password_of_an_administrator(disabled: None, password: str, status: int
     assert found == status
     assert "org.sockredir.manage" in output
     assert state() == ("disabled" if status else "enabled")
-
-
-def test_without_polkit_only_root_may_manage(enabled: None) -> None:
-    sh("systemctl stop polkit")
-    hidden = ACTIVATION.rename(ACTIVATION.with_suffix(".hidden"))
-    try:
-        sh(RELOAD_BUS)
-        with refused("only root"):
-            sh(BUSCTL.format("call", "Disable"), user=VISITOR)
-        sh(BUSCTL.format("call", "Stats"), user=VISITOR)
-        sh("sockredirctl disable")
-        assert state() == "disabled"
-    finally:
-        hidden.rename(ACTIVATION)
-        sh(RELOAD_BUS)
 
 
 def test_with_polkit_masked_only_root_may_manage(enabled: None) -> None:
@@ -180,4 +165,19 @@ def test_permissive_bus_policy_changes_nothing(enabled: None) -> None:
                 sh(BUSCTL.format("call", call), user=VISITOR)
     finally:
         PERMISSIVE.unlink()
+        sh(RELOAD_BUS)
+
+
+def test_without_polkit_only_root_may_manage(enabled: None) -> None:
+    sh("systemctl stop polkit")
+    hidden = ACTIVATION.rename(ACTIVATION.with_suffix(".hidden"))
+    try:
+        sh(RELOAD_BUS)
+        with refused("only root"):
+            sh(BUSCTL.format("call", "Disable"), user=VISITOR)
+        sh(BUSCTL.format("call", "Stats"), user=VISITOR)
+        sh("sockredirctl disable")
+        assert state() == "disabled"
+    finally:
+        hidden.rename(ACTIVATION)
         sh(RELOAD_BUS)

@@ -28,13 +28,26 @@ ENABLE = "sockredirctl enable --timeout 150"
 FIRST, SECOND = "srt-first.service", "srt-second.service"
 
 
-@pytest.fixture(autouse=True)
-def talker(running: None) -> Iterator[None]:
+@pytest.fixture(scope="module", autouse=True)
+def talker() -> Iterator[None]:
     script = Path("/root/talker.py")
     script.write_text(TALKER)
     yield
-    sh(f"systemctl stop {FIRST} {SECOND} 2>&1 || true; sockredirctl disable")
     script.unlink()
+    sh("sockredirctl disable")
+
+
+@pytest.fixture(autouse=True)
+def stopped(running: None) -> Iterator[None]:
+    yield
+    sh(f"systemctl stop {FIRST} {SECOND} 2>&1 || true")
+
+
+@pytest.fixture
+def only_first(running: None) -> None:
+    """Enabled for that unit, by this test or by one before it."""
+    if set(units()) != {FIRST}:
+        sh(f"sockredirctl disable; {ENABLE} --unit {FIRST}")
 
 
 def start(unit: str) -> None:
@@ -63,7 +76,7 @@ def await_units(running: set[str]) -> None:
         time.sleep(0.5)
 
 
-def test_a_unit_is_found(talker: None) -> None:
+def test_a_unit_is_found(disabled: None) -> None:
     start(FIRST)
     assert sh(f"{ENABLE} --unit srt-first") == ""
     assert units() == {FIRST: f"/system.slice/{FIRST}"}
@@ -71,7 +84,7 @@ def test_a_unit_is_found(talker: None) -> None:
 
 
 @pytest.mark.userland
-def test_only_that_unit(talker: None) -> None:
+def test_only_that_unit(disabled: None) -> None:
     start(SECOND)
     said = sh(f"{ENABLE} --unit {FIRST}")
     assert said == f"not running, and waited for: {FIRST}\n"
@@ -81,8 +94,7 @@ def test_only_that_unit(talker: None) -> None:
 
 
 @pytest.mark.userland
-def test_restarts_are_followed(talker: None) -> None:
-    sh(f"{ENABLE} --unit {FIRST}")
+def test_restarts_are_followed(only_first: None) -> None:
     for _ in range(2):
         start(FIRST)
         await_units({FIRST})
@@ -92,8 +104,7 @@ def test_restarts_are_followed(talker: None) -> None:
 
 
 @pytest.mark.userland
-def test_daemon_reexec(talker: None) -> None:
-    sh(f"{ENABLE} --unit {FIRST}")
+def test_daemon_reexec(only_first: None) -> None:
     sh("systemctl daemon-reexec")
     start(FIRST)
     await_units({FIRST})
@@ -101,14 +112,14 @@ def test_daemon_reexec(talker: None) -> None:
 
 
 @pytest.mark.userland
-def test_a_slice(talker: None) -> None:
+def test_a_slice(disabled: None) -> None:
     sh(f"{ENABLE} --unit system.slice")
     start(FIRST)
     await_acceleration()
 
 
 @pytest.mark.userland
-def test_an_excluded_service(talker: None) -> None:
+def test_an_excluded_service(disabled: None) -> None:
     sh(f"{ENABLE} --exclude-cgroup /system.slice/{FIRST} --cgroup /system.slice")
     start(FIRST)
     before = counters()["accelerated_connections"]
