@@ -37,10 +37,16 @@ _numbers = itertools.count(1)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """SOCKREDIR_PART=2/5 leaves the second of each five: where processors are emulated."""
+    """SOCKREDIR_PART=2/5 leaves the second of each five: where processors are emulated.
+
+    No compiler runs then: it has, when the package was tried there.
+    """
     if part := os.environ.get("SOCKREDIR_PART"):
         number, parts = map(int, part.split("/"))
-        kept = items[number - 1 :: parts]
+        kept = items
+        if parts > 1:
+            kept = [item for item in items if not item.get_closest_marker("compiles")]
+        kept = kept[number - 1 :: parts]
         config.hook.pytest_deselected(items=[item for item in items if item not in kept])
         items[:] = kept
 

@@ -19,6 +19,8 @@ from sockredird.layout import PROGRAMS
 from support.processes import inside
 from support.traffic import connection, echo
 
+pytestmark = pytest.mark.compiles
+
 LIMIT = 100  # connections
 
 

@@ -16,6 +16,7 @@ from conftest import Datapath
 from sockredird.generation import Generation
 from support import namespaces
 from support.background import Background, retiring
+from support.emulated import times
 from support.processes import inside
 from support.traffic import (
     check_native,
@@ -31,7 +32,7 @@ TRIES = 20
 CHUNK = 1000
 CHUNKS = 8
 OVERFLOWS = 3
-RPS_CONNECTIONS = 10_000
+RPS_CONNECTIONS = times(10_000)
 RPS_CHUNKS = 3
 
 # net.ipv4.tcp_fastopen, Documentation/networking/ip-sysctl.rst
