@@ -96,7 +96,7 @@ def compiler_flags(kernel: KernelTypes) -> list[str]:
     pprev = kernel.field("timer_list", "entry.pprev")
     sock_flags = {
         name: kernel.enumerator("sock_flags", name)
-        for name in ("SOCK_ZEROCOPY", "SOCK_URGINLINE", "SOCK_RCVTSTAMP")
+        for name in ("SOCK_DONE", "SOCK_ZEROCOPY", "SOCK_URGINLINE", "SOCK_RCVTSTAMP")
     }
     if pprev is None or None in sock_flags.values() or not timers:
         raise UnsupportedKernel(

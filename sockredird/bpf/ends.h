@@ -65,6 +65,14 @@ inline_fn __u64 server_of(const struct sock_state *st)
 	return sk;
 }
 
+/* Whether something that came through TCP is unread. */
+inline_fn int has_tcp_data(__u64 sk)
+{
+	__u64 next = 0, queue = sk + OFF_sock_sk_receive_queue;
+
+	return sk && !KERNEL_FIELD(next, queue, 0) && next != queue;
+}
+
 /* What the daemon is asked for. */
 enum request {
 	REQUEST_WALK,

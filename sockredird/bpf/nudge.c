@@ -23,12 +23,9 @@ struct bpf_iter__tcp {
 /* Notes an end that leaves; 1 if it has unread TCP data. */
 inline_fn int note_unread(__u64 sk, struct end *end)
 {
-	__u64 next = 0, queue = sk + OFF_sock_sk_receive_queue;
 	__u32 one = 1;
 
-	if (!sk || KERNEL_FIELD(next, queue, 0) || next == queue)
-		return 0;
-	return !unnoticed.update(end, &one);
+	return has_tcp_data(sk) && !unnoticed.update(end, &one);
 }
 
 int sockredir_nudge(struct bpf_iter__tcp *ctx)

@@ -202,7 +202,7 @@ inline_fn void segment_received(struct bpf_sock_ops *skops)
 
 /*
  * A socket that was connected before. connect(AF_UNSPEC) leaves it on the sockhash (only close()
- * takes it off), where its old peer's messages would reach the new one, should disconnected() have
+ * takes it off), where its old peer's messages would reach the new one, should ended() have
  * missed it.
  */
 inline_fn void forget(struct bpf_sock_ops *skops)
@@ -221,24 +221,43 @@ inline_fn void forget(struct bpf_sock_ops *skops)
 	sockets.sk_storage_delete(sk);
 }
 
+/* Whether connect(AF_UNSPEC) has ended a connection, of which there is no error, and not two FINs. */
+inline_fn int disconnected(struct tcp_sock *tp, __u32 old_state)
+{
+	if (old_state == BPF_TCP_ESTABLISHED || old_state == BPF_TCP_CLOSE_WAIT)
+		return 1;
+	if (old_state != BPF_TCP_FIN_WAIT1 && old_state != BPF_TCP_FIN_WAIT2)
+		return 0;
+	/* set by tcp_fin() */
+	return !((OWN_FIELD(__u64, tp, OFF_sock_skc_flags) >> BIT_SOCK_DONE) & 1);
+}
+
 /*
- * connect(AF_UNSPEC): tcp_disconnect() throws away what is unread, but does not know of the psock's
- * queue, which goes with the entry. A reset, after which unread data can still be read, is told from
- * it by the error that is set before the state (tcp_reset()).
+ * The connection has ended, and the socket may still be on the sockhash. A reset, or a time-out, is
+ * told by an error that is set before the state (tcp_reset()). What is unread then can still be read;
+ * without any the entry goes, as tcp_bpf_sendmsg() reports the error, but does not clear it.
+ *
+ * tcp_disconnect() throws away what is unread, but does not know of the psock's queue, which goes with
+ * the entry.
  */
-inline_fn void disconnected(struct bpf_sock_ops *skops)
+inline_fn void ended(struct bpf_sock_ops *skops)
 {
 	struct bpf_sock *sk = skops->sk;
 	struct sock_state *st;
 	struct tcp_sock *tp;
 	struct end self;
+	__u64 psock;
 	int err = 0;
 
-	if (!sk || (skops->args[0] != BPF_TCP_ESTABLISHED && skops->args[0] != BPF_TCP_CLOSE_WAIT))
+	if (!sk)
 		return;
 	st = sockets.sk_storage_get(sk, NULL, 0);
 	tp = bpf_skc_to_tcp_sock(sk);
-	if (!st || !tp || KERNEL_FIELD(err, (__u64)tp, OFF_sock_sk_err) || err)
+	if (!st || !tp || KERNEL_FIELD(err, (__u64)tp, OFF_sock_sk_err))
+		return;
+	psock = psock_of((__u64)tp);
+	if (err ? !psock || !psock_queue_empty(psock) || !idle_sender(st->peer_sk) :
+		  !disconnected(tp, skops->args[0]))
 		return;
 	self = st->self;
 	peers.delete(&self);
@@ -579,7 +598,7 @@ int sockredir_pair(struct bpf_sock_ops *skops)
 			forget_handshake(skops);
 			if (tracing())
 				closed(skops);
-			disconnected(skops);
+			ended(skops);
 		}
 		return 1;
 	case BPF_SOCK_OPS_PARSE_HDR_OPT_CB:

@@ -84,7 +84,10 @@ inline_fn int alerted(struct sock_state *st)
 	}
 	st->reason = RETIRED_HALF_CLOSED;
 	st->mode = NATIVE;
-	st->budget_bytes = ANSWER_BYTES;
+	/* with unread data it is on the map still, where FIONREAD leaves out what comes behind that */
+	st->budget_bytes = psock_of(st->peer_sk) ? 0 : ANSWER_BYTES;
+	if (!st->budget_bytes)
+		ask(REQUEST_WALK);
 	return 1;
 }
 

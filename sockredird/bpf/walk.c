@@ -73,10 +73,33 @@ inline_fn int left_waiting(struct sock_state *st)
 }
 
 /*
+ * An end whose peer went over to TCP, and was off the map before a walk met it there: it was closed,
+ * or shut down. Of a client that never sent anything the peer may not be known by then.
+ */
+inline_fn int left_behind(__u64 sk, const struct sock_state *st, __u64 peer_sk, __u64 peer_st)
+{
+	struct end peer = st->peer;
+
+	return has_tcp_data(sk) && !is_state_of_open(peer_st, peer_sk, &peer);
+}
+
+/* Of an end that leaves for its peer's sake. */
+inline_fn __u8 reason_of_peer(const struct sock_state *st, __u64 peer_st)
+{
+	struct end peer = st->peer;
+	__u8 reason = 0;
+
+	if (is_state_of(peer_st, &peer))
+		STATE_FIELD(reason, peer_st, reason);
+	return reason ? reason : RETIRED_HALF_CLOSED;
+}
+
+/*
  * Whether both directions of a pair were stopped before the last grace period; stops them, one
  * visit each, if one has gone over to TCP.
  */
-inline_fn int both_stopped(struct sock_state *st, struct pair *pair, const struct settings *s)
+inline_fn int both_stopped(__u64 sk, struct sock_state *st, __u64 peer_sk, __u64 peer_st,
+			   struct pair *pair, const struct settings *s)
 {
 	struct leaving *l;
 	__u8 side = 1 << (st->self.side & 1);
@@ -87,9 +110,12 @@ inline_fn int both_stopped(struct sock_state *st, struct pair *pair, const struc
 	if (!l) {
 		struct leaving new = { .created = s->epoch, .stopped_in = s->epoch };
 
-		if (st->mode != NATIVE && !st->refused && !left_waiting(st))
-			return 0;
 		new.reason = st->refused ? st->refused : st->reason;
+		if (st->mode != NATIVE && !st->refused && !left_waiting(st)) {
+			if (!left_behind(sk, st, peer_sk, peer_st))
+				return 0;
+			new.reason = reason_of_peer(st, peer_st);
+		}
 		leaving.update(pair, &new);
 		l = leaving.lookup(pair);
 		if (!l)
@@ -169,7 +195,8 @@ inline_fn int retire(__u64 sk, struct sock_state *st, const struct settings *s)
 	reason = refusal(st, peer_st);
 	if (!reason)
 		reason = READ_ONCE(st->reason);
-	if (!both_stopped(st, &pair, s) && !refused_and_idle(sk, st, peer_sk, peer_st))
+	if (!both_stopped(sk, st, peer_sk, peer_st, &pair, s) &&
+	    !refused_and_idle(sk, st, peer_sk, peer_st))
 		return 0;
 	/* That end knows this one, so it retires both, and sees what is in flight between them. */
 	if (!peer_sk && server_met(&pair))

@@ -6,7 +6,6 @@ import ctypes
 import os
 import select
 import socket
-import struct
 import subprocess
 
 from conformance import observe
@@ -18,6 +17,7 @@ from support.traffic import (
     check_native,
     connect,
     dial,
+    disconnect,
     echo,
     listen,
     pattern,
@@ -29,12 +29,6 @@ PORTS = (20_201, 20_202)
 PAIRS = 200
 MSG_FASTOPEN = socket.MSG_FASTOPEN
 _libc = ctypes.CDLL(None, use_errno=True)
-
-
-def disconnect(sock: socket.socket) -> None:
-    """Python's own connect() knows no AF_UNSPEC."""
-    if _libc.connect(sock.fileno(), struct.pack("H14x", socket.AF_UNSPEC), 16) != 0:
-        raise OSError(ctypes.get_errno(), "connect")
 
 
 def note_exchange(t: Scene, both: Connection) -> None:

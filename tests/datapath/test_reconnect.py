@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
-import socket
-import struct
 from pathlib import Path
 
 import pytest
 
 from sockredird.generation import Generation
 from support.processes import inside
-from support.traffic import Connection, connect, echo, listen, pattern
+from support.traffic import Connection, connect, disconnect, echo, listen, pattern
 
 ROUNDS = 100
-
-
-def disconnect(sock: socket.socket) -> None:
-    """Python's own connect() knows no AF_UNSPEC."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.connect(sock.fileno(), struct.pack("H14x", socket.AF_UNSPEC), 16) != 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
 @pytest.mark.parametrize("unread", [0, 1000], ids=["all read", "unread data"])

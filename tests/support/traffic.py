@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import ctypes
 import fcntl
 import os
 import select
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+_libc = ctypes.CDLL(None, use_errno=True)
 _WORDS = 1_000_003  # prime: no chunk size of a test divides the period
 
 
@@ -79,6 +81,12 @@ def read_to_end(sock: socket.socket) -> bytes:
     while chunk := sock.recv(1 << 16):
         data += chunk
     return bytes(data)
+
+
+def disconnect(sock: socket.socket) -> None:
+    """connect(AF_UNSPEC), which Python's own connect() does not know."""
+    if _libc.connect(sock.fileno(), struct.pack("H14x", socket.AF_UNSPEC), 16) != 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
 @dataclass
