@@ -237,7 +237,7 @@ class Generation:
 
     @property
     def attached(self) -> bool:
-        """Whether new connections of any cgroup are seen."""
+        """Whether the sockets of any cgroup are seen."""
         return links.runs(self.directory, "pair")
 
     @property
@@ -383,8 +383,8 @@ class Generation:
             self._settings.stopped = 1
             self._settings.stopped_in = self._settings.epoch
             self._write_settings()
-        # the guard stays: a ULP must not come onto a socket that is still on the sockhash
-        links.detach(self.directory, "pair")
+        # the links stay: what is still on the sockhash may be shut down, reset, or connected again
+        # (pair.c), or asked for what it cannot do (guard.c)
 
     def walk(self) -> Walked:
         """Visits every socket on the sockhash and takes the retirements one step further."""
@@ -441,7 +441,7 @@ class Generation:
 
     def remove(self) -> None:
         """Deletes the pins; the sockhash must be empty, as deleting it purges unread data."""
-        if self.attached or self.walk().entries:
+        if not self.stopped or self.walk().entries:
             raise Internal(f"{self.directory} still has sockets on its sockhash")
         programs = self.program_ids()
         maps = [libbpf.map_info(self._pins[name]).id for name in MAPS]

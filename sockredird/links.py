@@ -106,13 +106,6 @@ def attach(directory: Path, pins: dict[str, Fd], cgroup: Path) -> int:
         return number
 
 
-def detach(directory: Path, program: str) -> None:
-    """Detaches one program from all cgroups."""
-    for path in pinned(directory):
-        if _program(path.name) == program:
-            path.unlink(missing_ok=True)
-
-
 @contextmanager
 def held(pins: dict[str, Fd], cgroup: Path) -> Iterator[None]:
     """The links of one cgroup, not pinned: they end with the with block, or with this process.

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from conftest import Datapath
+from sockredird.generation import Generation
 from support.background import Background
 from support.processes import inside
 from support.traffic import connection, echo, pattern, read_to_end
@@ -47,3 +48,17 @@ def failures() -> int:
 @inside()
 def test_answer_after_the_acknowledgement(datapath: Datapath, cgroup: Path) -> None:
     assert (failures() > 0) == datapath.is_textbook
+
+
+@inside()
+def test_while_the_datapath_is_taken_away(cgroup: Path, generation: Generation) -> None:
+    """In the time that a pair may need to leave the sockhash."""
+    with connection() as both:
+        echo(both, 1)
+        generation.stop()
+        both.client.shutdown(socket.SHUT_WR)
+        reader = Background(both.client.recv, 100)
+        await_acknowledgement(both.client)
+        assert not both.server.recv(1)
+        both.server.sendall(pattern(0, 100))
+        assert reader.join(10) == pattern(0, 100)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sockredird.generation import Generation
+from sockredird.generation import Generation, Walked
 from support.processes import inside
 from support.traffic import Connection, connect, disconnect, echo, listen, pattern
 
@@ -31,3 +31,24 @@ def test_the_second_connection(cgroup: Path, generation: Generation, unread: int
     counters = generation.counters()
     assert counters["accelerated_connections"] == 2
     assert counters["redirected_messages"] == 4 * ROUNDS + (unread > 0)
+
+
+def nothing_left(walked: Walked) -> bool:
+    return walked.entries == 0
+
+
+@inside()
+def test_while_the_datapath_is_taken_away(cgroup: Path, generation: Generation) -> None:
+    """A pair with unread data stays on the sockhash until that is read, or its socket connects."""
+    with listen() as listener:
+        first = connect(listener)
+        echo(first, ROUNDS)
+        first.server.sendall(pattern(0, 1000))
+        generation.stop()
+        assert not generation.retire(0, nothing_left)
+        disconnect(first.client)
+        first.client.connect(listener.getsockname())
+        second = Connection(first.client, listener.accept()[0])
+        echo(second, ROUNDS)
+    assert generation.retire(10, nothing_left)
+    assert generation.counters()["accelerated_connections"] == 1
