@@ -54,7 +54,7 @@ WORDS = {
     "late_pairing": "its first message came before both ends were paired, or somebody waited for "
     "it since before",
     "peer_gone": "its peer was taken off the sockhash by somebody else",
-    "half_closed": "one end has shut down its side, and reads from TCP since",
+    "half_closed": "one end has shut down its side or closed, and the other is on TCP since",
     "disable": "acceleration is disabled, or was while this connection lived",
     "address": "an address is not in scope",
     "port": "the listening port is not in scope",
