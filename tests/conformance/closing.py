@@ -18,7 +18,7 @@ from conformance.scene import (
     wait_events,
     wait_for,
 )
-from support.traffic import pattern, read_exactly, read_to_end
+from support.traffic import disconnect, pattern, read_exactly, read_to_end
 
 MIB = 1 << 20
 GONE = select.POLLHUP | select.POLLERR
@@ -107,15 +107,55 @@ def send_after_shutdown(t: Scene) -> None:
 
 
 @behaviour()
+def nothing_sent_after_shutdown(t: Scene) -> None:
+    """send() of nothing after shutdown(SHUT_WR) with data unread: EPIPE"""
+    send_all(t.far, b"unread")
+    t.near.shutdown(socket.SHUT_WR)
+    t.call("send", t.near.send, b"", socket.MSG_NOSIGNAL)
+
+
+@behaviour()
+def fionread_of_a_half_closed_reader(t: Scene) -> None:
+    """shutdown(SHUT_WR) with data unread: FIONREAD counts what comes later"""
+    send_all(t.far, b"before")
+    t.near.shutdown(socket.SHUT_WR)
+    send_all(t.far, b"later")
+    t.call("recv", t.near.recv, 6)
+    wait_for(lambda: unread(t.near) > 0, "data that FIONREAD counts")
+    t.note("FIONREAD", unread(t.near))
+
+
+@behaviour()
+def disconnect_of_a_half_closed_reader(t: Scene) -> None:
+    """connect(AF_UNSPEC) of a half-closed socket leaves nothing of what was unread"""
+    send_all(t.far, b"unread")
+    t.near.shutdown(socket.SHUT_WR)
+    t.call("disconnect", disconnect, t.near)
+    t.note("FIONREAD", unread(t.near))
+    t.note("poll", observe.events(t.near))
+
+
+@behaviour()
+def disconnect_after_a_reset(t: Scene) -> None:
+    """connect(AF_UNSPEC) of a socket that was reset with data unread"""
+    send_all(t.far, b"data")
+    linger_0(t.far)
+    t.far.close()
+    wait_events(t.near, GONE)
+    t.call("disconnect", disconnect, t.near)
+    t.note("poll", observe.events(t.near))
+
+
+@behaviour()
 def shutdown_of_reading(t: Scene) -> None:
     """shutdown(SHUT_RD): end of file where there is no data; what comes later is still read"""
     t.near.shutdown(socket.SHUT_RD)
     t.note("poll", observe.events(t.near))
     t.call("recv", t.near.recv, 100)
+    send_all(t.near, b"other way")  # first, as the pair leaves with the next message to this end
     send_all(t.far, b"later")
     t.call("recv later data", t.near.recv, 100)
     t.call("and then", t.near.recv, 100)
-    send_all(t.near, b"other way")
     t.call("other way", t.far.recv, 100)
 
 
@@ -188,6 +228,33 @@ def linger_zero_with_unread_data(t: Scene) -> None:
     t.far.close()
     wait_events(t.near, GONE)
     note_reset(t, t.near)
+
+
+@behaviour(redirects=False)
+def reset_found_by_send(t: Scene) -> None:
+    """send() finds the reset, and is told of it once"""
+    linger_0(t.far)
+    t.far.close()
+    wait_events(t.near, GONE)
+    note_sends(t)
+
+
+@behaviour()
+def reset_found_by_send_with_unread_data(t: Scene) -> None:
+    """send() finds the reset, with data of the peer unread"""
+    send_all(t.far, b"data")
+    linger_0(t.far)
+    t.far.close()
+    wait_events(t.near, GONE)
+    note_sends(t)
+
+
+def note_sends(t: Scene) -> None:
+    t.call("send", t.near.send, b"x", socket.MSG_NOSIGNAL)
+    t.note("poll", observe.events(t.near))
+    t.call("send again", t.near.send, b"x", socket.MSG_NOSIGNAL)
+    t.call("recv", t.near.recv, 100)
+    t.call("recv again", t.near.recv, 100)
 
 
 @behaviour(redirects=False)

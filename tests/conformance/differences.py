@@ -69,6 +69,32 @@ REASONS = {
         "Only a connection that has exceeded the window and whose reader has not caught up is "
         "concerned. Both errors say that the connection is gone.",
     ),
+    "told twice": Reason(
+        "A reset that send() finds",
+        "`tcp_bpf_sendmsg()` returns the error without clearing it: the next send() or recv() "
+        "returns it once more.",
+        "A socket is taken off the sockhash when it is reset, unless there is data unread, which "
+        "must not be lost, or the peer is about to send. Both errors say that the connection is "
+        "gone.",
+    ),
+    "nothing sent": Reason(
+        "send() of nothing",
+        "`tcp_bpf_sendmsg()` looks at the socket only if there is something to send.",
+        "Only a socket is concerned that shut down, or was reset, with data unread. A send() of "
+        "something fails as it should.",
+    ),
+    "dead": Reason(
+        "Disconnecting a connection that was reset",
+        "`tcp_disconnect()` throws away what is unread in TCP's queue, not in the psock's, and "
+        "nothing tells of it once the connection is dead.",
+        "The data goes when the socket connects again, or listens.",
+    ),
+    "late": Reason(
+        "SO_RCVLOWAT with data unread",
+        "What is in the psock queue is readable, however little it is (`sk_msg_is_readable()`).",
+        "The connection is plain TCP once that is read, and the listener is learned: later "
+        "connections to it stay on TCP.",
+    ),
     "splice": Reason(
         "splice() from the socket",
         "`tcp_splice_read()` does not know the psock queue: EAGAIN although there is data.",
@@ -172,6 +198,10 @@ DIFFERENCES = {
     "two_readers": Difference("woken for nothing"),
     "reader_beside_a_sender": Difference("woken for nothing"),
     "blocked_sender_and_reset": Difference("lost error"),
+    "reset_found_by_send_with_unread_data": Difference("told twice"),
+    "nothing_sent_after_shutdown": Difference("nothing sent"),
+    "disconnect_after_a_reset": Difference("dead"),
+    "low_water_mark_set_late": Difference("late"),
     **dict.fromkeys(
         (
             "fionread",

@@ -25,7 +25,8 @@ accelerated connection, which is proven to be one by the datapath's own counters
 either end of the connection, on a **fresh** connection, on one that is **used** (both directions
 have been redirected), and on one that has **left** acceleration after exceeding its window. What
 it sees has to be the same, or to be in the first table, with the reason. A difference that goes
-away fails the suite as one that appears does.
+away fails the suite as one that appears does. Beside these, sequences of calls that nobody thought
+of are made up, and tried on both (test_sequences.py).
 
 """
 

@@ -201,6 +201,17 @@ def low_water_mark_blocking(t: Scene) -> None:
 
 
 @behaviour()
+def low_water_mark_set_late(t: Scene) -> None:
+    """SO_RCVLOWAT, set with less than that unread"""
+    send_all(t.near, b"1234")
+    t.far.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 8)
+    t.note("poll with 4 bytes", observe.events(t.far))
+    send_all(t.near, b"5678")
+    t.note("poll with 8 bytes", observe.events(t.far))
+    t.note("recv", read_exactly(t.far, 8))
+
+
+@behaviour()
 def low_water_mark_of_one(t: Scene) -> None:
     """SO_RCVLOWAT 1, the default, set by hand"""
     t.far.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)

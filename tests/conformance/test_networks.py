@@ -29,7 +29,9 @@ LEFT_OUT = {
     "read_much_by_events_and_fionread",
     # TCP does not keep messages of threads whole that have to wait for room, as they do here.
     "threads_send",
-    "repair_sequence",  # takes SO_REUSEADDR from the server's port, which is always the same here
+    # take SO_REUSEADDR from the server's port, which is always the same here
+    "repair",
+    "repair_sequence",
 }
 ON_A_PAIR = [
     (number, behaviour)
