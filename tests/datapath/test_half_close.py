@@ -55,6 +55,7 @@ def test_while_the_datapath_is_taken_away(cgroup: Path, generation: Generation) 
     """In the time that a pair may need to leave the sockhash."""
     with connection() as both:
         echo(both, 1)
+        assert generation.counters()["redirected_messages"] == 2
         generation.stop()
         both.client.shutdown(socket.SHUT_WR)
         reader = Background(both.client.recv, 100)

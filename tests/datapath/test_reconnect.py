@@ -51,4 +51,6 @@ def test_while_the_datapath_is_taken_away(cgroup: Path, generation: Generation) 
         second = Connection(first.client, listener.accept()[0])
         echo(second, ROUNDS)
     assert generation.retire(10, nothing_left)
-    assert generation.counters()["accelerated_connections"] == 1
+    counters = generation.counters()
+    assert counters["accelerated_connections"] == 1
+    assert counters["redirected_messages"] == 2 * ROUNDS + 1
