@@ -46,6 +46,19 @@ class Datapath:
     around: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
+@contextmanager
+def _keeping_compiled(directory: Path) -> Iterator[None]:
+    """In that directory, by this process and its children; see sockredird/cache.py."""
+    before = os.environ.get("CACHE_DIRECTORY")
+    os.environ["CACHE_DIRECTORY"] = str(directory)
+    try:
+        yield
+    finally:
+        del os.environ["CACHE_DIRECTORY"]
+        if before is not None:
+            os.environ["CACHE_DIRECTORY"] = before
+
+
 class Host:
     """A daemon on a private bus and bpffs, the textbook's programs, and all the datapaths."""
 
@@ -53,7 +66,7 @@ class Host:
         """`null`: no program is attached anywhere, so all datapaths but UNIX are plain TCP."""
         self.scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="srt-bench-")))
         self.scratch.chmod(0o755)  # servers drop their privileges
-        os.environ["CACHE_DIRECTORY"] = str(self.cache)
+        stack.enter_context(_keeping_compiled(self.cache))
         self._top = stack.enter_context(_cgroup_tree())
         _refuse_accelerated(self._top)
         self.bpffs = stack.enter_context(_bpffs(self.scratch / "bpf"))

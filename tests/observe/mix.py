@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import socket
 import subprocess
-import tempfile
 import threading
 import time
 from contextlib import closing
@@ -73,8 +72,8 @@ _redis: list[subprocess.Popen[bytes]] = []
 def serve() -> dict[str, int]:
     """Starts redis, an HTTP server and an echo server; their ports."""
     port = free_port()
-    directory = tempfile.mkdtemp(prefix="srt-redis-")
-    options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", directory]
+    # it saves nothing
+    options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", "/"]
     _redis.append(subprocess.Popen(["redis-server", *options], stdout=subprocess.DEVNULL))
     while True:
         try:
