@@ -136,7 +136,7 @@ class Manager:
             "adopted %s, made by version %s", generation.directory, generation.manifest["version"]
         )
         if self._intent.remembered() is None:
-            # a crash between attaching and remembering, or between forgetting and detaching
+            # a crash between attaching and remembering, or between forgetting and stopping
             self._intent.remember(self.scope.as_dict())
         try:
             self._follow_live()

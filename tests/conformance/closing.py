@@ -24,6 +24,13 @@ MIB = 1 << 20
 GONE = select.POLLHUP | select.POLLERR
 
 
+def reset_by_far(t: Scene) -> None:
+    """Returns when the near end knows."""
+    linger_0(t.far)
+    t.far.close()
+    wait_events(t.near, GONE)
+
+
 def note_reset(t: Scene, sock: socket.socket) -> None:
     """What a socket shows whose peer has reset the connection."""
     t.note("poll", observe.events(sock))
@@ -139,9 +146,7 @@ def disconnect_of_a_half_closed_reader(t: Scene) -> None:
 def disconnect_after_a_reset(t: Scene) -> None:
     """connect(AF_UNSPEC) of a socket that was reset with data unread"""
     send_all(t.far, b"data")
-    linger_0(t.far)
-    t.far.close()
-    wait_events(t.near, GONE)
+    reset_by_far(t)
     t.call("disconnect", disconnect, t.near)
     t.note("poll", observe.events(t.near))
 
@@ -204,9 +209,7 @@ def death_of_the_process(t: Scene) -> None:
 @behaviour(redirects=False)
 def linger_zero(t: Scene) -> None:
     """SO_LINGER 0: close() resets the connection"""
-    linger_0(t.far)
-    t.far.close()
-    wait_events(t.near, GONE)
+    reset_by_far(t)
     note_reset(t, t.near)
 
 
@@ -214,9 +217,7 @@ def linger_zero(t: Scene) -> None:
 def linger_zero_with_data_at_the_peer(t: Scene) -> None:
     """SO_LINGER 0 after data that the peer has not read: that is read before the error"""
     send_all(t.far, b"data")
-    linger_0(t.far)
-    t.far.close()
-    wait_events(t.near, GONE)
+    reset_by_far(t)
     note_reset(t, t.near)
 
 
@@ -224,18 +225,14 @@ def linger_zero_with_data_at_the_peer(t: Scene) -> None:
 def linger_zero_with_unread_data(t: Scene) -> None:
     """SO_LINGER 0 with data of the peer unread"""
     send_all(t.near, b"unread")
-    linger_0(t.far)
-    t.far.close()
-    wait_events(t.near, GONE)
+    reset_by_far(t)
     note_reset(t, t.near)
 
 
 @behaviour(redirects=False)
 def reset_found_by_send(t: Scene) -> None:
     """send() finds the reset, and is told of it once"""
-    linger_0(t.far)
-    t.far.close()
-    wait_events(t.near, GONE)
+    reset_by_far(t)
     note_sends(t)
 
 
@@ -243,9 +240,7 @@ def reset_found_by_send(t: Scene) -> None:
 def reset_found_by_send_with_unread_data(t: Scene) -> None:
     """send() finds the reset, with data of the peer unread"""
     send_all(t.far, b"data")
-    linger_0(t.far)
-    t.far.close()
-    wait_events(t.near, GONE)
+    reset_by_far(t)
     note_sends(t)
 
 
@@ -368,9 +363,7 @@ def blocked_sender_and_reader(t: Scene) -> None:
 def unread_data_after_reset(t: Scene) -> None:
     """FIONREAD and poll with data left behind by a reset"""
     send_all(t.far, b"data")
-    linger_0(t.far)
-    t.far.close()
-    wait_events(t.near, GONE)
+    reset_by_far(t)
     t.note("FIONREAD", unread(t.near))
     t.note("poll", observe.events(t.near))
 

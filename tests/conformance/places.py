@@ -64,7 +64,7 @@ class Plain:
         return ""
 
 
-def _nothing_leaving(walked: Walked) -> bool:
+def nothing_leaving(walked: Walked) -> bool:
     return walked.leaving == 0
 
 
@@ -92,10 +92,10 @@ class Accelerated(Plain):
 
     def serve(self) -> bool:
         self._rings.consume()
-        return not self._generation.retire(SLICE_S, _nothing_leaving)
+        return not self._generation.retire(SLICE_S, nothing_leaving)
 
     def retire(self) -> None:
-        left = self._generation.retire(RETIRE_S, _nothing_leaving)
+        left = self._generation.retire(RETIRE_S, nothing_leaving)
         assert left, f"pairs do not leave the sockhash: {self._generation.walk()}"
 
     def figures(self) -> tuple[int, int]:
