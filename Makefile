@@ -123,7 +123,7 @@ check-man: | check-deps
 		test -z "$$warnings" || { echo "$$page: $$warnings" >&2; exit 1; }; \
 		echo "$$page: no warnings"; \
 	done
-	@for name in $$($(PYTHON) -c 'from sockredird.layout import COUNTERS; print(*COUNTERS)'); do \
+	@for name in $$($(PYTHON) -c 'from sockredird.loader.records import COUNTERS; print(*COUNTERS)'); do \
 		grep -qw "$$name" man/sockredirctl.8 || \
 			{ echo "man/sockredirctl.8: $$name is missing" >&2; exit 1; }; \
 	done

@@ -20,7 +20,7 @@ from typing import Any
 from daemon.bus import private_bus
 from daemon.client import Client
 from daemon.process import DaemonProcess, toml
-from sockredird.cgroup import mount_point
+from sockredird.kernel.cgroup import mount_point
 from support import cgroups, textbook
 from support.traffic import free_port
 
@@ -48,7 +48,7 @@ class Datapath:
 
 @contextmanager
 def _keeping_compiled(directory: Path) -> Iterator[None]:
-    """In that directory, by this process and its children; see sockredird/cache.py."""
+    """In that directory, by this process and its children; see loader/cache.py."""
     before = os.environ.get("CACHE_DIRECTORY")
     os.environ["CACHE_DIRECTORY"] = str(directory)
     try:

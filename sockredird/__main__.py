@@ -10,13 +10,8 @@ import os
 import sys
 from pathlib import Path
 
-from sockredird import (
-    __version__,
-    capabilities,
-    config,
-    lean,  # noqa: F401  before all that imports dbus_next
-)
-from sockredird.daemon import Daemon
+from sockredird import __version__, config
+from sockredird.datapath.inventory import check_bpffs
 from sockredird.errors import (
     AccessDenied,
     AlreadyRunning,
@@ -25,7 +20,8 @@ from sockredird.errors import (
     SockredirError,
     UnsupportedKernel,
 )
-from sockredird.inventory import check_bpffs
+from sockredird.kernel import capabilities
+from sockredird.service.daemon import Daemon
 
 # sysexits(3): systemd does not restart after 77 and 78, which need a person
 EXIT_STATUS: dict[type[SockredirError], int] = {

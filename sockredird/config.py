@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import pydantic
 from pydantic import BaseModel, StrictBool, ValidationError, confloat, conint, constr
 
-from sockredird import exclusion
 from sockredird.errors import InvalidConfig
+from sockredird.kernel.cgroup import components
 
 DEFAULT_PATH = Path("/etc/sockredird/sockredird.toml")
 
@@ -137,7 +137,7 @@ def _check(data: dict[str, Any]) -> Config:
         if not Path(getattr(config.paths, name)).is_absolute():
             raise InvalidConfig(f"paths.{name}: not an absolute path")
     for cgroup in config.scope.exclude_cgroups:
-        exclusion.components(cgroup)
+        components(cgroup)
     try:
         listen_address(config.metrics.listen)
     except ValueError as error:
@@ -180,7 +180,7 @@ def override_scope(scope: Scope, keys: dict[str, Any]) -> Scope:
     except ValidationError as error:
         raise InvalidConfig(f"scope: {_explain(error)}") from error
     for cgroup in result.exclude_cgroups:
-        exclusion.components(cgroup)
+        components(cgroup)
     return result
 
 

@@ -19,11 +19,11 @@ from hypothesis import settings
 # both ways of starting pytest, with and without `python3 -m`, find the packages of this checkout
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from sockredird import cache as compiled
-from sockredird import compiler
+from sockredird.datapath.generation import Generation
+from sockredird.datapath.plan import Plan
 from sockredird.errors import UnsupportedKernel
-from sockredird.generation import Generation
-from sockredird.plan import Plan
+from sockredird.loader import cache as compiled
+from sockredird.loader import compiler
 from support import cgroups, textbook
 from support.emulated import EMULATED, PATIENCE
 
@@ -58,7 +58,7 @@ def _refuse_to_skip(reason: str) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """What has been compiled for one test need not be for the next; see sockredird/cache.py.
+    """What has been compiled for one test need not be for the next; see loader/cache.py.
 
     Nor what an installed daemon has compiled, where that takes a minute.
     """

@@ -105,7 +105,7 @@ enum mode {
 	NATIVE,		/* TCP for good (I2) */
 };
 
-/* Reasons are counted and reported by name; layout.py lists the same names in the same order. */
+/* Reasons are counted and reported by name; loader/records.py lists the same names in the same order. */
 enum counter {
 	ACCELERATED_CONNECTIONS,
 	REDIRECTED_MESSAGES,
@@ -434,7 +434,7 @@ struct manifest {
 	char json[16384];
 };
 
-/* Made with room for max_connections (layout.py): what is compiled does for any limit. */
+/* Made with room for max_connections (loader/records.py): what is compiled does for any limit. */
 BPF_SOCKHASH(peers, struct end, 1);
 BPF_SK_STORAGE(sockets, struct sock_state);
 /* So is this, and for more, so that declined clients do not push out those of live pairs. */
@@ -482,7 +482,7 @@ BPF_RINGBUF_OUTPUT(events, 64);
 
 #define MIX 0x9e3779b97f4a7c15ULL	/* 2^64 / golden ratio */
 
-/* Its place in such an array, modulo the size of that; layout.py: hash_of(). */
+/* Its place in such an array, modulo the size of that; loader/records.py: hash_of(). */
 inline_fn __u32 hash_of(const struct flow *flow)
 {
 	int zero = 0;

@@ -15,7 +15,8 @@ from daemon.client import Client, message
 from daemon.users import main_as_nobody
 from daemon.waiting import eventually
 from sockredirctl import bench
-from sockredird import cgroup, sandbox
+from sockredird.check import sandbox
+from sockredird.kernel import cgroup
 from support.traffic import listen
 
 from .conftest import Host

@@ -16,7 +16,8 @@ from daemon.client import Client, message
 from daemon.test_capabilities import bounding_set, limited_to
 from daemon.users import as_nobody, main_as_nobody
 from daemon.waiting import eventually
-from sockredird import cgroup, sandbox
+from sockredird.check import sandbox
+from sockredird.kernel import cgroup
 from support import cgroups, textbook
 
 from .conftest import Host
@@ -159,7 +160,7 @@ def exercises(daemon: int) -> list[str]:
             words = path.read_bytes().split(b"\0")
         except OSError:
             continue
-        if b"sockredird.exercise" in words or b"sockredird.compiler" in words:
+        if b"sockredird.check.exercise" in words or b"sockredird.loader.compiler" in words:
             found += [str(path)] if str(daemon).encode() in words else []
     return found
 

@@ -14,12 +14,13 @@ from pathlib import Path
 import pytest
 
 from conftest import plan
-from sockredird import hostfacts, libbpf, splicers
-from sockredird.finding import PASS, WARN, Finding
-from sockredird.generation import Generation
-from sockredird.gobinary import is_go
-from sockredird.owners import Process
-from sockredird.splicers import likely
+from sockredird.check import host_facts, splicers
+from sockredird.check.findings import PASS, WARN, Finding
+from sockredird.check.gobinary import is_go
+from sockredird.check.splicers import likely
+from sockredird.datapath.generation import Generation
+from sockredird.kernel import libbpf
+from sockredird.observe.owners import Process
 from support import namespaces, textbook
 from support.processes import run
 
@@ -98,7 +99,7 @@ def test_listeners(candidate: Generation, go_program: Path, tmp_path: Path) -> N
         assert "option splice" in found[haproxy].what
         ports = {pid: found[pid].ports for pid in (go, docker, haproxy)}
         assert ports == {go: (go_port,), docker: (docker_port,), haproxy: (haproxy_port,)}
-        (finding,) = [f for f in hostfacts.gather(candidate) if f.name == "listeners"]
+        (finding,) = [f for f in host_facts.gather(candidate) if f.name == "listeners"]
         assert finding.status == WARN
         config.write_text("defaults\n  mode tcp\n")
         assert likely(Process(haproxy, "haproxy")) == ""
@@ -149,18 +150,18 @@ def test_other_programs(candidate: Generation, bpffs: Path, cgroup: Path) -> Non
     directory = bpffs / "other"
     with textbook.attached(directory, cgroup):
         sock_ops, sk_msg = (program_id(directory / name) for name in ("sockops", "msg"))
-        listed = dict(hostfacts._all_programs())
+        listed = dict(host_facts._all_programs())
         assert listed[sock_ops] == f"sock_ops 'textbook_sockop' (id {sock_ops})"
         assert listed[sk_msg] == f"sk_msg 'textbook_msg' (id {sk_msg})"
         assert ours & listed.keys()
         # as the service has to, without CAP_SYS_ADMIN
-        assert sock_ops in hostfacts._on_cgroups()
-        finding = hostfacts._other_programs(ours)
+        assert sock_ops in host_facts._on_cgroups()
+        finding = host_facts._other_programs(ours)
         assert finding.status == WARN
         assert "(id" in finding.private
         assert "(id" not in finding.detail
-    assert sock_ops not in hostfacts._on_cgroups()
-    assert hostfacts._other_programs(AnyNumber()).status == PASS
+    assert sock_ops not in host_facts._on_cgroups()
+    assert host_facts._other_programs(AnyNumber()).status == PASS
 
 
 class AnyNumber(frozenset[int]):
@@ -177,7 +178,7 @@ def program_id(pin: Path) -> int:
 
 def _steering(enter: Callable[[], None]) -> str:
     enter()
-    return hostfacts.receive_steering(Path("/sys/class/net/lo")).status
+    return host_facts.receive_steering(Path("/sys/class/net/lo")).status
 
 
 def test_receive_packet_steering() -> None:
@@ -187,10 +188,10 @@ def test_receive_packet_steering() -> None:
 
 def _firewall(*rules: str) -> list[Finding]:
     namespaces.enter_network()
-    found = [hostfacts._firewall()]
+    found = [host_facts._firewall()]
     for rule in rules:
         subprocess.run(["iptables", *rule.split()], check=True)
-        found.append(hostfacts._firewall())
+        found.append(host_facts._firewall())
     return found
 
 
@@ -222,4 +223,4 @@ def test_firewall() -> None:
     ],
 )
 def test_rules_of_nft(rule: str, inside: bool) -> None:
-    assert hostfacts.looks_inside(rule) is inside
+    assert host_facts.looks_inside(rule) is inside

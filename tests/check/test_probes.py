@@ -13,8 +13,8 @@ from dbus_next import DBusError
 
 from daemon import pins
 from daemon.client import Client
-from sockredird import probes, sandbox
-from sockredird.generation import Walked
+from sockredird.check import probes, sandbox
+from sockredird.datapath.generation import Walked
 from support import namespaces, textbook
 from support.processes import run
 
@@ -183,7 +183,7 @@ BROKEN: dict[str, tuple[str, str, list[Edit]]] = {
     "locked down": (
         "lockdown",
         FAIL,
-        [("kernelfacts.py", "def lockdown(path: Path = LOCKDOWN) -> str:",
+        [("kernel_facts.py", "def lockdown(path: Path = LOCKDOWN) -> str:",
           "def lockdown(path: Path = LOCKDOWN) -> str:\n    return 'confidentiality'\n\n\n"
           "def _lockdown(path: Path = LOCKDOWN) -> str:")],
     ),
@@ -212,8 +212,8 @@ BROKEN: dict[str, tuple[str, str, list[Edit]]] = {
     "fentry works": (
         "fentry",
         PASS,
-        [("kernelfacts.py", "tcp_splice_read", "bpf_iter_task"),
-         ("kernelfacts.py", "TRACE_FENTRY", "TRACE_ITER")],
+        [("kernel_facts.py", "tcp_splice_read", "bpf_iter_task"),
+         ("kernel_facts.py", "TRACE_FENTRY", "TRACE_ITER")],
     ),
 }  # fmt: skip
 

@@ -10,7 +10,7 @@ import pytest
 from conformance import places
 from conformance.places import Accelerated, Plain, Textbook
 from conftest import plan, tear_down
-from sockredird.generation import Generation
+from sockredird.datapath.generation import Generation
 from support import cgroups, textbook
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from conformance import results
 from conformance.catalogue import FRESH, USED, Behaviour, Variant
 from conformance.results import Kernel, Series, Version
-from sockredird.generation import Generation
+from sockredird.datapath.generation import Generation
 
 TCP_ULP = 31  # <linux/tcp.h>
 

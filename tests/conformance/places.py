@@ -9,9 +9,9 @@ from pathlib import Path
 
 from conformance import differences
 from conformance.catalogue import FRESH, LEFT, USED
-from sockredird import listing
-from sockredird.generation import Generation, Walked
-from sockredird.ringbuf import RingBuffers
+from sockredird.datapath.generation import Generation, Walked
+from sockredird.kernel.ringbuf import RingBuffers
+from sockredird.observe import listing
 from support.traffic import Connection, connect, listen
 
 SLICE_S = 0.05

@@ -18,7 +18,7 @@ from conformance.catalogue import Behaviour
 from conformance.places import Accelerated, Plain
 from conformance.runner import ENDED, run
 from conftest import plan, tear_down
-from sockredird.generation import Generation
+from sockredird.datapath.generation import Generation
 from support import cgroups, topology
 from support.topology import Family, Network
 

@@ -17,7 +17,7 @@ from conformance.places import Plain, Textbook, nothing_leaving
 from conformance.results import Kernel
 from conformance.sequences import Differs, Step, Twins, steps
 from conftest import plan, tear_down
-from sockredird.generation import Generation, Walked
+from sockredird.datapath.generation import Generation, Walked
 from support import cgroups
 from support.emulated import EMULATED, PATIENCE, times
 from support.processes import outside

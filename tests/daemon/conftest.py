@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from sockredird.cgroup import mount_point
+from sockredird.kernel.cgroup import mount_point
 from support.emulated import PATIENCE
 
 from . import pins

@@ -9,10 +9,10 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from sockredird import libbpf
-from sockredird.generation import Generation
-from sockredird.layout import PROGRAMS, SETTINGS, Settings, map_shapes
-from sockredird.mounts import mounts
+from sockredird.datapath.generation import Generation
+from sockredird.kernel import libbpf
+from sockredird.kernel.mounts import mounts
+from sockredird.loader.records import PROGRAMS, SETTINGS, Settings, map_shapes
 
 from .waiting import eventually
 

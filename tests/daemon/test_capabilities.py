@@ -8,7 +8,7 @@ import re
 import pytest
 from dbus_next import DBusError
 
-from sockredird.capabilities import NEEDED
+from sockredird.kernel.capabilities import NEEDED
 
 from . import load, pins
 from .conftest import Host

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from dbus_next import Variant
 
-from sockredird.layout import COUNTERS
+from sockredird.loader.records import COUNTERS
 
 from . import load, pins
 from .client import Client

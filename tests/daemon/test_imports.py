@@ -14,7 +14,7 @@ from .process import PYTHON, REPOSITORY, environment
     [
         ("sockredirctl.__main__", {"bcc", "pydantic", "sockredird"}),
         ("sockredird.__main__", {"bcc"}),
-        ("sockredird.daemon", {"bcc", "sockredirctl"}),
+        ("sockredird.service.daemon", {"bcc", "sockredirctl"}),
     ],
 )
 def test_imports(module: str, unwanted: set[str]) -> None:

@@ -11,8 +11,8 @@ from random import Random
 import pytest
 from dbus_next.aio import MessageBus
 
-from sockredird.authority import CHECKS_PER_UID, Authority, Caller
-from sockredird.buscall import ask_bus
+from sockredird.bus.authority import CHECKS_PER_UID, Authority, Caller
+from sockredird.bus.calls import ask_bus
 from sockredird.errors import AccessDenied
 
 from . import bus, load, visitor

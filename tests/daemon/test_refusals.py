@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 import sockredird.__main__
-from sockredird import libbpf
-from sockredird.libbpf import Fd
-from sockredird.uapi import MapType
+from sockredird.kernel import libbpf
+from sockredird.kernel.libbpf import Fd
+from sockredird.kernel.uapi import MapType
 from support.pins import path as pin_path
 
 from . import load, pins

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from conftest import plan, tear_down
-from sockredird import libbpf
+from sockredird.datapath.generation import Generation
 from sockredird.errors import LoadFailed
-from sockredird.generation import Generation
-from sockredird.libbpf import Fd
-from sockredird.uapi import AttachType, MapType
+from sockredird.kernel import libbpf
+from sockredird.kernel.libbpf import Fd
+from sockredird.kernel.uapi import AttachType, MapType
 from support import pins
 from support.processes import inside
 from support.traffic import connection, echo

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from conftest import Datapath
-from sockredird.generation import Generation
+from sockredird.datapath.generation import Generation
 from support import memory
 from support.background import Background, retiring
 from support.emulated import EMULATED, times

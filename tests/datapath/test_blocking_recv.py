@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sockredird.generation import Generation
+from sockredird.datapath.generation import Generation
 from support.background import Background
 from support.processes import inside
 from support.traffic import Connection, Stream, connection, echo, pattern

@@ -9,7 +9,7 @@ from random import Random
 
 import pytest
 
-from sockredird.generation import Generation
+from sockredird.datapath.generation import Generation
 from support.background import Background
 from support.processes import inside
 from support.traffic import Stream, connection, pattern, read_exactly, read_to_end

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from sockredird import cache, child, compiler, libbpf
+from sockredird.datapath.generation import Generation
 from sockredird.errors import LoadFailed
-from sockredird.generation import Generation
-from sockredird.layout import PROGRAMS
+from sockredird.kernel import child, libbpf
+from sockredird.loader import cache, compiler
+from sockredird.loader.records import PROGRAMS
 from support.processes import inside
 from support.traffic import connection, echo
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from conftest import plan
+from sockredird.datapath.generation import Generation
 from sockredird.errors import LoadFailed
-from sockredird.generation import Generation
 from support import pins
 from support.processes import inside
 from support.traffic import connection, echo

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sockredird.generation import Generation
+from sockredird.datapath.generation import Generation
 from support import namespaces, textbook
 from support.background import Background
 from support.processes import inside

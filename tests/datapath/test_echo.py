@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sockredird.generation import Generation
+from sockredird.datapath.generation import Generation
 from support import cgroups
 from support.processes import inside, outside
 from support.traffic import Connection, check_native, connect, dial, echo, listen

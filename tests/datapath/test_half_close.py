@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from conftest import Datapath
-from sockredird.generation import Generation
+from sockredird.datapath.generation import Generation
 from support.background import Background
 from support.processes import inside
 from support.traffic import connection, echo, pattern, read_to_end

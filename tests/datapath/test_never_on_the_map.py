@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from conftest import Datapath
-from sockredird.generation import Generation
+from sockredird.datapath.generation import Generation
 from support import cgroups, namespaces
 from support.processes import inside, outside
 from support.traffic import (

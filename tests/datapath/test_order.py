@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from conftest import Datapath
-from sockredird.generation import Generation
+from sockredird.datapath.generation import Generation
 from support import namespaces
 from support.background import Background, retiring
 from support.emulated import times

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from conftest import Datapath, plan, tear_down
-from sockredird.generation import Generation
+from sockredird.datapath.generation import Generation
 from support import kernel_echo, textbook
 from support.processes import inside
 from support.traffic import connection, echo, pattern, read_exactly

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sockredird.generation import Generation, Walked
+from sockredird.datapath.generation import Generation, Walked
 from support.processes import inside
 from support.traffic import Connection, connect, disconnect, echo, listen, pattern
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from conftest import plan
-from sockredird.generation import Generation, Walked
+from sockredird.datapath.generation import Generation, Walked
 from support import textbook
 from support.background import Background
 from support.emulated import PATIENCE, times

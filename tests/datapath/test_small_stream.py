@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sockredird.generation import Generation
+from sockredird.datapath.generation import Generation
 from support.processes import inside
 from support.traffic import Connection, Stream, connection, echo, pattern
 

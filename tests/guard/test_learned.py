@@ -16,7 +16,7 @@ from daemon.client import Client, plain
 from daemon.conftest import Host
 from daemon.process import DaemonProcess
 from daemon.waiting import eventually
-from sockredird.addresses import netns_cookie
+from sockredird.kernel.addresses import netns_cookie
 from support.traffic import Connection, connect, listen
 
 _listeners: dict[int, socket.socket] = {}

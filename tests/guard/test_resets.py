@@ -8,8 +8,8 @@ from ipaddress import ip_address
 
 import pytest
 
-from sockredird import sockdiag
-from sockredird.netlink import order
+from sockredird.kernel import sockdiag
+from sockredird.kernel.netlink import order
 from support import processes
 from support.topology import Namespace
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from sockredird import libbpf
-from sockredird.generation import Generation
-from sockredird.layout import LESSON, LESSON_KINDS, LISTENER
+from sockredird.datapath.generation import Generation
+from sockredird.kernel import libbpf
+from sockredird.loader.records import LESSON, LESSON_KINDS, LISTENER
 from support import processes, textbook
 from support.background import Background, retiring
 from support.processes import inside

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from sockredird import libbpf
-from sockredird.addresses import netns_cookie
-from sockredird.generation import Generation
-from sockredird.layout import LESSON, LESSON_KINDS, LISTENER, SHORTCUTS
-from sockredird.learned import Learned
+from sockredird.datapath.generation import Generation
+from sockredird.datapath.learned import Learned
+from sockredird.kernel import libbpf
+from sockredird.kernel.addresses import netns_cookie
+from sockredird.loader.records import LESSON, LESSON_KINDS, LISTENER, SHORTCUTS
 from support import topology
 from support.processes import inside
 from support.topology import Family

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from sockredird.compiler import BPF_DIR
-from sockredird.generation import Generation
-from sockredird.layout import LESSON, LESSON_KINDS, LISTENER
+from sockredird.datapath.generation import Generation
+from sockredird.loader.compiler import BPF_DIR
+from sockredird.loader.records import LESSON, LESSON_KINDS, LISTENER
 from support.background import retiring
 from support.processes import inside
 from support.traffic import Connection, connect, dial, echo, listen

@@ -14,8 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sockredird import compiler, libbpf
 from sockredird.errors import LoadFailed
+from sockredird.kernel import libbpf
+from sockredird.loader import compiler
 
 FAIL, KILL = "fails", "is killed"
 _PATH_STEPS = ("mkdir", "rename", "unlink", "rmdir", "open")

@@ -19,11 +19,11 @@ from daemon import pins
 from daemon.actor import Actor
 from lifecycle import trickle
 from lifecycle.faults import FAIL, KILL, Faults
-from sockredird import compiler
-from sockredird.cgroup import mount_point
 from sockredird.config import Config, Limits, Paths, Scope
+from sockredird.control.manager import DISABLED, ENABLED, Manager
 from sockredird.errors import SockredirError
-from sockredird.manager import DISABLED, ENABLED, Manager
+from sockredird.kernel.cgroup import mount_point
+from sockredird.loader import compiler
 from support import processes
 from support.emulated import EMULATED
 

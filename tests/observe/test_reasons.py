@@ -19,8 +19,8 @@ from daemon import pins
 from daemon.client import Client
 from daemon.conftest import Host
 from guard.behaviour import OPTIONS
-from sockredird import explain
-from sockredird.layout import COUNTERS
+from sockredird.loader.records import COUNTERS
+from sockredird.observe import explain
 from support import cgroups, kernel_echo, namespaces, textbook, topology
 from support.topology import Family
 from support.traffic import Connection, connect, dial, listen, read_exactly

@@ -9,7 +9,7 @@ from typing import Any
 
 from daemon.client import Client
 from daemon.conftest import Host
-from sockredird.events import WINDOW
+from sockredird.bus.events import WINDOW
 
 from . import mix
 from .conftest import Trace

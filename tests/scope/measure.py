@@ -22,10 +22,10 @@ from pathlib import Path
 
 from conftest import RETIRE_TIMEOUT_S, plan
 from daemon.actor import Actor
-from sockredird import libbpf
-from sockredird.generation import Generation
-from sockredird.layout import ATTACHMENTS, PROGRAMS, map_shapes
-from sockredird.libbpf import Fd
+from sockredird.datapath.generation import Generation
+from sockredird.kernel import libbpf
+from sockredird.kernel.libbpf import Fd
+from sockredird.loader.records import ATTACHMENTS, PROGRAMS, map_shapes
 from support import cgroups, processes, topology
 from support.topology import Family, Network
 from support.traffic import listen, set_linger

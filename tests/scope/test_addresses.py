@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from daemon.waiting import eventually
-from sockredird.generation import Generation
+from sockredird.datapath.generation import Generation
 from support import cgroups, topology
 from support.background import Background
 from support.processes import inside, outside

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from conftest import plan, tear_down
+from sockredird.datapath.excluded_cgroups import steps
+from sockredird.datapath.generation import Generation
 from sockredird.errors import InvalidConfig
-from sockredird.exclusion import steps
-from sockredird.generation import Generation
-from sockredird.layout import EXCLUDED, STEP
+from sockredird.loader.records import EXCLUDED, STEP
 from support import cgroups
 from support.processes import outside
 from support.traffic import Connection, check_native, dial, echo, listen

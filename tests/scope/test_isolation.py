@@ -12,8 +12,8 @@ from random import Random
 import pytest
 
 from conftest import Datapath
-from sockredird import libbpf
-from sockredird.generation import Generation
+from sockredird.datapath.generation import Generation
+from sockredird.kernel import libbpf
 from support import textbook, topology
 from support.forger import Numbers, forging
 from support.processes import inside

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sockredird.generation import Generation
+from sockredird.datapath.generation import Generation
 
 
 class Background:

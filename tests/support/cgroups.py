@@ -9,7 +9,7 @@ import signal
 from contextlib import suppress
 from pathlib import Path
 
-from sockredird.cgroup import mount_point
+from sockredird.kernel.cgroup import mount_point
 
 _numbers = itertools.count()
 

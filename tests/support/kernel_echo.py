@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sockredird import libbpf
+from sockredird.kernel import libbpf
 
 from .bcc_child import REPOSITORY, pinned
 

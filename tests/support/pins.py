@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sockredird import libbpf, links
-from sockredird.libbpf import Fd
-from sockredird.uapi import MapType
+from sockredird.datapath import links
+from sockredird.kernel import libbpf
+from sockredird.kernel.libbpf import Fd
+from sockredird.kernel.uapi import MapType
 
 
 def ids(directory: Path) -> dict[str, tuple[str, int]]:

@@ -17,7 +17,7 @@ from dbus_next import DBusError, Message, PropertyAccess
 from dbus_next.aio import MessageBus
 from dbus_next.service import ServiceInterface, dbus_property, method
 
-from sockredird.cgroup import mount_point
+from sockredird.kernel.cgroup import mount_point
 from support import cgroups
 
 NAME = "org.freedesktop.systemd1"

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sockredird import libbpf
-from sockredird.libbpf import Fd
-from sockredird.uapi import AttachType, ProgType
+from sockredird.kernel import libbpf
+from sockredird.kernel.libbpf import Fd
+from sockredird.kernel.uapi import AttachType, ProgType
 
 from .bcc_child import REPOSITORY, pinned
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from sockredird import offsets
-from sockredird.btf import Field, KernelTypes
 from sockredird.errors import UnsupportedKernel
+from sockredird.loader import offsets
+from sockredird.loader.btf import Field, KernelTypes
 
 FIELDS = [
     *offsets._REQUIRED,

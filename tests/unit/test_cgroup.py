@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from sockredird import cgroup, mounts
 from sockredird.errors import InvalidConfig, UnsupportedKernel
+from sockredird.kernel import cgroup, mounts
 
 NO_CGROUP2 = "22 1 0:20 / /proc rw - proc proc rw\n"
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sockredirctl.__main__ import _parser
-from sockredird.cgroup import mount_point
+from sockredird.kernel.cgroup import mount_point
 
 HERE = Path(__file__).parent
 COMPLETIONS = HERE.parents[1] / "completions"

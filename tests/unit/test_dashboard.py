@@ -11,7 +11,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from sockredirctl import metrics
-from sockredird.layout import COUNTERS
+from sockredird.loader.records import COUNTERS
 
 DOCS = Path(__file__).parents[2] / "docs"
 _GIVEN_BY_PROMETHEUS = {"instance"}

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sockredird import mounts
-from sockredird.mounts import Mount
+from sockredird.kernel import mounts
+from sockredird.kernel.mounts import Mount
 
 ESCAPED = b" \t\n\\"  # seq_path_root(m, ..., " \t\n\\")
 names = st.binary(min_size=1, max_size=30).filter(lambda name: not set(name) & set(b"\0/"))

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sockredird import objects
-from sockredird.objects import Objects, Program, Unreadable
-from sockredird.uapi import MapInfo, ProgType
+from sockredird.kernel.uapi import MapInfo, ProgType
+from sockredird.loader import objects
+from sockredird.loader.objects import Objects, Program, Unreadable
 
 _INT32 = st.integers(-(1 << 31), (1 << 31) - 1)
 _OTHERS = st.binary(min_size=8, max_size=8).filter(lambda insn: insn[0] != 0x18)

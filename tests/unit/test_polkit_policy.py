@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from xml.etree import ElementTree
 
-from sockredird.authority import ACTION
+from sockredird.bus.authority import ACTION
 
 POLICY = Path(__file__).parents[2] / "polkit" / "org.sockredir.policy"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sockredird import links
+from sockredird.datapath import links
 
 PRERM = Path(__file__).parents[2] / "packaging" / "debian" / "sockredird.prerm"
 PINS = "/sys/fs/bpf/sockredird"

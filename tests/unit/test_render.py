@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sockredirctl import render
-from sockredird.layout import COUNTERS
+from sockredird.loader.records import COUNTERS
 
 MANY = 10**9
 STATS = dict.fromkeys([*COUNTERS, "active_connections", "map_entries", "map_capacity"], MANY) | {

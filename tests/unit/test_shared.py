@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from sockredird.shared import Joined
+from sockredird.service.shared import Joined
 
 
 class Clock:

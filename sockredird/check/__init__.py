@@ -1,0 +1,1 @@
+"""Is this kernel fit for acceleration, is this host, and what would it gain?"""

@@ -1,0 +1,137 @@
+"""Bench: what acceleration is worth on this host, measured in a private cgroup and nowhere else.
+
+A datapath of its own accelerates one port there and leaves another to TCP; live datapaths leave
+both alone. It is never pinned, so a daemon that is killed meanwhile leaves nothing that works.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sockredird.check import sandbox
+from sockredird.check.kernel_check import Generations, InWorker, leaving_alone
+from sockredird.check.sandbox import Sandbox
+from sockredird.datapath.generation import Generation
+from sockredird.datapath.plan import Plan
+from sockredird.errors import Internal, InvalidConfig
+
+ROUNDS = 9  # their extremes enclose the median with 99.6 % confidence
+SECONDS = 0.05  # of one measurement
+WINDOW_BYTES = 4 << 20
+_MAX_CONNECTIONS = 1024
+
+
+@dataclass(frozen=True)
+class Work:
+    title: str
+    order: str
+    size: int
+    same_cpu: bool
+
+
+WORKS = (
+    Work("round trip, 64 B, one CPU", "round_trips", 64, True),
+    Work("round trip, 64 B, two CPUs", "round_trips", 64, False),
+    Work("round trip, 8 KiB, one CPU", "round_trips", 8192, True),
+    Work("stream, writes of 1 KiB", "stream", 1024, False),
+    Work("stream, writes of 64 KiB", "stream", 65536, False),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """Medians: microseconds of a round trip, or MB/s. `ratio` is how many times as fast; its median
+    is between `low` and `high`."""
+
+    work: str
+    unit: str
+    plain: float
+    accelerated: float
+    ratio: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, work: Work, plain: list[float], accelerated: list[float]) -> Row:
+        """From rates per second."""
+        ratios = [a / b for a, b in zip(accelerated, plain, strict=True)]
+        trips = work.order == "round_trips"
+        rates = statistics.median(plain), statistics.median(accelerated)
+        shown = [1e6 / rate if trips else rate / 1e6 for rate in rates]
+        return cls(
+            work=work.title,
+            unit="us" if trips else "MB/s",
+            plain=shown[0],
+            accelerated=shown[1],
+            ratio=statistics.median(ratios),
+            low=min(ratios),
+            high=max(ratios),
+        )
+
+
+def run(
+    root: Path, port: int, generations: Generations, in_worker: InWorker[Any]
+) -> list[dict[str, Any]]:
+    """A row for each work; a port of 0 is any. Takes some seconds, the worker for half of one.
+
+    Raises InvalidConfig if the port cannot be used, Internal if nothing can be measured here, and
+    what Generation.create() raises.
+    """
+    plan = Plan(
+        scope={},
+        cgroups=(),
+        ports=frozenset(),
+        max_connections=_MAX_CONNECTIONS,
+        window_bytes=WINDOW_BYTES,
+    )
+    rates: dict[Work, tuple[list[float], list[float]]] = {}
+    with Generation.unpinned(root, plan) as candidate:
+        for number in range(ROUNDS):
+            reverse = number % 2 == 1
+
+            def one_round(reverse: bool = reverse) -> list[tuple[Work, float, float]]:
+                return list(_round(root, candidate, port, generations(), reverse))
+
+            for work, plain, accelerated in in_worker(one_round):
+                both = rates.setdefault(work, ([], []))
+                both[0].append(plain)
+                both[1].append(accelerated)
+    return [asdict(Row.of(work, *both)) for work, both in rates.items()]
+
+
+def _round(
+    root: Path, candidate: Generation, port: int, generations: list[Generation], reverse: bool
+) -> Iterator[tuple[Work, float, float]]:
+    """Each work, with the rates of plain TCP and accelerated; `reverse` turns the order round."""
+    with ExitStack() as stack:
+        box = stack.enter_context(sandbox.opened(root))
+        ports = box.order("ports", wanted=port)
+        if "error" in ports:
+            raise InvalidConfig(f"port {port} cannot be listened on: {ports['error']}")
+        stack.enter_context(leaving_alone(generations, box.cgroup))
+        stack.enter_context(candidate.tried_in(box.cgroup, ports["accelerated"], WINDOW_BYTES))
+        for work in WORKS:
+            found = {}
+            for kind in sorted(("plain", "accelerated"), reverse=reverse):
+                answer = _measure(box, work, ports[kind])
+                if "missing" in answer:
+                    break
+                if answer["redirected"] != (kind == "accelerated") and work.order == "round_trips":
+                    raise Internal(f"a {kind} connection was not: try again, or sockredirctl check")
+                found[kind] = float(answer["rate"])
+            if len(found) == 2:
+                yield work, found["plain"], found["accelerated"]
+
+
+def _measure(box: Sandbox, work: Work, port: int) -> dict[str, Any]:
+    answer = box.order(
+        work.order, port=port, size=work.size, seconds=SECONDS, same_cpu=work.same_cpu
+    )
+    if "error" in answer or "not_tried" in answer:
+        raise Internal(f"{work.title}: {answer.get('error') or answer['not_tried']}")
+    return answer

@@ -1,0 +1,190 @@
+"""What on this host does not go well with redirected data: programs, settings, firewall rules.
+
+Only looks, and loads no kernel module by looking.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from ctypes import byref, c_uint32
+from pathlib import Path
+
+from sockredird.check import splicers
+from sockredird.check.findings import PASS, WARN, Finding
+from sockredird.datapath.generation import Generation
+from sockredird.kernel import libbpf
+from sockredird.kernel.cgroup import mount_point
+from sockredird.kernel.libbpf import Fd, lib
+from sockredird.kernel.uapi import AttachType, ProgType
+
+SHOWN = 5  # programs or rules named in a finding
+RULES_LIMIT_S = 2.0
+_SBIN = "/usr/sbin:/usr/bin:/sbin:/bin"
+_PROGRAMS = {int(ProgType.SOCK_OPS): "sock_ops", int(ProgType.SK_MSG): "sk_msg"}
+_LOOKS_INSIDE = re.compile(
+    r"-m (string|u32|bpf|quota|connbytes)\b|-j (NFQUEUE|NFLOG|TEE)\b"  # iptables-save
+    r"|@(nh|th|ih),|\bct (\w+ )?(bytes|packets|avgpkt)\b|\b(quota|queue|dup)\b"  # nft
+)
+_INTERFACE = re.compile(r'(!\s+)?(?:-[io]|[io]ifname|[io]if)\s+(!=\s+)?"?([^\s"]+)')
+
+
+def gather(candidate: Generation | None, ours: frozenset[int] = frozenset()) -> list[Finding]:
+    """`candidate` is a generation that is not live; `ours` are the ids of sockredird's programs."""
+    return [
+        _listeners(candidate),
+        _other_programs(ours),
+        receive_steering(Path("/sys/class/net/lo")),
+        _firewall(),
+    ]
+
+
+def _some(items: list[str]) -> str:
+    more = len(items) - SHOWN
+    return "; ".join(items[:SHOWN]) + (f"; and {more} more" if more > 0 else "")
+
+
+# -- programs --------------------------------------------------------------------------------
+
+
+def _listeners(candidate: Generation | None) -> Finding:
+    if candidate is None:
+        return Finding("listeners", WARN, "not tried: it takes a datapath to see who listens")
+    found, unknown = splicers.find(candidate)
+    rest = f" ({unknown} programs could not be looked at)" if unknown else ""
+    if not found:
+        return Finding("listeners", PASS, f"no program that listens is known to splice(2){rest}")
+    return Finding(
+        "listeners",
+        WARN,
+        f"programs that listen: {len(found)} may splice(2) from connections, which finds nothing "
+        f"on accelerated ones: leave proxies out of scope{rest}",
+        _some(list(map(str, found))),
+    )
+
+
+def _other_programs(ours: frozenset[int]) -> Finding:
+    try:
+        others = [text for number, text in _all_programs() if number not in ours]
+        unseen = ""
+    except PermissionError:  # CAP_SYS_ADMIN, which the service does without
+        others = [f"sock_ops program {n}" for n in sorted(set(_on_cgroups()) - ours)]
+        unseen = " on cgroups; sk_msg programs cannot be seen with the daemon's privileges"
+    if not others:
+        return Finding("other_programs", PASS, f"no other sock_ops or sk_msg programs{unseen}")
+    return Finding(
+        "other_programs",
+        WARN,
+        f"other sock_ops or sk_msg programs: {len(others)}{unseen}; a socket that one of them puts "
+        "on its own sockmap first stays on TCP",
+        _some(others),
+    )
+
+
+def _all_programs() -> Iterator[tuple[int, str]]:
+    """Of the two types that meet ours, by id."""
+    number = c_uint32(0)
+    while True:
+        result = lib.bpf_prog_get_next_id(number, byref(number))
+        if result == -errno.ENOENT:
+            return
+        libbpf.check(result, "list programs")
+        fd = lib.bpf_prog_get_fd_by_id(number)
+        if fd < 0:
+            continue  # freed meanwhile
+        with Fd(fd) as program:
+            info = libbpf.prog_info(program)
+        if info.type in _PROGRAMS:
+            yield info.id, f"{_PROGRAMS[info.type]} {info.name.decode()!r} (id {info.id})"
+
+
+def _on_cgroups() -> Iterator[int]:
+    for directory, _, _ in os.walk(mount_point()):
+        try:
+            with Fd(os.open(directory, os.O_RDONLY | os.O_DIRECTORY)) as cgroup:
+                yield from libbpf.attached_to_cgroup(cgroup, AttachType.CGROUP_SOCK_OPS)
+        except FileNotFoundError:  # removed meanwhile
+            continue
+
+
+# -- settings and rules ----------------------------------------------------------------------
+
+
+def receive_steering(interface: Path) -> Finding:
+    """`interface` is its directory in sysfs."""
+    masks = [path.read_text() for path in interface.glob("queues/rx-*/rps_cpus")]
+    if not any(set(mask.strip()) - set("0,") for mask in masks):
+        return Finding("rps", PASS, "lo has no Receive Packet Steering")
+    return Finding(
+        "rps",
+        WARN,
+        "Receive Packet Steering is on for lo: first messages overtake handshakes, and their "
+        "connections stay on TCP (early_data); write 0 to queues/rx-*/rps_cpus of lo",
+    )
+
+
+def _firewall() -> Finding:
+    rules: list[str] = []
+    try:
+        for command in _commands():
+            done = subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=RULES_LIMIT_S,
+                check=True,
+            )
+            rules += filter(looks_inside, done.stdout.splitlines())
+    except (OSError, subprocess.SubprocessError) as error:
+        return Finding("firewall", WARN, "not tried: the rules cannot be listed", str(error))
+    if not rules:
+        return Finding("firewall", PASS, "no firewall rule looks into what connections on lo carry")
+    return Finding(
+        "firewall",
+        WARN,
+        f"firewall rules that look into what connections on lo carry: {len(rules)}; they see the "
+        "handshake and the end of accelerated ones, and no data between",
+        _some([rule.strip() for rule in dict.fromkeys(rules)]),
+    )
+
+
+def looks_inside(rule: str) -> bool:
+    """Whether a line of iptables-save or nft matches lo, and more than headers of connections."""
+    interfaces = _INTERFACE.findall(rule)
+    elsewhere = any((name == "lo") == bool(a or b) for a, b, name in interfaces)
+    return bool(_LOOKS_INSIDE.search(rule)) and not elsewhere
+
+
+def _commands() -> Iterator[list[str]]:
+    """What lists rules; asking for those of a module that is not loaded would load it."""
+    names = []
+    if _has_nf_tables():
+        # iptables-save knows the names of matches that nft only calls xt
+        names += ["iptables-nft-save", "ip6tables-nft-save", "nft"]
+    for table, name in (("ip", "iptables-legacy-save"), ("ip6", "ip6tables-legacy-save")):
+        path = Path(f"/proc/net/{table}_tables_names")
+        if path.exists() and path.read_text():
+            names.append(name)
+    for name in names:
+        program = shutil.which(name, path=_SBIN)
+        if program:
+            yield [program, "list", "ruleset"] if name == "nft" else [program]
+
+
+def _has_nf_tables() -> bool:
+    loaded = Path("/proc/modules")
+    if not loaded.exists():
+        return True  # a kernel without modules has none to load
+    if re.search(r"^nf_tables ", loaded.read_text(), re.MULTILINE):
+        return True
+    builtin = Path(f"/lib/modules/{os.uname().release}/modules.builtin")
+    try:
+        return "/nf_tables.ko" in builtin.read_text()
+    except OSError:
+        return False

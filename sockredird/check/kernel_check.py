@@ -1,0 +1,188 @@
+"""What is known of the running kernel: found out before each Enable, and whenever somebody asks.
+
+Trials of a datapath run in the worker thread, so there is one at a time, and none while the
+manager changes something. They take about 0.1 s; compiling one for a Check takes longer, and is
+done beside the worker.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sockredird.check import host_facts, kernel_facts, probes, sandbox
+from sockredird.check.findings import FAIL, PASS, WARN, Finding, failed
+from sockredird.check.probes import Candidate
+from sockredird.check.sandbox import Sandbox, Unavailable
+from sockredird.datapath.generation import Generation, Trial
+from sockredird.datapath.plan import Plan
+from sockredird.errors import LoadFailed, SockredirError, UnsupportedKernel
+from sockredird.kernel import files
+from sockredird.kernel.cgroup import cgroup_id
+from sockredird.loader import compiler
+
+log = logging.getLogger(__name__)
+
+_MAX_CONNECTIONS = 1024  # more than the exercises make
+_Result = TypeVar("_Result")
+Generations = Callable[[], list[Generation]]
+InWorker = Callable[[Callable[[], _Result]], _Result]
+
+
+@contextmanager
+def leaving_alone(generations: list[Generation], cgroup: Path) -> Iterator[None]:
+    """What happens in that cgroup is not noticed by `generations` within the with block."""
+    with ExitStack() as stack:
+        for generation in generations:
+            stack.callback(generation.is_tried_in, 0)
+            generation.is_tried_in(cgroup_id(cgroup))
+        yield
+
+
+class KernelCheck:
+    """`kernel` holds the findings about the kernel of the last time it was tried, `when` of that.
+
+    One of them survives a restart of the daemon, but no boot and no change of the BPF programs.
+    """
+
+    def __init__(self, root: Path, runtime: Path) -> None:
+        self.kernel: list[Finding] = []
+        self.when = 0  # microseconds since the epoch; 0: never tried
+        self._root = root
+        self._notes = runtime / "kernel.json"
+        self._recall()
+
+    @contextmanager
+    def gate(self, generations: list[Generation]) -> Iterator[Trial | None]:
+        """A trial for Generation.create(); it raises UnsupportedKernel if a probe fails.
+
+        The `generations` there are do not notice it. Where the kernel cannot be tried, nothing is
+        known against it, and there is no trial.
+        """
+        with ExitStack() as stack:
+            try:
+                box = stack.enter_context(sandbox.opened(self._root))
+            except Unavailable as error:
+                log.warning("enabling without a trial: %s", error)
+                self._note([probes.unavailable(error)])
+                yield None
+                return
+            box.begin("kernel")  # meanwhile, the datapath is compiled
+
+            def trial(candidate: Generation) -> None:
+                findings = self._judge(box, candidate, generations)
+                self._note(findings)
+                bad = failed(findings)
+                if bad is not None:
+                    raise UnsupportedKernel(
+                        f"the kernel fails the check {bad.name!r}: {bad.detail}. Nothing was "
+                        "changed; `sockredirctl check` has more"
+                    )
+
+            try:
+                yield trial
+            except LoadFailed as error:
+                lockdown = kernel_facts.judge_lockdown(kernel_facts.lockdown())
+                if lockdown.status == FAIL:
+                    raise UnsupportedKernel(lockdown.detail) from error
+                raise
+
+    def run(self, generations: Generations, in_worker: InWorker[Any]) -> list[Finding]:
+        """All there is to find out about kernel and host; `generations` is asked in the worker."""
+        plan = Plan(
+            scope={},
+            cgroups=(),
+            ports=frozenset(),
+            max_connections=_MAX_CONNECTIONS,
+            window_bytes=probes.WINDOW_BYTES,
+        )
+        try:
+            with Generation.unpinned(self._root, plan) as candidate:
+                kernel, ours = in_worker(lambda: self._try(candidate, generations()))
+                return [*kernel, *host_facts.gather(candidate, ours)]
+        except SockredirError as error:
+            reason = error
+        return [*in_worker(lambda: self._without_datapath(reason)), *host_facts.gather(None)]
+
+    def summary(self) -> dict[str, Any]:
+        """For the status: how many probes said what, and when."""
+        counts = Counter(finding.status for finding in self.kernel)
+        return {
+            "release": os.uname().release,
+            "passed": counts[PASS],
+            "warned": counts[WARN],
+            "failed": counts[FAIL],
+            "checked": self.when,
+        }
+
+    def _try(
+        self, candidate: Generation, generations: list[Generation]
+    ) -> tuple[list[Finding], frozenset[int]]:
+        """Findings about the kernel, and the ids of the programs that are ours."""
+        try:
+            with sandbox.opened(self._root) as box:
+                box.begin("kernel")
+                findings = self._judge(box, candidate, generations)
+        except Unavailable as error:
+            findings = [probes.unavailable(error)]
+        self._note(findings)
+        programs = (generation.program_ids() for generation in (candidate, *generations))
+        return findings, frozenset().union(*programs)
+
+    def _judge(
+        self, box: Sandbox, candidate: Generation, generations: list[Generation]
+    ) -> list[Finding]:
+        try:
+            findings = [*kernel_facts.judge(box.finish("kernel")), probes.LOADED]
+            with leaving_alone(generations, box.cgroup):
+                return findings + probes.try_out(box, Candidate(candidate))
+        except Unavailable as error:
+            log.warning("%s", error)
+            return [probes.unavailable(error)]
+
+    def _without_datapath(self, error: SockredirError) -> list[Finding]:
+        findings = [probes.not_loaded(error)]
+        try:
+            with sandbox.opened(self._root) as box:
+                known = {finding.name for finding in findings}
+                facts = kernel_facts.judge(box.order("kernel"))
+                findings += [finding for finding in facts if finding.name not in known]
+        except Unavailable as unavailable:
+            findings.append(probes.unavailable(unavailable))
+        self._note(findings)
+        return findings
+
+    # -- notes -------------------------------------------------------------------------------
+
+    def _key(self) -> dict[str, str]:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return {"boot": boot, "source": compiler.source_digest()}
+
+    def _note(self, findings: list[Finding]) -> None:
+        self.kernel, self.when = findings, time.time_ns() // 1000
+        counts = Counter(finding.status for finding in findings)
+        log.info("tried the kernel: %s", ", ".join(f"{n} {status}" for status, n in counts.items()))
+        notes = {
+            **self._key(),
+            "when": self.when,
+            "findings": [[f.name, f.status, f.detail] for f in findings],
+        }
+        try:
+            files.write(self._notes, notes)
+        except OSError as error:
+            log.warning("what is known of the kernel will be forgotten: %s", error)
+
+    def _recall(self) -> None:
+        notes = files.read(self._notes)
+        try:
+            if self._key().items() <= notes.items():
+                self.kernel = [Finding(*map(str, found)) for found in notes["findings"]]
+                self.when = int(notes["when"])
+        except (KeyError, TypeError, ValueError) as error:
+            log.warning("%s is ignored: %r", self._notes, error)

@@ -1,0 +1,93 @@
+"""What the running kernel offers apart from sockets: BTF fields, fentry programs, lockdown.
+
+Read in the exercise's process: the kernel's BTF takes several MB once loaded.
+"""
+
+from __future__ import annotations
+
+import re
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from sockredird.check.findings import FAIL, PASS, WARN, Finding
+from sockredird.kernel import libbpf
+from sockredird.kernel.uapi import AttachType, ProgType
+from sockredird.loader import offsets
+from sockredird.loader.btf import KernelTypes
+
+LOCKDOWN = Path("/sys/kernel/security/lockdown")
+WATCHED = "tcp_splice_read"
+_RETURN_0 = bytes.fromhex("b7000000000000009500000000000000")  # r0 = 0; exit
+
+
+def fentry_refusal() -> str:
+    """Why no fentry program can watch a kernel function; empty if one can."""
+    with closing(KernelTypes()) as kernel:
+        function = kernel.function(WATCHED)
+    if function is None:
+        return f"{WATCHED} is not in the kernel's BTF"
+    try:
+        with libbpf.load_program(
+            ProgType.TRACING, "watch", _RETURN_0, AttachType.TRACE_FENTRY, function
+        ) as program:
+            libbpf.create_tracing_link(program, AttachType.TRACE_FENTRY).close()
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
+
+
+def lockdown(path: Path = LOCKDOWN) -> str:
+    """The mode in brackets in e.g. 'none [integrity] confidentiality'; 'none' if not built in."""
+    try:
+        match = re.search(r"\[(\w+)\]", path.read_text())
+    except FileNotFoundError:
+        return "none"
+    except OSError:
+        return "unknown"
+    return match[1] if match else "unknown"
+
+
+def gather() -> dict[str, Any]:
+    return {
+        "absent_fields": offsets.absent(),
+        "fentry_refusal": fentry_refusal(),
+        "lockdown": lockdown(),
+    }
+
+
+def judge(facts: dict[str, Any]) -> list[Finding]:
+    """What needs no datapath, from the answer to the order `kernel`."""
+    if "absent_fields" not in facts:
+        return [Finding("btf", WARN, f"not tried: {facts.get('error')}")]
+    return [judge_lockdown(facts["lockdown"]), _fields(facts), _fentry(facts["fentry_refusal"])]
+
+
+def judge_lockdown(mode: str) -> Finding:
+    if mode == "confidentiality":
+        return Finding(
+            "lockdown",
+            FAIL,
+            "the kernel is locked down (confidentiality), and lets no program read the state of "
+            "sockets: boot with lockdown=integrity",
+        )
+    return Finding("lockdown", PASS, f"lockdown is {mode}, and in nobody's way")
+
+
+def _fields(facts: dict[str, Any]) -> Finding:
+    if "sk_psock.msg_tot_len" in facts["absent_fields"]:
+        return Finding(
+            "btf", PASS, "all needed fields are there; unread bytes are estimated from above"
+        )
+    return Finding("btf", PASS, "all needed fields are there; unread bytes are exact")
+
+
+def _fentry(refusal: str) -> Finding:
+    if refusal:
+        return Finding(
+            "fentry",
+            WARN,
+            f"no fentry programs ({refusal}): programs that splice(2) cannot be noticed on this "
+            "kernel, so leave them out of scope",
+        )
+    return Finding("fentry", PASS, "kernel functions can be watched")

@@ -1,0 +1,279 @@
+"""The probes: how the running kernel behaves, judged by small exercises over a datapath on trial.
+
+Any datapath that can be attached to a private cgroup will do, which is how the tests see each
+probe fail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from sockredird.check.findings import FAIL, PASS, WARN, Finding
+from sockredird.check.sandbox import Sandbox, Unavailable
+from sockredird.datapath.generation import Generation, Walked
+from sockredird.errors import LoadFailed, SockredirError, UnsupportedKernel
+
+WINDOW_BYTES = 256 << 10  # while on trial: small, so that it is reached soon
+UNLOAD_LIMIT_S = 2.0
+_MESSAGES_LIMIT = 5000  # 16 x 256, and a sample more; see bpf/redirect.c: refill()
+
+
+class Subject(Protocol):
+    """A datapath on trial."""
+
+    def attached(self, cgroup: Path, port: int) -> AbstractContextManager[None]:
+        """It works inside the with block, on connections to that port in that cgroup."""
+
+    def members(self) -> Walked | None:
+        """What its iterator sees; None if it has none."""
+
+    def begin_unload(self) -> None: ...
+
+    def finish_unload(self) -> bool:
+        """Whether nothing of it is left on any socket."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A generation that is not live, as a subject."""
+
+    generation: Generation
+
+    def attached(self, cgroup: Path, port: int) -> AbstractContextManager[None]:
+        return self.generation.tried_in(cgroup, port, WINDOW_BYTES)
+
+    def members(self) -> Walked:
+        return self.generation.walk()
+
+    def begin_unload(self) -> None:
+        self.generation.stop()
+
+    def finish_unload(self) -> bool:
+        return self.generation.retire(UNLOAD_LIMIT_S, lambda walked: walked.entries == 0)
+
+
+@dataclass(frozen=True)
+class _Trial:
+    sandbox: Sandbox
+    subject: Subject
+
+
+Answer = dict[str, Any]
+Verdict = tuple[str, str]
+
+
+def _wrong(answer: Answer) -> str:
+    """What went wrong with the bytes themselves; empty if nothing."""
+    if "error" in answer:
+        return f"a program would have met an error: {answer['error']}"
+    return "" if answer["correct"] else "bytes were lost, swapped or late"
+
+
+def _pairing(trial: _Trial) -> Iterator[tuple[str, Verdict]]:
+    verdict = _redirect(trial)
+    yield "redirect", verdict
+    if verdict[0] != PASS:
+        yield "iterator", (WARN, "not tried: nothing was redirected")
+        return
+    walked = trial.subject.members()
+    if walked is not None and (walked.entries, walked.connections) == (2, 1):
+        yield "iterator", (PASS, "accelerated connections can be listed, and taken back to TCP")
+    else:
+        yield (
+            "iterator",
+            (FAIL, f"the sockhash is not listed as it is, so nothing could leave it: {walked}"),
+        )
+
+
+def _redirect(trial: _Trial) -> Verdict:
+    for ipv6 in (False, True):
+        answer = trial.sandbox.order("converse", ipv6=ipv6)
+        if "not_tried" in answer:  # nor would be all the rest, each after a timeout
+            raise Unavailable(answer["not_tried"])
+        if answer.get("missing"):
+            continue
+        if wrong := _wrong(answer):
+            return FAIL, f"{wrong} on an accelerated connection"
+        if answer["tcp_bytes"]:
+            return FAIL, "connections stay on TCP: their messages are not redirected"
+    return PASS, "connections are paired and their messages redirected"
+
+
+_SEEN_OR_NOT = (
+    "may have their first connection reset and are learned, where the kernel has ftrace; "
+    "elsewhere, leave them out of scope"
+)
+
+
+def _redirected_data(trial: _Trial) -> Iterator[tuple[str, Verdict]]:
+    answer = trial.sandbox.order("inspect")
+    trial.sandbox.order("hang_up")
+    if "not_tried" in answer:
+        for name in ("fionread_redirected", "splice"):
+            yield name, (WARN, _not_tried(answer))
+        return
+    wrong = _wrong(answer)
+    if wrong:
+        yield "fionread_redirected", (FAIL, f"{wrong} after FIONREAD or splice(2)")
+    elif answer["fionread"] == answer["size"]:
+        yield "fionread_redirected", (PASS, "FIONREAD counts redirected data")
+    else:
+        yield (
+            "fionread_redirected",
+            (
+                WARN,
+                f"FIONREAD says {answer['fionread']} of {answer['size']} bytes of redirected data: "
+                f"programs that ask it before they read (nginx) {_SEEN_OR_NOT}",
+            ),
+        )
+    if not wrong and answer["spliced"] == answer["size"]:
+        yield "splice", (PASS, "splice(2) moves redirected data")
+    else:
+        yield (
+            "splice",
+            (
+                WARN,
+                "splice(2) finds nothing on an accelerated connection though it is readable: "
+                f"proxies that splice (Go's io.Copy, HAProxy, docker-proxy) {_SEEN_OR_NOT}",
+            ),
+        )
+
+
+def _order(trial: _Trial) -> Verdict:
+    answer = trial.sandbox.order("defer")
+    if "not_tried" in answer:
+        return WARN, _not_tried(answer)
+    if "error" in answer or answer["correct"] != answer["tries"]:
+        found = answer.get("error") or f"{answer['correct']} of {answer['tries']} in order"
+        return FAIL, f"data sent before accept(2) is overtaken by later data ({found})"
+    return PASS, "data sent before accept(2) (TCP_DEFER_ACCEPT) is not overtaken"
+
+
+def _backpressure(trial: _Trial) -> Verdict:
+    bytes_, messages = trial.sandbox.order("flood"), trial.sandbox.order("patter")
+    for answer in (bytes_, messages):
+        if "not_tried" in answer:
+            return WARN, _not_tried(answer)
+        if "bounded" in answer and not answer["bounded"]:
+            return FAIL, "a sender is never told to wait: a reader that sleeps costs all memory"
+        if wrong := _wrong(answer):
+            return FAIL, f"{wrong} once unread data reached its limit"
+    if messages["messages"] > _MESSAGES_LIMIT:
+        return FAIL, f"{messages['messages']} unread messages were taken before TCP's limits held"
+    return PASS, "unread data is bounded in bytes and in messages"
+
+
+def _mptcp(trial: _Trial) -> Verdict:
+    answer = trial.sandbox.order("mptcp")
+    if answer.get("missing"):
+        return PASS, "this kernel, or its configuration, has no Multipath TCP"
+    if "not_tried" in answer:
+        return WARN, _not_tried(answer)
+    if answer.get("redirected"):
+        return FAIL, "Multipath TCP connections are redirected, which breaks them"
+    if wrong := _wrong(answer):
+        return FAIL, f"{wrong} on a Multipath TCP connection"
+    return PASS, "Multipath TCP connections are left alone"
+
+
+def _ktls(trial: _Trial) -> Verdict:
+    answer = trial.sandbox.order("ktls")
+    if answer.get("missing"):
+        return PASS, "kTLS is not loaded, so no program can switch it on"
+    if "not_tried" in answer:
+        return WARN, _not_tried(answer)
+    if wrong := _wrong(answer):
+        return (
+            WARN,
+            f"{wrong} once kTLS is switched on: leave programs that do so out of scope",
+        )
+    if answer["refused"]:
+        return PASS, f"kTLS on an accelerated connection is refused ({answer['refused']})"
+    return PASS, "a connection goes on when kTLS is switched on"
+
+
+def _unload(trial: _Trial) -> Iterator[tuple[str, Verdict]]:
+    """The end of the trial: nothing is accelerated after it."""
+    if "not_tried" in (left := trial.sandbox.order("leave_unread")):
+        for name in ("unload", "fionread_tcp"):
+            yield name, (WARN, _not_tried(left))
+        return
+    trial.subject.begin_unload()
+    unread = trial.sandbox.order("read_unread")
+    if wrong := _wrong(unread):
+        yield "unload", (FAIL, f"{wrong} when acceleration ended with data unread")
+        yield "fionread_tcp", (WARN, "not tried: unloading failed")
+        return
+    finished = trial.subject.finish_unload()
+    after = trial.sandbox.order("after_unload")
+    if not finished:
+        yield "unload", (FAIL, "connections do not leave the sockhash after their data is read")
+    elif wrong := _wrong(after):
+        yield "unload", (FAIL, f"{wrong} after acceleration ended")
+    elif not after["native"]:
+        yield "unload", (FAIL, "a connection that was accelerated is not plain TCP afterwards")
+    else:
+        yield "unload", (PASS, "connections go back to TCP, and lose nothing")
+    if unread["fionread"] == unread["size"]:
+        yield "fionread_tcp", (PASS, "FIONREAD counts what comes by TCP on its way back to it")
+    else:
+        yield (
+            "fionread_tcp",
+            (
+                WARN,
+                f"FIONREAD says {unread['fionread']} of {unread['size']} bytes that come by TCP "
+                "until a connection has left the sockhash; usually that is milliseconds",
+            ),
+        )
+
+
+def _not_tried(answer: Answer) -> str:
+    return f"not tried: {answer['not_tried']}"
+
+
+_SINGLE: dict[str, Callable[[_Trial], Verdict]] = {
+    "order": _order,
+    "backpressure": _backpressure,
+    "mptcp": _mptcp,
+    "ktls": _ktls,
+}
+
+
+def try_out(sandbox: Sandbox, subject: Subject) -> list[Finding]:
+    """All probes over `subject`, which is attached for the time. Raises Unavailable."""
+    trial = _Trial(sandbox, subject)
+    try:
+        with subject.attached(sandbox.cgroup, sandbox.order("reserve")["port"]):
+            links = "the datapath works beside what others attached to cgroups"
+            findings = [Finding("links", PASS, links)]
+            return findings + [Finding(name, *verdict) for name, verdict in _all(trial)]
+    except LoadFailed as error:
+        raise Unavailable(str(error)) from error
+
+
+def _all(trial: _Trial) -> Iterator[tuple[str, Verdict]]:
+    yield from _pairing(trial)
+    yield from _redirected_data(trial)
+    for name, probe in _SINGLE.items():
+        yield name, probe(trial)
+    yield from _unload(trial)
+
+
+def not_loaded(error: SockredirError) -> Finding:
+    """Compiling and loading failed: kernel fields, or the compiler and the verifier."""
+    if isinstance(error, UnsupportedKernel):
+        return Finding("btf", FAIL, str(error))
+    return Finding("programs", FAIL, str(error))
+
+
+LOADED = Finding(
+    "programs", PASS, "the kernel has all map types and helpers, and takes the programs"
+)
+
+
+def unavailable(error: Unavailable) -> Finding:
+    return Finding("trial", WARN, f"the kernel was not tried: {error}")

@@ -1,0 +1,133 @@
+"""A private cgroup and a child process in it: where the kernel is tried before it is relied on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import select
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from sockredird.errors import SockredirError, UnsupportedKernel
+from sockredird.kernel import cgroup, child
+
+log = logging.getLogger(__name__)
+
+ORDER_LIMIT_S = 15.0  # several times the patience of the exercises, and the child's start
+
+
+class Unavailable(SockredirError):
+    """The kernel cannot be tried here, which says nothing about it."""
+
+
+class Sandbox:
+    """Gives orders to the child; `cgroup` is where its sockets belong."""
+
+    def __init__(self, directory: Path, process: subprocess.Popen[str]) -> None:
+        self.cgroup = directory
+        self._process = process
+
+    def order(self, name: str, **arguments: Any) -> dict[str, Any]:
+        """The child's answer; see exercise.py for the orders. Raises Unavailable without one."""
+        self.begin(name, **arguments)
+        return self.finish(name)
+
+    def begin(self, name: str, **arguments: Any) -> None:
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):  # finish() tells
+            print(json.dumps({"order": name, **arguments}), file=self._process.stdin, flush=True)
+
+    def finish(self, name: str) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        poll = select.poll()
+        poll.register(self._process.stdout, select.POLLIN)
+        if poll.poll(ORDER_LIMIT_S * 1000):
+            line = self._process.stdout.readline()
+            if line:
+                answer: dict[str, Any] = json.loads(line)
+                return answer
+        self._process.kill()
+        raise Unavailable(f"the exercise {name!r} has not answered; the daemon's log has more")
+
+
+@contextmanager
+def opened(root: Path) -> Iterator[Sandbox]:
+    """A sandbox for the daemon in charge of `root`, gone afterwards. Raises Unavailable.
+
+    The child is started and not waited for: its first answer comes when it is ready.
+    """
+    with _private_cgroup(root) as (directory, join):
+        process = subprocess.Popen(
+            child.command("sockredird.check.exercise", str(directory) if join else ""),
+            env=child.environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            yield Sandbox(directory, process)
+        finally:
+            process.kill()
+            process.communicate()
+
+
+def clear(root: Path) -> None:
+    """Removes what a daemon left that was killed while it had a sandbox."""
+    with suppress(OSError, SockredirError):
+        (cgroup.own() / _name(root)).rmdir()
+
+
+def _name(root: Path) -> str:
+    """The same in each life of a daemon; another for each daemon, of which `root` has one."""
+    return f"sockredird-check-{hashlib.sha256(os.fsencode(root)).hexdigest()[:8]}"
+
+
+@contextmanager
+def _private_cgroup(root: Path) -> Iterator[tuple[Path, bool]]:
+    """A cgroup without programs of others, and whether the child has to move there.
+
+    The daemon's own, if it has one, as under systemd, where cgroupfs is read-only; else one below.
+    """
+    try:
+        own = cgroup.own()
+    except UnsupportedKernel as error:
+        raise Unavailable(f"no private cgroup: {error}") from error
+    if _has_for_itself(own):
+        yield own, False
+        return
+    directory = own / _name(root)
+    try:
+        directory.mkdir(exist_ok=True)  # a killed daemon's
+    except OSError as error:
+        raise Unavailable(
+            f"no private cgroup: other programs are in {own}, and {error.strerror} for one below it"
+        ) from error
+    try:
+        yield directory, True
+    finally:
+        try:
+            directory.rmdir()
+        except OSError as error:
+            log.warning("%s stays until the next start: %s", directory, error.strerror)
+
+
+def _has_for_itself(directory: Path) -> bool:
+    if directory == cgroup.mount_point() or any(path.is_dir() for path in directory.iterdir()):
+        return False
+    if os.environ.get("SYSTEMD_EXEC_PID") == str(os.getpid()):
+        return True  # the service's main process: besides it, there may be its ExecReload=
+    pids = map(int, (directory / "cgroup.procs").read_text().split())
+    return all(map(_is_ours, pids))
+
+
+def _is_ours(pid: int) -> bool:
+    me = os.getpid()
+    try:
+        return pid == me or f"\nPPid:\t{me}\n" in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return pid != 0  # 0: of another pid namespace; else it has ended

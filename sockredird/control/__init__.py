@@ -1,0 +1,1 @@
+"""What is on, what is remembered across restarts, and what is wrong."""

@@ -1,0 +1,403 @@
+"""The state machine: disabled, enabled, draining, failed. Owns the generations on the bpffs.
+
+Everything here blocks and runs in one worker thread, one call at a time; daemon.py sees to that.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from sockredird import config
+from sockredird.check import sandbox
+from sockredird.check.kernel_check import KernelCheck
+from sockredird.config import Config, Scope
+from sockredird.control.health import Health
+from sockredird.control.state import Intent
+from sockredird.control.totals import Totals
+from sockredird.datapath import inventory
+from sockredird.datapath.generation import Generation, Walked, discard
+from sockredird.datapath.learned import Learned, has_kernel_tls
+from sockredird.datapath.plan import Plan
+from sockredird.datapath.resets import Resets
+from sockredird.errors import InvalidConfig, LoadFailed, SockredirError
+from sockredird.kernel import cgroup
+from sockredird.loader import compiler
+from sockredird.observe import explain
+from sockredird.observe.explain import View
+
+log = logging.getLogger(__name__)
+
+DISABLED, ENABLED, DRAINING, FAILED = "disabled", "enabled", "draining", "failed"
+RETIRE_SLICE_S = 0.1
+DRAIN_AT_ONCE_S = 1.0  # how long a change waits for readers itself: nothing else runs meanwhile
+
+
+def _empty(walked: Walked) -> bool:
+    return walked.entries == 0
+
+
+def _outermost(units: dict[str, str]) -> tuple[Path, ...]:
+    return cgroup.outermost(cgroup.directory(path) for path in units.values() if path)
+
+
+@contextmanager
+def _noting() -> Iterator[None]:
+    """What is learned decides no more than how fast it is: nothing else may fail for it."""
+    try:
+        yield
+    except OSError as error:
+        log.warning("what was learned cannot be read now: %s", error)
+
+
+class Manager:
+    """`state`, `since` (microseconds since the epoch), `scope` and `problem` are for showing."""
+
+    def __init__(
+        self,
+        settings: Config,
+        changed: Callable[[], None],
+        follow: Callable[[Sequence[str]], dict[str, str]] = lambda _units: {},
+    ) -> None:
+        """`changed` is called after every change of what is shown, in the worker thread.
+
+        `follow` is Units.follow(); follow_units() has to be called when it says so.
+        """
+        self.config = settings
+        self.scope = settings.scope
+        self.state = DISABLED
+        self.since = time.time_ns() // 1000
+        self.problem = ""
+        self.units: dict[str, str] = {}  # in scope, by name: their cgroups, empty while not running
+        self._follow = follow
+        self.live: Generation | None = None
+        self.draining: list[Generation] = []
+        self._health = Health()
+        self.unfinished = False  # pairs are on their way off the sockhash
+        self._changed = changed
+        self._tracing = False
+        self._root = Path(settings.paths.bpffs)
+        self._intent = Intent(Path(settings.paths.state) / "enabled.json")
+        self._resets = Resets()
+        self._learned = Learned(Path(settings.paths.state) / "learned.json")
+        self._totals = Totals(Path(settings.paths.runtime) / "counters.json")
+        self.kernel = KernelCheck(self._root, Path(settings.paths.runtime))
+
+    # -- start -------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Adopts what is pinned, finishes what a crash interrupted, restores the intent.
+
+        Raises LoadFailed or UnsupportedKernel if there is something it does not recognise, having
+        changed nothing. A failure to enable is kept as state `failed`.
+        """
+        staging, generations = inventory.scan(self._root)
+        sandbox.clear(self._root)
+        overrides = self._intent.remembered()
+        self._totals.load()
+        self._learned.load()
+        for directory in staging:
+            log.info("removing the leftovers of an interrupted change: %s", directory)
+            discard(directory)
+        for generation in generations:
+            working = not generation.stopped and (generation.attached or generation.follows_units)
+            if working and self.live is None:
+                self._adopt_live(generation)
+            else:
+                generation.stop()
+                self.draining.append(generation)
+        if self.live is not None:
+            self.note_learned()
+            self._upgrade(self.live)
+        elif overrides is not None:
+            self._restore(overrides)
+        elif self.draining:
+            self._enter(DRAINING)
+        self.finish_retirements()
+        self.check()
+
+    def _restore(self, overrides: dict[str, Any]) -> None:
+        try:
+            self.enable(overrides)
+        except (SockredirError, OSError) as error:
+            log.error("cannot restore acceleration: %s", error)
+            with suppress(InvalidConfig):  # what is told already
+                self.scope = config.override_scope(self.config.scope, overrides)
+            self.problem = str(error)
+            if self.live is None:
+                self._enter(FAILED)
+
+    def _adopt_live(self, generation: Generation) -> None:
+        self.live = generation
+        self.scope = Scope(**generation.manifest["scope"])
+        self._health.adopted(generation)
+        generation.trace(False)
+        generation.note_addresses()
+        log.info(
+            "adopted %s, made by version %s", generation.directory, generation.manifest["version"]
+        )
+        if self._intent.remembered() is None:
+            # a crash between attaching and remembering, or between forgetting and stopping
+            self._intent.remember(self.scope.as_dict())
+        try:
+            self._follow_live()
+        except (SockredirError, OSError) as error:
+            # what is attached stays so
+            log.error("cannot follow the units in scope: %s", error)
+        self._enter(ENABLED)
+
+    def _upgrade(self, old: Generation) -> None:
+        """Puts this version's datapath in the place of one made from other BPF code."""
+        if old.manifest["source"] == compiler.source_digest():
+            return
+        try:
+            self._replace(self._plan(self.scope))
+        except (SockredirError, OSError) as error:
+            self._health.outdated = (
+                f"the datapath is still that of version {old.manifest['version']}: {error}; "
+                "sockredirctl enable tries again"
+            )
+
+    # -- changes -----------------------------------------------------------------------------
+
+    def enable(self, overrides: dict[str, Any] | None = None) -> None:
+        """Idempotent; repairs a damaged datapath. Another scope takes over without a gap.
+
+        Without `overrides` those of before stay, until disable(). Raises InvalidConfig,
+        UnsupportedKernel or LoadFailed; what was there before goes on.
+        """
+        before = self._intent.remembered()
+        if overrides is None:
+            overrides = self._intent.usable(self.config.scope)
+        scope = config.override_scope(self.config.scope, overrides)
+        plan = self._plan(scope)
+        self._intent.remember(overrides)
+        if self.live is None or self.live.problem() or not self.live.matches(plan):
+            try:
+                self._replace(plan)
+            except BaseException:
+                self._intent.remember(before)
+                with suppress(SockredirError, OSError):
+                    self._follow_live()
+                raise
+        self.scope = scope
+        self._follow_live()
+        self.problem = ""
+        if self.live is not None:
+            self._health.enabled(self.live)
+        self._enter(ENABLED)
+
+    def disable(self) -> None:
+        """Idempotent. Leaves state `draining` while there is unread data; drain() goes on."""
+        self._intent.remember(None)
+        if self.live is not None:
+            self._retire_all(self.live)
+        elif self.draining:
+            self.drain(self._at_once)
+        self.scope = self.config.scope
+        self._follow_live()
+        self.problem = ""
+        self._enter(DRAINING if self.draining else DISABLED)
+
+    def reload(self, settings: Config) -> None:
+        """Another configuration, for new connections. On any error the old one stays in force."""
+        if settings.paths != self.config.paths:
+            raise InvalidConfig("[paths] cannot change by reload: restart sockredird for that")
+        old, self.config = self.config, settings
+        try:
+            if self._intent.remembered() is not None:
+                self.enable()
+            else:
+                self._cgroups(settings.scope)
+                self.scope = settings.scope
+        except SockredirError:
+            self.config = old
+            raise
+        self._changed()
+
+    def _plan(self, scope: Scope) -> Plan:
+        return Plan(
+            scope=scope.as_dict(),
+            cgroups=self._cgroups(scope),
+            ports=scope.ports(),
+            addresses=scope.addresses,
+            exclude_cgroups=tuple(scope.exclude_cgroups),
+            max_connections=self.config.limits.max_connections,
+            window_bytes=self.config.limits.window_bytes,
+            learn=self.config.learning.unprofitable,
+        )
+
+    def _cgroups(self, scope: Scope) -> tuple[Path, ...]:
+        """In scope now. Raises InvalidConfig if there is no such one, or no systemd to ask."""
+        if not scope.units:
+            return (self._health.find_cgroup(scope),)
+        return _outermost(self._follow(scope.units))
+
+    def _follow_live(self) -> None:
+        """Attaches the live generation to the units in scope as they are now, and follows those.
+
+        Raises InvalidConfig or LoadFailed; what is attached stays so.
+        """
+        self.units = self._follow(self.scope.units if self.live is not None else [])
+        if self.live is None or not self.live.follows_units:
+            return
+        paths = _outermost(self.units)
+        try:
+            if self.live.cgroups != {path: cgroup.cgroup_id(path) for path in paths}:
+                self.live.attach(paths)
+                log.info("attached to %s", " ".join(map(str, paths)) or "no unit: none is running")
+        except FileNotFoundError as error:
+            log.info("a unit has stopped meanwhile, and will be told of: %s", error)
+
+    def follow_units(self) -> None:
+        """A unit in scope has started, or stopped."""
+        try:
+            self._follow_live()
+        except (SockredirError, OSError) as error:
+            log.error("units in scope: %s", error)
+        self._changed()
+
+    def _replace(self, plan: Plan) -> None:
+        """A new generation, then the end of the old one: there is no moment without either.
+
+        Between the two, both see new connections. The first to insert a socket has it, as a psock
+        takes one sk_msg program (sock_map_link(), EBUSY), and the other declines the pair whole.
+        """
+        inventory.check_bpffs(self._root)
+        number = inventory.next_number(self._root)
+        self.note_learned()
+        with self.kernel.gate(self.generations) as trial:
+            generation = Generation.create(
+                *(self._root, number, plan, trial),
+                prepare=lambda new: self._learned.teach(new, passing=plan.learn),
+            )
+        if self.live is not None:
+            self._retire_all(self.live)
+        self.live = generation
+        self._health.enabled(generation)
+        self.note_learned()
+        self.trace(self._tracing)
+        log.info("enabled: generation=%d cgroups=%s", number, " ".join(map(str, plan.cgroups)))
+
+    def _retire_all(self, generation: Generation) -> None:
+        self.live = None
+        generation.stop()
+        self.draining.append(generation)
+        self._changed()
+        self.drain(self._at_once)
+
+    @property
+    def _at_once(self) -> float:
+        return min(float(self.config.limits.drain_timeout_s), DRAIN_AT_ONCE_S)
+
+    def drain(self, timeout: float = RETIRE_SLICE_S) -> None:
+        """Takes the stopped generations further; removes those whose sockhash is empty."""
+        for generation in list(self.draining):
+            if generation.retire(timeout, _empty):
+                self._totals.carry(generation)
+                with _noting():
+                    self._learned.take_over(generation, self.live)
+                self.draining.remove(generation)
+                self._changed()  # its ring buffers are let go of
+                generation.remove()
+                log.info("removed %s", generation.directory)
+        if self.state == DRAINING and not self.draining:
+            self._enter(DISABLED)
+
+    def finish_retirements(self) -> bool:
+        """Takes pairs that left acceleration off the sockhash; whether all are off."""
+        self.drain()
+        done = self.live is None or self.live.retire(RETIRE_SLICE_S, self._resets.then_done)
+        self.unfinished = not done or bool(self.draining)
+        return not self.unfinished
+
+    def check(self) -> None:
+        """Looks whether somebody else changed what is pinned, attached, or in the way."""
+        problem = self.problem
+        if self.live is not None:
+            problem = self._health.of_live(self.live)
+        elif self.state != FAILED:
+            problem = self._health.of_disabled(self.scope)
+        if problem and problem != self.problem:
+            log.log(logging.ERROR if self.live else logging.WARNING, "%s", problem)
+        if problem != self.problem:
+            self.problem = problem
+            self._changed()
+
+    @property
+    def awaited(self) -> Path | None:
+        """The cgroup whose appearance would change something; then recover()."""
+        return self._health.awaited(self.scope) if self.problem else None
+
+    def recover(self) -> None:
+        """The cgroup in scope is there (again): what is remembered is done now."""
+        overrides = self._intent.remembered()
+        if overrides is not None and (self.live is None or self.live.problem()):
+            log.info("cgroup %s has appeared", self.scope.cgroup)
+            self._restore(overrides)
+        self.check()
+
+    def note_addresses(self) -> None:
+        """The addresses of this host have changed."""
+        if self.live is not None:
+            self.live.note_addresses()
+
+    def trace(self, on: bool) -> None:
+        self._tracing = on
+        if self.live is not None:
+            if on:
+                explain.name_listeners(self.live)
+            self.live.trace(on)
+
+    @property
+    def generations(self) -> list[Generation]:
+        """All whose sockhash may have connections."""
+        return [*self.draining, *([self.live] if self.live else [])]
+
+    # -- reading -----------------------------------------------------------------------------
+
+    def stats(self) -> dict[str, int]:
+        """The counters of INTERFACE: totals since boot, and what is on the sockhash now."""
+        stats = self._totals.stats(self.generations)
+        stats["map_capacity"] = self.live.capacity() if self.live else 0
+        return stats
+
+    def note_learned(self) -> None:
+        """The datapath has learned something, or a program there asked for kTLS."""
+        if self.live is not None:
+            with _noting():
+                self.live.kernel_tls(has_kernel_tls())
+                self._learned.sync(self.live)
+
+    def learned(self) -> list[dict[str, Any]]:
+        self.note_learned()
+        return self._learned.shown()
+
+    def forget(self, identity: str) -> None:
+        """An empty `identity` means all. Raises InvalidConfig if there is no such entry."""
+        self.note_learned()
+        try:
+            self._learned.forget(identity, self.generations)
+        except OSError as error:
+            raise LoadFailed(f"cannot forget: {error}; try again") from error
+
+    def view(self) -> View:
+        return View(
+            enabled=self.live is not None,
+            scope=self.scope,
+            cgroups=tuple(self.units.values()) if self.scope.units else (self.scope.cgroup,),
+            generations=self.generations,
+            learned=self._learned,
+        )
+
+    def _enter(self, state: str) -> None:
+        if state != self.state:
+            self.state = state
+            self.since = time.time_ns() // 1000
+        if state == ENABLED and self.live is not None:
+            self.since = self.live.manifest["created"]
+        self._changed()

@@ -1,0 +1,60 @@
+"""The counters of Stats: of the generations there are, and of those before them since boot."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from sockredird.datapath.generation import Generation
+from sockredird.kernel import files
+from sockredird.loader.records import COUNTERS
+
+log = logging.getLogger(__name__)
+
+
+class Totals:
+    """Counters live in a generation's map; a file below [paths] runtime keeps those of the gone."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._carried = dict.fromkeys(COUNTERS, 0)
+        self._carried_from = 0  # the last generation carried, by when it was created
+
+    def load(self) -> None:
+        carried = {k: v for k, v in files.read(self._path).items() if isinstance(v, int)}
+        self._carried = {name: carried.get(name, 0) for name in COUNTERS}
+        self._carried_from = carried.get("generation", 0)
+
+    def carry(self, generation: Generation) -> None:
+        """Keeps the counters of a generation about to go; lost at boot, as /run is."""
+        for name, value in self._of(generation).items():
+            self._carried[name] += value
+        self._carried_from = generation.manifest["created"]
+        try:
+            files.write(self._path, {**self._carried, "generation": self._carried_from})
+        except OSError as error:
+            log.warning("the totals will not survive a restart: %s", error)
+
+    def stats(self, generations: list[Generation]) -> dict[str, int]:
+        """All of Stats but `map_capacity`; monotonic but for what is on the sockhash now."""
+        totals = dict(self._carried)
+        entries = connections = 0
+        for generation in generations:
+            for name, value in self._of(generation).items():
+                totals[name] += value
+            walked = generation.walk()
+            entries += walked.entries
+            connections += walked.connections
+        for kind in ("declined", "retired"):
+            totals[f"{kind}_connections"] = sum(
+                value for name, value in totals.items() if name.startswith(f"{kind}_")
+            )
+        totals["active_connections"] = connections
+        totals["map_entries"] = entries
+        return totals
+
+    def _of(self, generation: Generation) -> dict[str, int]:
+        """Counters not carried yet: a crash may fall between carrying and removing."""
+        if generation.manifest["created"] == self._carried_from:
+            return {}
+        return generation.counters()

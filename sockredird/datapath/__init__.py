@@ -1,0 +1,1 @@
+"""One generation of pinned objects, from creation to removal."""

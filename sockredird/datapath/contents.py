@@ -1,0 +1,94 @@
+"""What is put into a generation's maps: from its plan, and as the host changes."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Set
+from pathlib import Path
+from typing import Any
+
+from sockredird.datapath import detectors, excluded_cgroups
+from sockredird.datapath.adoption import MAPS, MEMBERS
+from sockredird.datapath.plan import Plan
+from sockredird.errors import LoadFailed, UnsupportedKernel
+from sockredird.kernel import addresses, libbpf
+from sockredird.kernel.libbpf import Fd
+from sockredird.loader import offsets
+from sockredird.loader.records import (
+    ADDRESS,
+    ADDRESSES,
+    MANIFEST_SIZE,
+    OWN_ADDRESSES,
+    PORTS_SIZE,
+    PROGRAMS,
+    Settings,
+)
+
+_ZERO = bytes(4)
+
+
+def fill(staging: Path, plan: Plan) -> None:
+    """Everything between loading and attaching."""
+    pins = {name: libbpf.open_pin(staging / name) for name in {*PROGRAMS, *MAPS}}
+    # sk_msg before sock_ops: a socket copies the sockhash's program when it is inserted
+    libbpf.attach_sk_msg(pins["redirect"], pins["peers"])
+    with libbpf.create_iterator_link(pins["walk"], pins["peers"]) as members:
+        libbpf.pin(members, staging / MEMBERS)
+    excluded = excluded_cgroups.steps(plan.exclude_cgroups)
+    if excluded and not offsets.can_exclude_cgroups():
+        raise UnsupportedKernel(
+            "exclude_cgroups needs the fields level and ancestors of the kernel's struct cgroup, "
+            "which this kernel has not: exclude by port instead"
+        )
+    for step, leads_to in excluded.items():
+        libbpf.update(pins["excluded"], step, leads_to.to_bytes(4, "little"))
+    settings = Settings(
+        stopped=1,
+        window_bytes=plan.window_bytes,
+        addresses=ADDRESSES.index(plan.addresses),
+        excludes=len(plan.exclude_cgroups),
+        seed=int.from_bytes(os.urandom(8), "little"),
+        learn=int(plan.learn),
+    )
+    libbpf.update(pins["settings"], _ZERO, settings.pack())
+    write_own_addresses(pins["own_addresses"])
+    libbpf.update(pins["ports"], _ZERO, port_bits(plan.ports))
+    manifest = {
+        **plan.manifest(),
+        "created": time.time_ns() // 1000,
+        "cgroups": {},
+        "tags": {name: libbpf.prog_tag(pins[name]) for name in PROGRAMS},
+        "detectors": detectors.attach(staging),
+    }
+    write_manifest(pins["manifest"], manifest)
+    for fd in pins.values():
+        fd.close()
+
+
+def port_bits(ports: Set[int]) -> bytes:
+    """struct ports"""
+    bits = bytearray(PORTS_SIZE)
+    for port in ports:
+        bits[port // 8] |= 1 << port % 8
+    return bytes(bits)
+
+
+def write_own_addresses(fd: Fd) -> None:
+    """Makes the map hold the addresses of the daemon's network namespace, and no others."""
+    there = set(libbpf.keys(fd, ADDRESS.size))
+    # as many as it holds; connections between two others are taken for those of another host
+    netns = addresses.netns_cookie()
+    own = {ADDRESS.pack(ip, netns) for ip in sorted(addresses.own())[:OWN_ADDRESSES]}
+    for address in there - own:
+        libbpf.delete(fd, address)
+    for address in own - there:
+        libbpf.update(fd, address, bytes(4))
+
+
+def write_manifest(fd: Fd, manifest: dict[str, Any]) -> None:
+    text = json.dumps(manifest).encode()
+    if len(text) >= MANIFEST_SIZE:
+        raise LoadFailed(f"the scope is too long to be kept: {len(text)} of {MANIFEST_SIZE} bytes")
+    libbpf.update(fd, _ZERO, text.ljust(MANIFEST_SIZE, b"\0"))

@@ -1,0 +1,72 @@
+"""fentry and fexit programs that see what no setsockopt(2) announces; kernels with ftrace only.
+
+    detector-<name>    a link, which holds its program
+
+What a kernel cannot load or attach is left out and named in the log; the rest works without.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from sockredird.datapath.links import refuse
+from sockredird.kernel import libbpf
+from sockredird.kernel.uapi import LinkType
+from sockredird.loader.records import DETECTOR_PREFIX, DETECTORS, detector_pin
+
+log = logging.getLogger(__name__)
+
+_NOT_ALWAYS = {"fionread"}  # there is nothing to see where the kernel counts redirected data
+
+
+def is_detector(name: str) -> bool:
+    """Whether a pin of this name is one of ours."""
+    return name.startswith(DETECTOR_PREFIX) and name.removeprefix(DETECTOR_PREFIX) in DETECTORS
+
+
+def attach(directory: Path) -> dict[str, int]:
+    """Puts links in the place of the programs that could be loaded; program ids by name."""
+    attached = {}
+    for name, shape in DETECTORS.items():
+        path = directory / detector_pin(name)
+        if not path.exists():
+            continue
+        with libbpf.open_pin(path) as program:
+            path.unlink()
+            try:
+                link = libbpf.create_tracing_link(program, shape.attach_type)
+            except OSError as error:
+                log.debug("no detector %s: %s", name, error)
+                continue
+            with link:
+                libbpf.pin(link, path)
+            attached[name] = int(libbpf.prog_info(program).id)
+    missing = sorted(DETECTORS.keys() - attached.keys() - _NOT_ALWAYS)
+    if missing:
+        log.info(
+            "the kernel lets nobody see %s on accelerated sockets (it has no ftrace, or no BTF of "
+            "them): leave programs that do that out, see sockredird(8), LIMITATIONS",
+            ", ".join(missing),
+        )
+    return attached
+
+
+def check(directory: Path, manifest: dict[str, Any]) -> None:
+    """Raises LoadFailed unless those there are the ones that were made, or OSError."""
+    made = manifest["detectors"]
+    for name in DETECTORS:
+        path = directory / detector_pin(name)
+        if path.exists() != (name in made):
+            found, expected = ("a pin", "none") if path.exists() else ("no pin", "one")
+            raise refuse(path, found, expected)
+        if name not in made:
+            continue
+        with libbpf.open_pin(path) as fd:
+            if libbpf.object_kind(fd) != "link":
+                raise refuse(path, libbpf.object_kind(fd), "link")
+            info = libbpf.link_info(fd)
+        found_link, expected_link = (info.type, info.prog_id), (int(LinkType.TRACING), made[name])
+        if found_link != expected_link:
+            raise refuse(path, f"link (type, program) = {found_link}", expected_link)

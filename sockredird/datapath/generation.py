@@ -1,0 +1,473 @@
+"""One generation of the datapath: a set of programs, maps and links pinned in one directory.
+
+    <bpffs>/generation-<n>/{pair,redirect,guard,walk,...}    programs
+                           {peers,sockets,...}     maps
+                           members                 iterator link
+                           attached-<prog>-<id>    cgroup links: live while they exist (links.py)
+
+The pins are the state. A directory is built as `staging-<n>` and renamed; the programs let
+everything pass until `stopped` in the settings is cleared, the last step of creation and, set, the
+first of removal; a drained directory is renamed back to `staging-<n>` before its pins go. So a
+crash at any point leaves a live generation, one to drain, or a staging directory whose sockhash
+is empty.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import struct
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sockredird.datapath import adoption, contents, links
+from sockredird.datapath.adoption import MAPS, MEMBERS
+from sockredird.datapath.plan import Plan
+from sockredird.errors import AccessDenied, Internal, LoadFailed
+from sockredird.kernel import capabilities, libbpf
+from sockredird.kernel.cgroup import is_cgroup
+from sockredird.kernel.libbpf import Fd
+from sockredird.loader import compiler
+from sockredird.loader.records import (
+    BROKEN,
+    COUNTER_SLOTS,
+    COUNTERS,
+    KNOWN,
+    LEFT_UNREAD,
+    LESSON,
+    LISTENER,
+    LOOK_IT_UP,
+    MEMBER,
+    OWNER,
+    PORTS_SIZE,
+    PROGRAMS,
+    SAMPLING_SIZE,
+    SETTINGS,
+    SHORTCUT,
+    SHORTCUTS,
+    VERDICT,
+    VERDICTS,
+    Settings,
+    hash_of,
+    reason_name,
+)
+
+log = logging.getLogger(__name__)
+
+RELEASE_TIMEOUT_S = 0.5
+_ZERO = bytes(4)
+
+
+@dataclass(frozen=True)
+class Walked:
+    """What one walk over the sockhash met."""
+
+    entries: int
+    connections: int
+    leaving: int
+    broken: frozenset[tuple[bytes, int]] = frozenset()  # struct flow and side of the end to reset
+
+
+Trial = Callable[["Generation"], None]
+
+
+def discard(directory: Path) -> None:
+    """Removes a staging directory and its pins."""
+    for path in directory.iterdir():
+        path.unlink()
+    directory.rmdir()
+
+
+class Generation:
+    """An open generation. All methods block; none is safe to call from two threads at once."""
+
+    def __init__(self, directory: Path, pins: dict[str, Fd], manifest: dict[str, Any]) -> None:
+        self.directory = directory
+        self.manifest = manifest
+        self._pins = pins
+        self._settings = Settings.unpack(libbpf.lookup(pins["settings"], _ZERO, SETTINGS.size))
+        self._settings.listing = self._settings.trial = 0  # a crash may have left them set
+
+    # -- creation and adoption ---------------------------------------------------------------
+
+    @classmethod
+    def create(
+        cls,
+        root: Path,
+        number: int,
+        plan: Plan,
+        trial: Trial | None = None,
+        prepare: Callable[[Generation], None] = lambda _generation: None,
+    ) -> Generation:
+        """Compiles, loads and attaches; new connections are accelerated when it returns.
+
+        `trial` gets it before that, for tried_in(), and may raise; then `prepare`, before it sees
+        the first connection in scope. Raises LoadFailed or UnsupportedKernel, leaving nothing
+        behind.
+        """
+        staging = root / f"staging-{number}"
+        directory = root / f"generation-{number}"
+        made: Path | None = None  # what is ours to throw away
+        try:
+            root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            staging.mkdir(mode=0o700)
+            made = staging
+            compiler.compile_and_pin(staging, plan.max_connections)
+            contents.fill(staging, plan)
+            if trial is not None:
+                with closing(cls.adopt(staging)) as candidate:
+                    trial(candidate)
+            staging.rename(directory)
+            made = directory
+            generation = cls.adopt(directory)
+            prepare(generation)
+            generation.attach(plan.cgroups)
+            generation._start()  # from here on sockets are put on the sockhash
+        except BaseException as error:
+            if made is not None:
+                discard(made)
+            if isinstance(error, OSError):
+                raise LoadFailed(f"cannot set up the datapath: {error}") from error
+            raise
+        return generation
+
+    @classmethod
+    @contextmanager
+    def unpinned(cls, root: Path, plan: Plan) -> Iterator[Generation]:
+        """One that is never live and ends with this process, for tried_in(). Raises as create()."""
+        staging = root / "staging-0"  # generations count from 1
+        try:
+            staging.mkdir(mode=0o700, parents=True)
+            try:
+                compiler.compile_and_pin(staging, plan.max_connections)
+                contents.fill(staging, plan)
+                generation = cls.adopt(staging)
+            finally:
+                discard(staging)
+        except OSError as error:
+            raise LoadFailed(f"cannot set up the datapath: {error}") from error
+        with closing(generation):
+            yield generation
+
+    @classmethod
+    def adopt(cls, directory: Path) -> Generation:
+        """Opens what is pinned in `directory` after checking every object.
+
+        Raises LoadFailed naming the first object that is not what this version creates, or
+        AccessDenied; nothing is changed then.
+        """
+        try:
+            return cls(directory, *adoption.open_checked(directory))
+        except (LoadFailed, OSError) as error:
+            if capabilities.lacking():
+                raise AccessDenied(f"cannot tell whose {directory} is: {error}") from error
+            raise LoadFailed(
+                f"what is pinned is not this sockredird's: {error}. Nothing was changed; "
+                f"remove {directory}, or point [paths] bpffs elsewhere"
+            ) from error
+
+    @contextmanager
+    def tried_in(self, cgroup: Path, port: int, window_bytes: int) -> Iterator[None]:
+        """Within the with block it works on a private cgroup, for one listening port.
+
+        Afterwards it is as it was made, but for sockets that are still on the sockhash.
+        """
+        ports = libbpf.lookup(self._pins["ports"], _ZERO, PORTS_SIZE)
+        before = self._settings
+        libbpf.update(self._pins["ports"], _ZERO, contents.port_bits({port}))
+        # no more of the scope than the port: what it leaves out may be where the trial is
+        self._settings = Settings(stopped=1, epoch=before.epoch, window_bytes=window_bytes)
+        try:
+            with links.held(self._pins, cgroup):
+                self._start()
+                yield
+        finally:
+            self._settings = before
+            self._write_settings()
+            libbpf.update(self._pins["ports"], _ZERO, ports)
+            libbpf.update(self._pins["counters"], _ZERO, bytes(_counters_size()))
+
+    def _start(self) -> None:
+        self._settings.stopped = 0
+        self._write_settings()
+
+    # -- state -------------------------------------------------------------------------------
+
+    def matches(self, plan: Plan) -> bool:
+        """Whether this is what creating a generation for `plan` now would give."""
+        return plan.manifest().items() <= self.manifest.items()
+
+    def problem(self) -> str:
+        """What somebody else changed, in words; empty if nothing."""
+        try:
+            adoption.check_names(self.directory)
+            adoption.check_links(self.directory, self._pins, self.manifest)
+            for cgroup, number in self.cgroups.items():
+                # the kernel lets go of a removed cgroup's links only some time later
+                if not is_cgroup(cgroup, number):
+                    if self.follows_units:
+                        continue  # its unit has stopped
+                    return f"cgroup {cgroup} was removed"
+                if not links.complete(self.directory, number):
+                    return f"{self.directory}: detached from {cgroup}"
+        except LoadFailed as error:
+            return str(error)
+        except OSError as error:
+            return f"{self.directory}: {error.strerror or error}"
+        return ""
+
+    @property
+    def cgroups(self) -> dict[Path, int]:
+        """The cgroups, with their ids, whose sockets run the programs if nobody detached them."""
+        return {Path(path): number for path, number in self.manifest["cgroups"].items()}
+
+    @property
+    def follows_units(self) -> bool:
+        """Whether it is attached to the cgroups of systemd units, of which there may be none."""
+        return bool(self.manifest["scope"].get("units"))
+
+    @property
+    def attached(self) -> bool:
+        """Whether the sockets of any cgroup are seen."""
+        return links.runs(self.directory, "pair")
+
+    @property
+    def stopped(self) -> bool:
+        return bool(self._settings.stopped)
+
+    @property
+    def requests(self) -> Fd:
+        """Ring buffer with a record whenever a pair has to be retired."""
+        return self._pins["requests"]
+
+    @property
+    def events(self) -> Fd:
+        """Ring buffer of struct event, filled while tracing is on."""
+        return self._pins["events"]
+
+    def counters(self) -> dict[str, int]:
+        values = memoryview(libbpf.lookup(self._pins["counters"], _ZERO, _counters_size()))
+        values = values.cast("Q")
+        return {name: sum(values[i::COUNTER_SLOTS]) for i, name in enumerate(COUNTERS)}
+
+    def program_ids(self) -> frozenset[int]:
+        return frozenset(int(libbpf.prog_info(self._pins[name]).id) for name in PROGRAMS)
+
+    def capacity(self) -> int:
+        """Sockets the sockhash has room for; two per connection."""
+        return int(libbpf.map_info(self._pins["peers"]).max_entries)
+
+    def connections(self) -> Iterator[bytes]:
+        """A struct connection for each accelerated connection, several at a time, in no order.
+
+        All of them pass through the memory of one read(), however many there are.
+        """
+        self._settings.listing = time.monotonic_ns() >> 20 & 0xFFFFFFFF or 1
+        self._write_settings()
+        try:
+            for _ in self.opened():  # notes in the kernel, and says nothing
+                pass
+            with libbpf.open_iterator(self._pins[MEMBERS]) as lines:
+                while chunk := libbpf.read_iterator(lines):
+                    yield chunk
+        finally:
+            self._settings.listing = 0
+            self._write_settings()
+
+    def opened(self) -> Iterator[bytes]:
+        """A struct opened for each TCP socket that a process has open, several at a time."""
+        with (
+            libbpf.create_iterator_link(self._pins["owners"]) as link,
+            libbpf.open_iterator(link) as lines,
+        ):
+            while chunk := libbpf.read_iterator(lines):
+                yield chunk
+
+    def verdict(self, flow: bytes) -> str:
+        """Why the connection was declined or retired; empty if it was not, or long ago."""
+        place = hash_of(flow, self._settings.seed) % VERDICTS
+        value = libbpf.lookup(self._pins["verdicts"], struct.pack("=I", place), VERDICT.size)
+        found, reason = VERDICT.unpack(value)
+        return reason_name(reason) if found == flow else ""
+
+    def name_listener(self, netns: int, port: int, pid: int, comm: str) -> None:
+        """For events: whose a listener is that is older than the datapath."""
+        owner = OWNER.pack(pid, comm.encode()[:15])
+        libbpf.update(self._pins["listeners"], LISTENER.pack(netns, port), owner)
+
+    def is_tried_in(self, cgroup_id: int) -> None:
+        """Another datapath is tried in that cgroup (0: in none); this one lets it."""
+        self._settings.trial = cgroup_id
+        self._write_settings()
+
+    # -- listeners left alone ----------------------------------------------------------------
+
+    def lessons(self) -> Iterator[tuple[bytes, bytes]]:
+        """struct listener and struct lesson of each listener that is left alone."""
+        for key in libbpf.keys(self._pins["learned"], LISTENER.size):
+            with suppress(FileNotFoundError):  # given up meanwhile
+                yield key, libbpf.lookup(self._pins["learned"], key, LESSON.size)
+
+    def teach(self, listener: bytes, lesson: bytes) -> None:
+        libbpf.update(self._pins["learned"], listener, lesson)
+        self.make_shortcut(listener, lesson)
+
+    def make_shortcut(self, listener: bytes, lesson: bytes) -> None:
+        """To one of `lessons`, unless another one has its place: this one is looked up, then."""
+        netns, port = LISTENER.unpack(listener)
+        place = (port % SHORTCUTS).to_bytes(4, "little")
+        shortcut = libbpf.lookup(self._pins["shortcuts"], place, SHORTCUT.size)
+        if SHORTCUT.unpack(shortcut)[0] != KNOWN:
+            shortcut = SHORTCUT.pack(KNOWN, port, netns, lesson[:SAMPLING_SIZE])
+            libbpf.update(self._pins["shortcuts"], place, shortcut)
+
+    def close_shortcut(self, listener: bytes) -> None:
+        netns, port = LISTENER.unpack(listener)
+        place = (port % SHORTCUTS).to_bytes(4, "little")
+        shortcut = libbpf.lookup(self._pins["shortcuts"], place, SHORTCUT.size)
+        if SHORTCUT.unpack(shortcut)[:3] == (KNOWN, port, netns):
+            shortcut = SHORTCUT.pack(LOOK_IT_UP, 0, 0, b"")
+            libbpf.update(self._pins["shortcuts"], place, shortcut)
+
+    def unteach(self, listener: bytes) -> None:
+        """Its account is closed, too, or the next connection would bring it back."""
+        self.close_shortcut(listener)
+        for name in ("balances", "learned"):
+            with suppress(FileNotFoundError):
+                libbpf.delete(self._pins[name], listener)
+
+    # -- changes -----------------------------------------------------------------------------
+
+    def attach(self, cgroups: Sequence[Path]) -> None:
+        """To these cgroups, none of them within another, and to no others any more.
+
+        Raises LoadFailed, or OSError if one is gone; links made before that stay.
+        """
+        numbers = {}
+        for cgroup in cgroups:
+            try:
+                numbers[str(cgroup)] = links.attach(self.directory, self._pins, cgroup)
+            except FileNotFoundError:
+                if not self.follows_units:  # whose cgroups go when they stop
+                    raise
+        self.manifest["cgroups"] = numbers
+        contents.write_manifest(self._pins["manifest"], self.manifest)
+        links.keep_only(self.directory, numbers.values())
+
+    def kernel_tls(self, there: bool) -> None:
+        """Whether a program that asks for kTLS would get it by itself."""
+        if self._settings.ktls != there:
+            self._settings.ktls = int(there)
+            self._write_settings()
+
+    def trace(self, on: bool) -> None:
+        self._settings.trace = int(on)
+        self._write_settings()
+
+    def note_addresses(self) -> None:
+        """The addresses of this host are what they are now."""
+        contents.write_own_addresses(self._pins["own_addresses"])
+
+    def stop(self) -> None:
+        """No new pair and no redirect from here on; live connections continue on TCP."""
+        if not self._settings.stopped:
+            self._settings.stopped = 1
+            self._settings.stopped_in = self._settings.epoch
+            self._write_settings()
+        # the links stay: what is still on the sockhash may be shut down, reset, or connected again
+        # (pair.c), or asked for what it cannot do (guard.c)
+
+    def walk(self) -> Walked:
+        """Visits every socket on the sockhash and takes the retirements one step further."""
+        with libbpf.open_iterator(self._pins[MEMBERS]) as lines:
+            data = bytearray()
+            while chunk := os.read(lines.number, 1 << 20):
+                data += chunk
+        # sets, as the kernel visits a bucket again when its output did not fit in one read()
+        ends: set[tuple[int, int, int]] = set()
+        leaving: set[tuple[int, int, int]] = set()
+        broken: set[tuple[bytes, int]] = set()
+        overlooked = False
+        for client_seq, server_seq, side, _mode, is_leaving, *_, flow in MEMBER.iter_unpack(data):
+            if is_leaving == BROKEN:
+                broken.add((flow, side))
+            if is_leaving == LEFT_UNREAD:
+                overlooked = True
+            else:
+                (leaving if is_leaving else ends).add((client_seq, server_seq, side))
+        if overlooked:
+            self._nudge()
+        connections = len({end[:2] for end in ends})
+        return Walked(len(ends) + len(leaving), connections, len(leaving), frozenset(broken))
+
+    def _nudge(self) -> None:
+        """Tells the pollers of sockets that left of data in them, see nudge.c."""
+        with (
+            libbpf.create_iterator_link(self._pins["nudge"]) as link,
+            libbpf.open_iterator(link) as lines,
+        ):
+            while libbpf.read_iterator(lines):
+                pass
+
+    def retire(self, timeout: float, done: Callable[[Walked], bool]) -> bool:
+        """Walks, a grace period apart, until `done` or for `timeout` seconds; whether it is done.
+
+        The kernel tells nobody when a reader has drained its queue, so this has to look.
+        """
+        deadline = time.monotonic() + timeout
+        pause = 0.0005
+        # a pair that a guard refused may leave at once
+        if not self._settings.stopped and done(self.walk()):
+            return True
+        while True:
+            libbpf.wait_for_programs()
+            self._settings.epoch += 1
+            self._write_settings()
+            if done(self.walk()):
+                return True
+            if time.monotonic() + pause > deadline:
+                return False
+            time.sleep(pause)
+            pause = min(pause * 2, 0.05)
+
+    def remove(self) -> None:
+        """Deletes the pins; the sockhash must be empty, as deleting it purges unread data."""
+        if not self.stopped or self.walk().entries:
+            raise Internal(f"{self.directory} still has sockets on its sockhash")
+        programs = self.program_ids()
+        maps = [libbpf.map_info(self._pins[name]).id for name in MAPS]
+        if self.directory.exists():  # somebody else may have removed it
+            staging = self.directory.with_name(self.directory.name.replace("generation", "staging"))
+            self.directory.rename(staging)
+            discard(staging)
+        self.close()
+        _wait_until_freed(programs, maps)
+
+    def close(self) -> None:
+        for fd in self._pins.values():
+            fd.close()
+
+    def _write_settings(self) -> None:
+        libbpf.update(self._pins["settings"], _ZERO, self._settings.pack())
+
+
+def _counters_size() -> int:
+    return 8 * COUNTER_SLOTS * libbpf.possible_cpus()
+
+
+def _wait_until_freed(programs: frozenset[int], maps: list[int]) -> None:
+    """The kernel frees programs and maps a moment after the last reference is gone.
+
+    A thread blocked in recv() on a connection that was accelerated holds one (its psock's copy of
+    the sk_msg program) until it returns, so this does not wait for long; nor at all where it may
+    not look (CAP_SYS_ADMIN), for which everything looks freed.
+    """
+    deadline = time.monotonic() + RELEASE_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if not any(map(libbpf.prog_exists, programs)) and not any(map(libbpf.map_exists, maps)):
+            return
+        time.sleep(0.005)

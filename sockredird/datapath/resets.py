@@ -1,0 +1,47 @@
+"""Resets connections of which a program asked what can only go wrong, see bpf/detect.c.
+
+SOCK_DESTROY of sock_diag(7) on the other end, whose RST gives the program that asked ECONNRESET, as
+from any peer; the other end's own program gets ECONNABORTED.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from sockredird.datapath.generation import Walked
+from sockredird.kernel import sockdiag
+from sockredird.kernel.addresses import netns_cookie
+from sockredird.loader.records import FLOW, Flow
+
+log = logging.getLogger(__name__)
+
+
+class Resets:
+    def __init__(self) -> None:
+        self._told: frozenset[tuple[bytes, int]] = frozenset()
+
+    def then_done(self, walked: Walked) -> bool:
+        """Resets what a walk found; whether it found nothing else that is leaving."""
+        for flow, side in walked.broken:
+            error = _reset(flow, side)
+            if (flow, side) not in self._told:
+                ends = Flow.unpack(flow)
+                what = f"cannot be reset ({error}) and may hang" if error else "was reset"
+                log.warning("%s -> %s %s, see sockredird(8)", ends.client, ends.server, what)
+        self._told = walked.broken
+        return walked.leaving == 0
+
+
+def _reset(flow: bytes, side: int) -> str:
+    """Why it could not be; empty if it could."""
+    client, server, netns, client_port, server_port = FLOW.unpack(flow)
+    if netns != netns_cookie():
+        return "it is in another network namespace"
+    local, remote = (client, client_port), (server, server_port)
+    if side == 0:  # the client asked: the server's end goes
+        local, remote = remote, local
+    try:
+        sockdiag.destroy(*local, *remote)
+    except OSError as error:
+        return str(error)
+    return ""

@@ -1,0 +1,1 @@
+"""libbpf, netlink, sock_diag, cgroupfs, mounts, capabilities: knows nothing of sockredir."""

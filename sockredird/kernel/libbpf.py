@@ -1,0 +1,433 @@
+"""ctypes over libbpf.so.1: the calls the daemon needs, with real prototypes and OSError.
+
+libbpf 1.x returns -errno from integer calls and NULL with errno set from pointer calls
+(libbpf_set_strict_mode() history, libbpf 1.0 release notes). File descriptors are wrapped in
+`Fd`, which closes itself.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from contextlib import ExitStack
+from ctypes import POINTER, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from sockredird.kernel import capabilities
+from sockredird.kernel.uapi import AttachType, LinkInfo, MapInfo, MapType, ProgInfo, ProgType
+
+
+class _LinkCreateOpts(ctypes.Structure):
+    """struct bpf_link_create_opts, libbpf bpf.h."""
+
+    _fields_ = [
+        ("sz", c_size_t),
+        ("flags", c_uint32),
+        ("iter_info", c_void_p),
+        ("iter_info_len", c_uint32),
+        ("target_btf_id", c_uint32),
+        ("detail", c_uint64 * 4),
+    ]
+
+
+class _MapCreateOpts(ctypes.Structure):
+    """The head of struct bpf_map_create_opts, libbpf bpf.h."""
+
+    _fields_ = [
+        ("sz", c_size_t),
+        ("btf_fd", c_uint32),
+        ("btf_key_type_id", c_uint32),
+        ("btf_value_type_id", c_uint32),
+        ("btf_vmlinux_value_type_id", c_uint32),
+        ("inner_map_fd", c_uint32),
+        ("map_flags", c_uint32),
+    ]
+
+
+class _ProgLoadOpts(ctypes.Structure):
+    """The head of struct bpf_prog_load_opts, libbpf bpf.h."""
+
+    _fields_ = [
+        ("sz", c_size_t),
+        ("attempts", c_int),
+        ("expected_attach_type", c_uint32),
+        ("prog_btf_fd", c_uint32),
+        ("prog_flags", c_uint32),
+        ("prog_ifindex", c_uint32),
+        ("kern_version", c_uint32),
+        ("attach_btf_id", c_uint32),
+        ("attach_prog_fd", c_uint32),
+        ("attach_btf_obj_fd", c_uint32),
+        ("fd_array", c_void_p),
+        ("func_info", c_void_p),
+        ("func_info_cnt", c_uint32),
+        ("func_info_rec_size", c_uint32),
+        ("line_info", c_void_p),
+        ("line_info_cnt", c_uint32),
+        ("line_info_rec_size", c_uint32),
+        ("log_level", c_uint32),
+        ("log_size", c_uint32),
+        ("log_buf", c_void_p),
+    ]
+
+
+_INSN_SIZE = 8  # struct bpf_insn
+_LOG_SIZE = 1 << 20
+_BTF_INT_SIGNED = 1  # include/uapi/linux/btf.h
+KEYS_TRIES = 10
+
+RingCallback = ctypes.CFUNCTYPE(c_int, c_void_p, c_void_p, c_size_t)
+
+_PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
+    "bpf_obj_get": (c_int, [c_char_p]),
+    "bpf_obj_pin": (c_int, [c_int, c_char_p]),
+    "bpf_obj_get_info_by_fd": (c_int, [c_int, c_void_p, POINTER(c_uint32)]),
+    "bpf_map_lookup_elem": (c_int, [c_int, c_void_p, c_void_p]),
+    "bpf_map_update_elem": (c_int, [c_int, c_void_p, c_void_p, c_uint64]),
+    "bpf_map_delete_elem": (c_int, [c_int, c_void_p]),
+    "bpf_map_get_next_key": (c_int, [c_int, c_void_p, c_void_p]),
+    "bpf_map_create": (c_int, [c_int, c_char_p, c_uint32, c_uint32, c_uint32, c_void_p]),
+    "bpf_prog_attach": (c_int, [c_int, c_int, c_int, c_uint32]),
+    "bpf_prog_query": (
+        c_int,
+        [c_int, c_int, c_uint32, c_void_p, POINTER(c_uint32), POINTER(c_uint32)],
+    ),
+    "bpf_prog_load": (
+        c_int,
+        [c_uint32, c_char_p, c_char_p, c_char_p, c_size_t, c_void_p],
+    ),
+    "bpf_prog_get_next_id": (c_int, [c_uint32, POINTER(c_uint32)]),
+    "bpf_prog_get_fd_by_id": (c_int, [c_uint32]),
+    "bpf_map_get_fd_by_id": (c_int, [c_uint32]),
+    "bpf_btf_load": (c_int, [c_void_p, c_size_t, c_void_p]),
+    "bpf_link_create": (c_int, [c_int, c_int, c_int, POINTER(_LinkCreateOpts)]),
+    "bpf_iter_create": (c_int, [c_int]),
+    "libbpf_num_possible_cpus": (c_int, []),
+    "ring_buffer__new": (c_void_p, [c_int, RingCallback, c_void_p, c_void_p]),
+    "ring_buffer__add": (c_int, [c_void_p, c_int, RingCallback, c_void_p]),
+    "ring_buffer__consume": (c_int, [c_void_p]),
+    "ring_buffer__epoll_fd": (c_int, [c_void_p]),
+    "ring_buffer__free": (None, [c_void_p]),
+    "btf__load_vmlinux_btf": (c_void_p, []),
+    "btf__new_empty": (c_void_p, []),
+    "btf__add_int": (c_int, [c_void_p, c_char_p, c_size_t, c_int]),
+    "btf__add_struct": (c_int, [c_void_p, c_char_p, c_uint32]),
+    "btf__raw_data": (c_void_p, [c_void_p, POINTER(c_uint32)]),
+    "btf__free": (None, [c_void_p]),
+    "btf__find_by_name_kind": (c_int, [c_void_p, c_char_p, c_uint32]),
+    "btf__type_by_id": (c_void_p, [c_void_p, c_uint32]),
+    "btf__name_by_offset": (c_char_p, [c_void_p, c_uint32]),
+    "libbpf_set_print": (c_void_p, [c_void_p]),
+}
+
+
+def _load() -> ctypes.CDLL:
+    lib = ctypes.CDLL("libbpf.so.1", use_errno=True)
+    for name, (result, arguments) in _PROTOTYPES.items():
+        function = getattr(lib, name)
+        function.restype = result
+        function.argtypes = arguments
+    lib.libbpf_set_print(None)  # errors are raised, not printed
+    return lib
+
+
+lib = _load()
+
+
+def check(result: int, what: str) -> int:
+    if result < 0:
+        hint = capabilities.hint() if -result == errno.EPERM else ""
+        raise OSError(-result, f"{what}: {os.strerror(-result)}{hint}")
+    return result
+
+
+class Fd:
+    """An owned file descriptor."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def fileno(self) -> int:
+        return self.number
+
+    def close(self) -> None:
+        if self.number >= 0:
+            os.close(self.number)
+            self.number = -1
+
+    def __enter__(self) -> Fd:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def open_pin(path: Path) -> Fd:
+    """Opens a pinned program, map or link. OSError, EACCES if `path` is no BPF object."""
+    return Fd(check(lib.bpf_obj_get(os.fsencode(path)), f"open {path}"))
+
+
+def pin(fd: Fd, path: Path) -> None:
+    check(lib.bpf_obj_pin(fd.number, os.fsencode(path)), f"pin {path}")
+
+
+def object_kind(fd: Fd) -> str:
+    """'prog', 'map' or 'link', from the name of the anonymous inode behind the descriptor."""
+    target = str(Path(f"/proc/self/fd/{fd.number}").readlink())
+    for kind in ("prog", "map", "link"):
+        if target.startswith(f"anon_inode:bpf-{kind}") or target == f"anon_inode:bpf_{kind}":
+            return kind
+    return target
+
+
+def _info(fd: Fd, info: ctypes.Structure, what: str) -> None:
+    size = c_uint32(ctypes.sizeof(info))
+    check(
+        lib.bpf_obj_get_info_by_fd(fd.number, ctypes.byref(info), ctypes.byref(size)),
+        f"read {what} info",
+    )
+
+
+def prog_info(fd: Fd) -> ProgInfo:
+    info = ProgInfo()
+    _info(fd, info, "program")
+    return info
+
+
+def prog_tag(fd: Fd) -> str:
+    """The kernel's hash over a program's instructions, in hex."""
+    return bytes(prog_info(fd).tag).hex()
+
+
+def prog_map_ids(fd: Fd) -> set[int]:
+    """Ids of the maps a program uses."""
+    count = prog_info(fd).nr_map_ids
+    ids = (c_uint32 * max(count, 1))()
+    info = ProgInfo(nr_map_ids=count, map_ids=ctypes.addressof(ids))
+    _info(fd, info, "program")
+    return set(ids[:count])
+
+
+def map_info(fd: Fd) -> MapInfo:
+    info = MapInfo()
+    _info(fd, info, "map")
+    return info
+
+
+def link_info(fd: Fd) -> LinkInfo:
+    info = LinkInfo()
+    _info(fd, info, "link")
+    return info
+
+
+def create_map(info: MapInfo) -> Fd:
+    """A map with the type, sizes, flags and name of `info`."""
+    options = _MapCreateOpts(sz=ctypes.sizeof(_MapCreateOpts), map_flags=info.map_flags)
+    with ExitStack() as stack:
+        if info.type == MapType.SK_STORAGE:
+            types = stack.enter_context(_storage_types(info.value_size))
+            options.btf_fd, options.btf_key_type_id, options.btf_value_type_id = types.number, 1, 2
+        created = lib.bpf_map_create(
+            info.type,
+            info.name,
+            info.key_size,
+            info.value_size,
+            info.max_entries,
+            ctypes.byref(options),
+        )
+    return Fd(check(created, f"create map {info.name.decode()}"))
+
+
+def _storage_types(value_size: int) -> Fd:
+    """BTF as socket storage must have it, with key and value as types 1 and 2.
+
+    An int, and anything of that size (bpf_local_storage_map_check_btf()).
+    """
+    btf = lib.btf__new_empty()
+    if not btf:
+        raise OSError(ctypes.get_errno(), "make BTF")
+    try:
+        check(lib.btf__add_int(btf, b"int", 4, _BTF_INT_SIGNED), "make BTF")
+        check(lib.btf__add_struct(btf, b"value", value_size), "make BTF")
+        size = c_uint32()
+        data = lib.btf__raw_data(btf, ctypes.byref(size))
+        return Fd(check(lib.bpf_btf_load(data, size.value, None), "load BTF"))
+    finally:
+        lib.btf__free(btf)
+
+
+def load_program(
+    kind: ProgType, name: str, code: bytes, attach_type: int = 0, target: int = 0
+) -> Fd:
+    """`target` is the BTF id of the kernel function a tracing program is for.
+
+    Raises OSError; if the verifier had words for it, they are its `__notes__`.
+    """
+    log = ctypes.create_string_buffer(_LOG_SIZE)
+    options = _ProgLoadOpts(
+        sz=ctypes.sizeof(_ProgLoadOpts),
+        expected_attach_type=attach_type,
+        attach_btf_id=target,
+        # filled by a second attempt, if the first fails (bpf_prog_load(), libbpf bpf.c)
+        log_size=len(log),
+        log_buf=ctypes.addressof(log),
+    )
+    loaded = lib.bpf_prog_load(
+        kind, name.encode(), b"GPL", code, len(code) // _INSN_SIZE, ctypes.byref(options)
+    )
+    try:
+        return Fd(check(loaded, f"load program {name}"))
+    except OSError as error:
+        if log.value:
+            error.add_note(log.value.decode(errors="replace"))
+        raise
+
+
+def lookup(fd: Fd, key: bytes, value_size: int) -> bytes:
+    """A value; for per-CPU maps `value_size` is the total over all possible CPUs."""
+    value = ctypes.create_string_buffer(value_size)
+    check(lib.bpf_map_lookup_elem(fd.number, key, value), "map lookup")
+    return value.raw
+
+
+def update(fd: Fd, key: bytes, value: bytes) -> None:
+    check(lib.bpf_map_update_elem(fd.number, key, value, 0), "map update")
+
+
+def delete(fd: Fd, key: bytes) -> None:
+    check(lib.bpf_map_delete_elem(fd.number, key), "map delete")
+
+
+def keys(fd: Fd, key_size: int) -> list[bytes]:
+    """Those of a hash map; one that is added or deleted meanwhile may be missing, or there.
+
+    Raises OSError if it changes faster than it can be read.
+    """
+    following = ctypes.create_string_buffer(key_size)
+    for _ in range(KEYS_TRIES):
+        found: dict[bytes, None] = {}
+        before: bytes | None = None
+        # after a key that was deleted meanwhile the kernel begins again, and so do we
+        while before not in found:
+            if before is not None:
+                found[before] = None
+            result = lib.bpf_map_get_next_key(fd.number, before, following)
+            if result == -errno.ENOENT:
+                return list(found)
+            check(result, "map keys")
+            before = following.raw
+    raise OSError(errno.EAGAIN, "map keys: they keep changing")
+
+
+def possible_cpus() -> int:
+    return check(lib.libbpf_num_possible_cpus(), "count CPUs")
+
+
+def attach_sk_msg(prog: Fd, sockhash: Fd) -> None:
+    check(
+        lib.bpf_prog_attach(prog.number, sockhash.number, AttachType.SK_MSG_VERDICT, 0),
+        "attach sk_msg program to sockhash",
+    )
+
+
+def attached_sk_msg(sockhash: Fd) -> int | None:
+    """Id of the sk_msg program of a sockhash, or None (sock_map_bpf_prog_query(), Linux 5.17)."""
+    ids = _attached(sockhash, AttachType.SK_MSG_VERDICT)
+    return ids[0] if ids else None
+
+
+def attached_to_cgroup(cgroup: Fd, kind: AttachType) -> list[int]:
+    """Ids of the programs attached to the cgroup itself."""
+    return _attached(cgroup, kind)
+
+
+def _attached(target: Fd, kind: AttachType) -> list[int]:
+    ids = (c_uint32 * 64)()  # as many as a cgroup takes (BPF_CGROUP_MAX_PROGS)
+    count = c_uint32(len(ids))
+    result = lib.bpf_prog_query(target.number, kind, 0, None, ids, ctypes.byref(count))
+    check(result, "query attached programs")
+    return list(ids[: count.value])
+
+
+def prog_exists(prog_id: int) -> bool:
+    return _exists(lib.bpf_prog_get_fd_by_id(prog_id))
+
+
+def map_exists(map_id: int) -> bool:
+    return _exists(lib.bpf_map_get_fd_by_id(map_id))
+
+
+def _exists(fd: int) -> bool:
+    if fd < 0:
+        return False
+    os.close(fd)
+    return True
+
+
+def create_cgroup_link(prog: Fd, cgroup: Fd, attach_type: AttachType) -> Fd:
+    """Attaches a program beside whatever others the cgroup has (multi-attach)."""
+    link = lib.bpf_link_create(prog.number, cgroup.number, attach_type, None)
+    return Fd(check(link, f"attach {attach_type.name} program to cgroup"))
+
+
+def create_tracing_link(prog: Fd, attach_type: AttachType) -> Fd:
+    """Attaches an fentry or fexit program to the function it was loaded for."""
+    link = lib.bpf_link_create(prog.number, 0, attach_type, None)
+    return Fd(check(link, f"attach {attach_type.name} program"))
+
+
+def create_iterator_link(prog: Fd, over: Fd | None = None) -> Fd:
+    """A link that, once opened with bpf_iter_create() or through its pin, walks map `over`."""
+    if over is None:  # iterates over something else than a map
+        link = lib.bpf_link_create(prog.number, 0, AttachType.TRACE_ITER, None)
+        return Fd(check(link, "create iterator"))
+    info = c_uint32(over.number)  # union bpf_iter_link_info.map.map_fd
+    options = _LinkCreateOpts(
+        sz=ctypes.sizeof(_LinkCreateOpts),
+        iter_info=ctypes.addressof(info),
+        iter_info_len=ctypes.sizeof(info),
+    )
+    link = lib.bpf_link_create(prog.number, 0, AttachType.TRACE_ITER, ctypes.byref(options))
+    return Fd(check(link, "create iterator"))
+
+
+def open_iterator(link: Fd) -> Fd:
+    """A file whose content is the iterator's output; each one walks once."""
+    return Fd(check(lib.bpf_iter_create(link.number), "open iterator"))
+
+
+def read_iterator(iterator: Fd) -> bytes:
+    """Some whole records of an iterator's output; empty at its end."""
+    while True:
+        try:
+            return os.read(iterator.number, 1 << 16)
+        except BlockingIOError:
+            # after a million objects without output (MAX_ITER_OBJECTS, kernel/bpf/bpf_iter.c)
+            continue
+
+
+def wait_for_programs() -> None:
+    """Returns when every BPF program that was running at the time of the call has ended.
+
+    Updating a map of maps waits for an RCU grace period before it returns, on every kernel
+    configuration (maybe_wait_bpf_programs(), kernel/bpf/syscall.c).
+    """
+    inner_fd = lib.bpf_map_create(MapType.ARRAY, b"grace", 4, 4, 1, None)
+    with Fd(check(inner_fd, "create map")) as inner:
+        options = _MapCreateOpts(sz=ctypes.sizeof(_MapCreateOpts), inner_map_fd=inner.number)
+        outer_fd = lib.bpf_map_create(
+            MapType.ARRAY_OF_MAPS, b"grace", 4, 4, 1, ctypes.byref(options)
+        )
+        with Fd(check(outer_fd, "create map of maps")) as outer:
+            update(outer, bytes(4), inner.number.to_bytes(4, "little"))

@@ -1,0 +1,57 @@
+"""Compiled programs, kept for the next Enable: in $CACHE_DIRECTORY, or /var/cache/sockredird.
+
+Nothing depends on it: what is missing, damaged or somebody else's is compiled anew.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+from sockredird.loader.objects import Objects, Unreadable
+
+log = logging.getLogger(__name__)
+
+KEPT = 8  # of other limits, and of the version before, which an upgrade may have to go back to
+
+
+def directory() -> Path:
+    """Systemd's CacheDirectory=, systemd.exec(5)."""
+    return Path(os.environ.get("CACHE_DIRECTORY") or "/var/cache/sockredird")
+
+
+def read(key: str) -> Objects | None:
+    path = directory() / key
+    try:
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+                raise Unreadable("others may have written it")
+            objects = Objects.parse(file.read())
+            os.utime(file.fileno())
+    except FileNotFoundError:
+        return None
+    except (OSError, Unreadable) as error:
+        log.warning("%s is not used: %s", path, error)
+        return None
+    return objects
+
+
+def write(key: str, objects: Objects) -> None:
+    """Or not, with a warning."""
+    try:
+        directory().mkdir(mode=0o755, parents=True, exist_ok=True)
+        beside = directory() / f"{key}.{os.getpid()}"
+        try:
+            beside.write_bytes(objects.dump())
+            beside.chmod(0o600)
+            beside.rename(directory() / key)
+        except OSError:
+            beside.unlink(missing_ok=True)
+            raise
+        by_age = sorted(directory().iterdir(), key=lambda path: -path.stat().st_mtime_ns)
+        for path in by_age[KEPT:]:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("the compiled programs are not kept: %s", error)

@@ -1,0 +1,214 @@
+"""Compiles the BPF programs with BCC, loads and pins them, in a child process.
+
+BCC brings LLVM and keeps about 140 MB resident, so the daemon never imports it: this module is
+run as `python3 -m sockredird.loader.compiler`, and is the only one that imports bcc. It compiles
+what cache.py has not kept. If the daemon loaded the programs itself it would stay at 50 MB
+instead of 30, since parsing the kernel's types takes that much for a moment.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import importlib.util
+import json
+import logging
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+from sockredird import errors
+from sockredird.errors import LoadFailed, SockredirError
+from sockredird.kernel import capabilities, child, libbpf
+from sockredird.loader import cache, objects
+from sockredird.loader.btf import KernelTypes
+from sockredird.loader.objects import Objects, Program
+from sockredird.loader.offsets import compiler_flags
+from sockredird.loader.records import (
+    CAPACITIES,
+    DETECTORS,
+    PROGRAMS,
+    ProgramShape,
+    detector_pin,
+    map_shapes,
+)
+
+log = logging.getLogger(__name__)
+
+BPF_DIR = Path(__file__).parent.parent / "bpf"
+SOURCES = (
+    "sockredir.h",
+    "trace.c",
+    "cgroup.h",
+    "scope.h",
+    "ends.h",
+    "inflight.h",
+    "learn.c",
+    "pair.c",
+    "redirect.c",
+    "guard.c",
+    "detect.c",
+    "list.c",
+    "nudge.c",
+    "walk.c",
+)
+TIMEOUT_S = 120.0  # it takes one, or sixty on an emulated processor that has other work
+
+
+def source() -> str:
+    """The whole program text; #line lets the compiler name the file of an error."""
+    return "".join(f'#line 1 "{name}"\n{(BPF_DIR / name).read_text()}' for name in SOURCES)
+
+
+def source_digest() -> str:
+    return hashlib.sha256(source().encode()).hexdigest()[:16]
+
+
+def compile_and_pin(directory: Path, max_connections: int) -> None:
+    """Pins the programs and maps of a new datapath in `directory`, an empty one on a bpffs.
+
+    The limit makes maps of another size, and no other programs.
+
+    Raises LoadFailed with the compiler's or verifier's words, or UnsupportedKernel.
+    """
+    try:
+        process = subprocess.run(
+            child.command("sockredird.loader.compiler", str(directory), str(max_connections)),
+            env=child.environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise LoadFailed(f"compiling the BPF programs took over {TIMEOUT_S:.0f} s") from error
+    if process.returncode == 0:
+        for line in process.stderr.splitlines():
+            log.warning("of the BPF programs: %s", line)
+        return
+    try:
+        answer = json.loads(process.stdout)
+        kind: type[SockredirError] = getattr(errors, answer["error"])
+        text = str(answer["text"])
+    except (ValueError, KeyError, AttributeError):
+        kind, text = LoadFailed, f"the BPF compiler ended with status {process.returncode}"
+    if process.stderr:
+        log.error("the BPF compiler said:\n%s", process.stderr.rstrip())
+        text += f": {_gist(process.stderr)} (the daemon's log has all of it)"
+    hint = capabilities.hint()
+    raise kind(text if hint in text else text + hint)
+
+
+def _gist(output: str) -> str:
+    """The line that names the cause: clang's first error, or the verifier's last word."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    for line in lines:
+        if "error:" in line:
+            return line
+    # "processed N insns ..." ends a verifier log, the cause stands above it
+    spoken = [line for line in lines if not line.startswith("processed ")]
+    return spoken[-1] if spoken else "no details"
+
+
+def _flags(kernel: KernelTypes) -> list[str]:
+    return [
+        *(f"-D{name}={entries}" for name, entries in CAPACITIES.items()),
+        f"-DSOCKREDIR_PAGE_SIZE={resource.getpagesize()}",
+        *compiler_flags(kernel),
+    ]
+
+
+def _bcc_version() -> str:
+    """Without importing it, which takes a quarter of a second."""
+    found = importlib.util.find_spec("bcc")
+    if found is None or found.origin is None:
+        return ""
+    return Path(found.origin).with_name("version.py").read_text()
+
+
+def _key(flags: list[str]) -> str:
+    """Of what the compiled programs depend on; on the kernel they do through its offsets alone."""
+    headers = [path.read_text() for path in sorted(BPF_DIR.glob("kernel-shim/**/*.h"))]
+    parts = [source(), *headers, *flags, *map(repr, _programs()), _bcc_version()]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def _programs() -> Iterator[tuple[str, ProgramShape]]:
+    """By the names of their pins."""
+    yield from PROGRAMS.items()
+    for name, shape in DETECTORS.items():
+        yield detector_pin(name), shape
+
+
+def _compile(flags: list[str]) -> Objects:
+    try:
+        os.environ["BCC_KERNEL_SOURCE"] = str(BPF_DIR / "kernel-shim")
+        from bcc import BPF
+        from bcc import lib as libbcc
+    except ImportError as error:
+        raise LoadFailed(f"BCC is not installed ({error}): apt install python3-bpfcc") from error
+    try:
+        module = BPF(text=source(), cflags=flags)
+    except Exception as error:  # BCC raises bare Exception
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise LoadFailed(f"the BPF programs cannot be compiled: {first}") from error
+    # it has made the maps already, but they are to be had without it, too
+    fds = {name: libbcc.bpf_table_fd(module.module, name.encode()) for name in map_shapes(1, 1)}
+    maps = {name: objects.of_map(fd) for name, fd in fds.items()}
+    places = {fd: place for place, fd in enumerate(fds.values())}
+    programs = {}
+    for pin, shape in _programs():
+        function = shape.function.encode()
+        begin = libbcc.bpf_function_start(module.module, function)
+        if begin is None:
+            if pin in PROGRAMS:
+                raise LoadFailed(f"the compiler has made no {shape.function}()")
+            continue  # this kernel has no use for it
+        code = ctypes.string_at(begin, libbcc.bpf_function_size(module.module, function))
+        programs[pin] = Program(
+            shape.kind,
+            shape.function,
+            objects.with_maps(code, places),
+            shape.attach_type,
+            shape.target,
+            optional=pin not in PROGRAMS,
+        )
+    module.cleanup()
+    return Objects(maps, programs)
+
+
+def _load(directory: Path, max_connections: int) -> None:
+    shapes = map_shapes(max_connections, resource.getpagesize())
+    entries = {name: shape.max_entries for name, shape in shapes.items()}
+    with closing(KernelTypes()) as kernel:
+        flags = _flags(kernel)
+        key = _key(flags)
+        kept = cache.read(key)
+        compiled = kept or _compile(flags)
+        for name, fd in compiled.load(kernel, entries).items():
+            libbpf.pin(fd, directory / name)
+    if kept is None:
+        cache.write(key, compiled)
+
+
+def main() -> int:
+    child.die_with(int(sys.argv[3]))
+    try:
+        try:
+            _load(Path(sys.argv[1]), int(sys.argv[2]))
+        except OSError as error:
+            raise LoadFailed(str(error)) from error
+    except SockredirError as error:
+        print(*getattr(error, "__notes__", []), sep="\n", end="", file=sys.stderr)
+        print(json.dumps({"error": type(error).__name__, "text": str(error)}))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,169 @@
+"""BPF programs and maps as data: what the compiler makes, the kernel is given, and a file keeps.
+
+The compiler's instructions name a map by a descriptor of its process. Here they have its place in
+the table of maps instead, as in an ELF object's relocations, so that they can be loaded later.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+import sys
+from base64 import b64decode, b64encode
+from collections.abc import Mapping
+from contextlib import ExitStack, nullcontext, suppress
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sockredird.errors import LoadFailed
+from sockredird.kernel import libbpf
+from sockredird.kernel.libbpf import Fd
+from sockredird.kernel.uapi import MapInfo, ProgType
+from sockredird.loader.btf import KernelTypes
+
+_LOAD_IMMEDIATE = 0x18  # BPF_LD | BPF_IMM | BPF_DW, bpf_common.h
+_MAP_FD = 1  # BPF_PSEUDO_MAP_FD, bpf.h: the source register of such an instruction
+_INSTRUCTION = struct.Struct("=BBhi")  # struct bpf_insn: opcode, registers, offset, immediate
+
+
+class Unreadable(ValueError):
+    """This is not what Objects.dump() gives."""
+
+
+@dataclass(frozen=True)
+class Program:
+    kind: ProgType
+    name: str
+    code: bytes  # maps by their place in Objects.maps
+    attach_type: int = 0
+    target: str = ""  # the kernel function a tracing program is for
+    optional: bool = False  # it is left out where the kernel does not take it
+
+
+@dataclass(frozen=True)
+class Objects:
+    """All by the names of their pins; `maps` are struct bpf_map_info."""
+
+    maps: Mapping[str, bytes]
+    programs: Mapping[str, Program]
+
+    def load(self, kernel: KernelTypes, entries: Mapping[str, int]) -> dict[str, Fd]:
+        """Makes the programs and maps in the kernel; those that are not optional, at least.
+
+        `entries`: how many each map has room for, which may not be known when it is compiled.
+        Raises LoadFailed with the verifier's words.
+        """
+        pins: dict[str, Fd] = {}
+        with ExitStack() as stack:
+            try:
+                for name, raw in self.maps.items():
+                    pins[name] = stack.enter_context(_make(raw, entries[name]))
+            except OSError as error:
+                raise LoadFailed(f"the kernel refused: {error.strerror}") from error
+            places = {place: fd.number for place, fd in enumerate(pins.values())}
+            for name, program in self.programs.items():
+                with suppress(LoadFailed) if program.optional else nullcontext():
+                    pins[name] = stack.enter_context(_load(program, places, kernel))
+            stack.pop_all()
+        return pins
+
+    def dump(self) -> bytes:
+        """A line with the digest of the rest, and the rest."""
+        content = json.dumps(
+            {
+                "maps": {name: _text(raw) for name, raw in self.maps.items()},
+                "programs": {
+                    name: asdict(program) | {"code": _text(program.code)}
+                    for name, program in self.programs.items()
+                },
+            }
+        ).encode()
+        return _digest(content) + b"\n" + content
+
+    @classmethod
+    def parse(cls, data: bytes) -> Objects:
+        """Raises Unreadable."""
+        digest, _, content = data.partition(b"\n")
+        if digest != _digest(content):
+            raise Unreadable("it is damaged")
+        try:
+            fields = json.loads(content)
+            return cls(
+                {name: _map(raw) for name, raw in fields["maps"].items()},
+                {name: _program(**values) for name, values in fields["programs"].items()},
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise Unreadable(f"it is of another version ({error})") from error
+
+
+def of_map(number: int) -> bytes:
+    """The value in Objects.maps for a loaded map. The descriptor stays the caller's."""
+    with Fd(os.dup(number)) as fd:
+        info = libbpf.map_info(fd)
+    info.id = 0  # of that one
+    return bytes(info)
+
+
+def with_maps(code: bytes, replacements: Mapping[int, int]) -> bytes:
+    """Instructions with one way to name a map replaced by another."""
+    changed = bytearray(code)
+    opcodes = code[:: _INSTRUCTION.size]
+    found = opcodes.find(_LOAD_IMMEDIATE)
+    while found >= 0:
+        place = found * _INSTRUCTION.size
+        opcode, registers, offset, immediate = _INSTRUCTION.unpack_from(code, place)
+        source = registers >> 4 if sys.byteorder == "little" else registers & 15
+        if source == _MAP_FD:
+            _INSTRUCTION.pack_into(
+                changed, place, opcode, registers, offset, replacements[immediate]
+            )
+        found = opcodes.find(_LOAD_IMMEDIATE, found + 1)
+    return bytes(changed)
+
+
+def _make(raw: bytes, entries: int) -> Fd:
+    info = MapInfo.from_buffer_copy(raw)
+    info.max_entries = entries
+    return libbpf.create_map(info)
+
+
+def _load(program: Program, places: Mapping[int, int], kernel: KernelTypes) -> Fd:
+    target = 0
+    if program.target:
+        found = kernel.function(program.target)
+        if found is None:
+            raise LoadFailed(f"{program.target}() is not in the kernel's BTF")
+        target = found
+    try:
+        return libbpf.load_program(
+            program.kind,
+            program.name,
+            with_maps(program.code, places),
+            program.attach_type,
+            target,
+        )
+    except OSError as error:
+        refusal = LoadFailed(f"a BPF program was refused: {error.strerror}")
+        for note in getattr(error, "__notes__", []):
+            refusal.add_note(note)
+        raise refusal from error
+
+
+def _map(text: str) -> bytes:
+    raw = b64decode(text)
+    MapInfo.from_buffer_copy(raw)  # ValueError, if it is too short
+    return raw
+
+
+def _program(kind: int, code: str, **others: Any) -> Program:
+    return Program(kind=ProgType(kind), code=b64decode(code), **others)
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.sha256(content).hexdigest().encode()
+
+
+def _text(raw: bytes) -> str:
+    return b64encode(raw).decode()

@@ -1,0 +1,127 @@
+"""Which kernel fields the datapath reads, as -D flags for the BPF compiler."""
+
+from __future__ import annotations
+
+from sockredird.errors import UnsupportedKernel
+from sockredird.loader.btf import Field, KernelTypes
+
+# Struct and path, named OFF_<struct>_<last component> in the C source.
+_REQUIRED = (
+    ("sock", "sk_user_data"),
+    ("sock", "sk_shutdown"),
+    ("sock", "sk_err"),
+    ("sock", "sk_receive_queue"),
+    ("sock", "sk_rcvlowat"),
+    ("sock", "sk_rcvtimeo"),
+    ("msghdr", "msg_flags"),
+    ("sock", "sk_wq"),
+    ("sock", "sk_rcvbuf"),
+    ("sock", "sk_rcvlowat"),
+    ("sock", "sk_tsflags"),
+    ("sock", "sk_peek_off"),
+    ("sock", "sk_userlocks"),
+    ("sock", "sk_kern_sock"),
+    ("sock", "__sk_common.skc_flags"),
+    ("sock", "__sk_common.skc_refcnt"),
+    ("sock", "__sk_common.skc_state"),
+    ("sock", "sk_socket"),
+    ("sock", "sk_uid"),
+    ("sock", "sk_protocol"),
+    ("sock", "sk_cgrp_data"),
+    ("sock_cgroup_data", "cgroup"),
+    ("cgroup", "kn"),
+    ("kernfs_node", "id"),
+    ("socket", "sk"),
+    ("socket_alloc", "vfs_inode"),
+    ("inode", "i_ino"),
+    ("task_struct", "tgid"),
+    ("task_struct", "comm"),
+    ("task_struct", "nvcsw"),
+    ("task_struct", "se.sum_exec_runtime"),
+    ("sk_psock", "sk"),
+    ("sk_psock", "ingress_msg"),
+    ("sk_psock", "refcnt"),
+    ("sk_psock", "saved_data_ready"),
+    ("socket_wq", "wait.head"),
+    ("wait_queue_entry", "private"),
+    ("wait_queue_entry", "entry"),
+    ("task_struct", "group_leader"),
+    ("inet_connection_sock", "icsk_ulp_ops"),
+    ("tcp_sock", "write_seq"),
+    ("tcp_sock", "bytes_acked"),
+    ("tcp_sock", "repair"),
+    ("tcp_sock", "recvmsg_inq"),
+)
+# What exclude_cgroups needs.
+_EXCLUDING = (("cgroup", "level"), ("cgroup", "ancestors"), ("kernfs_node", "name"))
+# Absent where the kernel was built without the feature, or is older than the field.
+_OPTIONAL = (
+    ("sk_psock", "msg_tot_len"),  # 6.6.128, 6.12.75, 6.18.14, 7.0
+    ("tcp_sock", "is_mptcp"),  # CONFIG_MPTCP
+    ("tcp_sock", "syn_smc"),  # CONFIG_SMC
+    *_EXCLUDING,
+)
+# Each of their timers holds a reference to the socket while it is armed. Which there are differs:
+# 6.12.117 has one for keepalive that 6.12.107 has not, and 6.19 moved two.
+_WITH_TIMERS = ("sock", "inet_connection_sock", "tcp_sock")
+
+
+def _flags(struct: str, path: str, field: Field) -> list[str]:
+    name = f"{struct}_{path.rpartition('.')[2]}"
+    return [
+        f"-DOFF_{name}={field.offset}",
+        f"-DMASK_{name}={field.mask}",
+        f"-DSHIFT_{name}={field.shift}",
+    ]
+
+
+def compiler_flags(kernel: KernelTypes) -> list[str]:
+    """-D flags for the kernel.
+
+    Raises UnsupportedKernel, naming the field, if one the datapath cannot do without is missing.
+    """
+    flags: list[str] = []
+    for struct, path in _REQUIRED:
+        field = kernel.field(struct, path)
+        if field is None:
+            raise UnsupportedKernel(
+                f"the kernel's struct {struct} has no field {path}: Linux 6.1 or later is needed"
+            )
+        flags += _flags(struct, path, field)
+    for struct, path in _OPTIONAL:
+        field = kernel.field(struct, path)
+        if field is not None:
+            flags += _flags(struct, path, field)
+    timers = {at for s in _WITH_TIMERS for at in kernel.offsets(s, "timer_list")}
+    pprev = kernel.field("timer_list", "entry.pprev")
+    sock_flags = {
+        name: kernel.enumerator("sock_flags", name)
+        for name in ("SOCK_DONE", "SOCK_ZEROCOPY", "SOCK_URGINLINE", "SOCK_RCVTSTAMP")
+    }
+    if pprev is None or None in sock_flags.values() or not timers:
+        raise UnsupportedKernel(
+            "the kernel's BTF lacks struct timer_list or enum sock_flags; "
+            "Linux 6.1 or later is needed"
+        )
+    flags += ["-DEACH_TIMER(do,sk)=" + "+".join(f"do(sk,{at})" for at in sorted(timers))]
+    flags += [f"-DBIT_{name}={bit}" for name, bit in sock_flags.items()]
+    flags += [f"-DOFF_timer_list_pprev={pprev.offset}"]
+    for function in ("tcp_bpf_recvmsg", "tcp_bpf_ioctl"):
+        arguments = kernel.arguments(function)
+        if arguments is not None:
+            flags += [f"-DARGS_{function}={arguments}"]
+    return flags
+
+
+def absent() -> list[str]:
+    """Fields the datapath would use and can do without, e.g. 'sk_psock.msg_tot_len'."""
+    kernel = KernelTypes()
+    try:
+        return [f"{s}.{path}" for s, path in _OPTIONAL if kernel.field(s, path) is None]
+    finally:
+        kernel.close()
+
+
+def can_exclude_cgroups() -> bool:
+    """Whether the datapath finds out below which cgroups that of a socket is."""
+    return not {f"{struct}.{path}" for struct, path in _EXCLUDING} & {*absent()}

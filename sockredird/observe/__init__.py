@@ -1,0 +1,1 @@
+"""What connections do, and why some are not accelerated."""

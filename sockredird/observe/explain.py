@@ -1,0 +1,332 @@
+"""Why a connection or a listener is accelerated or not.
+
+What the datapath said of it comes first; of what it never saw, the live socket tells why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from sockredird.config import Scope
+from sockredird.datapath.generation import Generation
+from sockredird.datapath.learned import Learned
+from sockredird.errors import InvalidConfig
+from sockredird.kernel import addresses, sockdiag
+from sockredird.kernel.cgroup import Names
+from sockredird.kernel.sockdiag import Address, Namespace, Socket
+from sockredird.loader.records import FLOW
+from sockredird.observe import listing, owners
+
+MOST = 200  # connections explained at a time
+
+# Reasons of the datapath have the names of its counters.
+WORDS = {
+    "undecidable": "both ends are in scope, but SNAT or masquerading hides the client's address "
+    "from the listener, so that neither end could know in time",
+    "peer_outside": "the other end is not in scope: another host, cgroup, or network namespace",
+    "early_data": "data went through TCP before both ends were paired (TCP_DEFER_ACCEPT, "
+    "TCP Fast Open, or a race)",
+    "ulp": "a socket has an upper layer protocol (kTLS, MPTCP, SMC)",
+    "mptcp": "it is a Multipath TCP subflow",
+    "zerocopy": "SO_ZEROCOPY is set, and its completions do not come on a sockhash",
+    "repair": "TCP_REPAIR is set: its sequence numbers are not those of a handshake",
+    "rcvlowat": "SO_RCVLOWAT is set, which a sockhash ignores",
+    "oobinline": "SO_OOBINLINE is set: urgent data is in use, which a sockhash does not know",
+    "option": "SO_TIMESTAMP, SO_TIMESTAMPING, SO_PEEK_OFF or TCP_INQ is set, which a sockhash "
+    "ignores",
+    "splice": "a program used splice(2) from the socket",
+    "waitall": "a program received with MSG_WAITALL",
+    "trunc": "a program received with MSG_TRUNC",
+    "oob": "a program used MSG_OOB",
+    "woken": "a blocking recv(2) was woken without data, by a signal or another thread",
+    "fionread": "a program asked FIONREAD, which does not count redirected data on this kernel",
+    "learned": "its listener is left alone, see sockredirctl learned",
+    "kernel_socket": "a socket belongs to the kernel itself",
+    "mismatch": "its sequence numbers are those of another connection",
+    "map_full": "max_connections are accelerated",
+    "other_sockmap": "another BPF program has the socket on a sockmap of its own "
+    "(bpftool prog show: sk_msg, sk_skb)",
+    "no_memory": "there was no memory for the state of a socket",
+    "window": "unread data reached window_bytes, or the reader's SO_RCVBUF",
+    "messages": "too many unread messages, however small",
+    "small_stream": "it was a one-way stream of small messages, which TCP merges",
+    "late_pairing": "its first message came before both ends were paired, or somebody waited for "
+    "it since before",
+    "peer_gone": "its peer was taken off the sockhash by somebody else",
+    "half_closed": "one end has shut down its side or closed, and the other is on TCP since",
+    "disable": "acceleration is disabled, or was while this connection lived",
+    "address": "an address is not in scope",
+    "port": "the listening port is not in scope",
+    "cgroup": "a program is outside of the cgroup in scope",
+    "before_enable": "it was established before acceleration was enabled",
+}
+
+
+@dataclass(frozen=True)
+class View:
+    """What of the daemon's state an explanation needs."""
+
+    enabled: bool
+    scope: Scope
+    cgroups: tuple[str, ...]  # in scope, as in /proc/PID/cgroup
+    generations: list[Generation]
+    learned: Learned
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A listener, or a connection with the ends of it that are in this namespace."""
+
+    server: Address
+    client: Address | None = None
+    server_socket: Socket | None = None
+    client_socket: Socket | None = None
+
+    @property
+    def sockets(self) -> list[Socket]:
+        return [s for s in (self.client_socket, self.server_socket) if s is not None]
+
+    def turned(self) -> Subject:
+        """The connection with its ends taken for each other."""
+        assert self.client is not None
+        return Subject(self.client, self.server, self.client_socket, self.server_socket)
+
+    def flow(self, netns: int) -> bytes:
+        assert self.client is not None
+        packed = (self.client.packed, self.server.packed)
+        return FLOW.pack(*packed, netns, self.client.port, self.server.port)
+
+
+def explain(view: View, keys: dict[str, Any]) -> list[dict[str, Any]]:
+    """One answer for each listener and connection meant. Raises InvalidConfig.
+
+    `keys`: `local` and `remote` (addresses of one connection, in either order), or `pid`, or
+    `port`.
+    """
+    asked = view.generations[0] if view.generations else None
+    chosen = _chooser(keys, asked)
+    namespace = sockdiag.look(keys.get("pid", 0))
+    learned = {x.port for x in view.learned.lessons() if x.netns == namespace.cookie}
+    subjects = list(_subjects(namespace, chosen, learned))
+    if not subjects and "local" in keys:
+        local, remote = Address.parse(keys["local"]), Address.parse(keys["remote"])
+        subjects = _gone(view, namespace, local, remote)
+    subjects = subjects[:MOST]
+    connections = [s for s in subjects if s.client is not None]
+    # which end is the client is sure only where the datapath knows the connection
+    both_ways = [s for one in connections for s in (one, one.turned())]
+    flows = {s.flow(namespace.cookie) for s in both_ways}
+    members = listing.with_flows(view.generations, flows) if flows else {}
+    inodes = {s.inode for subject in subjects for s in subject.sockets if s.inode}
+    processes = owners.find(asked, inodes) if asked else {}
+    names = Names()
+    answers = []
+    for one in subjects:
+        subject = one
+        if one.client is not None:
+            turned = one.turned()
+            if _known(view, turned.flow(namespace.cookie), members):
+                subject = turned
+        member: dict[str, Any] = {}
+        if subject.client is None:
+            state, reason = _judge_listener(view, subject, names)
+        else:
+            flow = subject.flow(namespace.cookie)
+            member = members.get(flow, {})
+            state, reason = _judge(view, subject, flow, member, names, namespace.cookie)
+        lesson = view.learned.about(namespace.cookie, subject.server.port)
+        if lesson and (state, reason) in (("in_scope", ""), ("tcp", "before_enable")):
+            state, reason = "tcp" if subject.client else "out_of_scope", "learned"
+        answer = _answer(view, subject, state, reason, processes, names)
+        if lesson and reason == "learned":
+            answer["detail"] += f": {lesson.sentence()}"
+        answers.append({**member, **answer})
+    return answers
+
+
+def name_listeners(generation: Generation) -> None:
+    """Tells the datapath whose the listeners are that it did not see begin, for its events."""
+    namespace = sockdiag.look()
+    listening = [s for s in namespace.sockets if s.listening]
+    processes = owners.find(generation, {s.inode for s in listening})
+    for s in listening:
+        if process := processes.get(s.inode):
+            generation.name_listener(namespace.cookie, s.local.port, process.pid, process.comm)
+
+
+# -- which sockets are meant ---------------------------------------------------------------------
+
+
+def _chooser(keys: dict[str, Any], asked: Generation | None) -> Callable[[Socket], bool]:
+    match keys:
+        case {"local": str(local), "remote": str(remote), **rest} if not rest:
+            ends = {Address.parse(local), Address.parse(remote)}
+            return lambda s: {s.local, s.remote} == ends
+        case {"pid": int(pid), **rest} if not rest:
+            if asked is None:
+                raise InvalidConfig(
+                    "which sockets a process has is not known while acceleration is disabled: "
+                    "name a connection or a port"
+                )
+            inodes = owners.sockets_of(asked, pid)
+            return lambda s: s.inode in inodes
+        case {"port": int(port), **rest} if not rest:
+            return lambda s: port in (s.local.port, s.remote.port)
+    raise InvalidConfig("name a connection by local and remote, or a pid, or a port")
+
+
+def _subjects(
+    namespace: Namespace, chosen: Callable[[Socket], bool], learned: set[int]
+) -> Iterator[Subject]:
+    """Listeners first; each connection once, whichever of its ends was chosen.
+
+    `learned`: ports of listeners that there were.
+    """
+    by_ends = {(s.local, s.remote): s for s in namespace.sockets if not s.listening}
+    listening = learned | {s.local.port for s in namespace.sockets if s.listening}
+    meant = [s for s in namespace.sockets if chosen(s)]
+    yield from (Subject(s.local, server_socket=s) for s in meant if s.listening)
+    done: set[tuple[Address, Address]] = set()
+    for one in meant:
+        if one.listening or (one.local, one.remote) in done:
+            continue
+        done |= {(one.local, one.remote), (one.remote, one.local)}
+        other = by_ends.get((one.remote, one.local))
+        # a server's port is one somebody listens on; else, as a guess, the lower
+        local_serves = one.local.port in listening
+        if local_serves == (one.remote.port in listening):
+            local_serves = one.local.port < one.remote.port
+        if local_serves:
+            yield Subject(one.local, one.remote, server_socket=one, client_socket=other)
+        else:
+            yield Subject(one.remote, one.local, server_socket=other, client_socket=one)
+
+
+def _gone(view: View, namespace: Namespace, local: Address, remote: Address) -> list[Subject]:
+    """A connection without sockets that the datapath had something to say of."""
+    for subject in (Subject(remote, local), Subject(local, remote)):
+        flow = subject.flow(namespace.cookie)
+        if _known(view, flow, {}):
+            return [subject]
+    return []
+
+
+def _known(view: View, flow: bytes, members: dict[bytes, dict[str, Any]]) -> bool:
+    return flow in members or any(g.verdict(flow) for g in view.generations)
+
+
+# -- why -----------------------------------------------------------------------------------------
+
+
+def _addresses_in_scope(scope: str, client: Address, server: Address, netns: int) -> bool:
+    if scope == "host" and client.ip != server.ip and not server.ip.is_loopback:
+        ours = netns == addresses.netns_cookie()
+        return ours and {client.packed, server.packed} <= addresses.own()
+    return scope != "loopback" or (client.ip.is_loopback and server.ip.is_loopback)
+
+
+def _judge(
+    view: View, subject: Subject, flow: bytes, member: dict[str, Any], names: Names, namespace: int
+) -> tuple[str, str]:
+    """State and reason of a connection."""
+    if member:
+        return ("leaving", member["reason"]) if member["leaving"] else ("accelerated", "")
+    for generation in view.generations:
+        if reason := generation.verdict(flow):
+            return "tcp", reason
+    if not view.enabled:
+        return "tcp", "disable"
+    assert subject.client is not None
+    if not _addresses_in_scope(view.scope.addresses, subject.client, subject.server, namespace):
+        return "tcp", "address"
+    if reason := _out_of_scope(view, subject.sockets, subject.server.port, names):
+        return "tcp", reason
+    if len(subject.sockets) < 2:
+        return "tcp", "peer_outside"
+    return "tcp", _unsuitable(subject.sockets) or "before_enable"
+
+
+def _judge_listener(view: View, subject: Subject, names: Names) -> tuple[str, str]:
+    """State and reason of what a listener accepts."""
+    if not view.enabled:
+        return "out_of_scope", "disable"
+    if view.scope.addresses == "loopback" and not (
+        subject.server.ip.is_loopback or subject.server.ip.is_unspecified
+    ):
+        return "out_of_scope", "address"
+    reason = _out_of_scope(view, subject.sockets, subject.server.port, names)
+    reason = reason or _unsuitable(subject.sockets)
+    return ("out_of_scope", reason) if reason else ("in_scope", "")
+
+
+def _out_of_scope(view: View, sockets: list[Socket], server_port: int, names: Names) -> str:
+    if server_port not in view.scope.ports():
+        return "port"
+    paths = [names.path(s.cgroup) for s in sockets if s.cgroup]
+    if not all(_is_below(path, view.cgroups) for path in paths):
+        return "cgroup"
+    if any(_is_below(path, view.scope.exclude_cgroups) for path in paths):
+        return "cgroup"
+    return ""
+
+
+def _is_below(path: str, cgroups: Iterable[str]) -> bool:
+    return any(f"{path}/".startswith(cgroup.rstrip("/") + "/") for cgroup in cgroups if cgroup)
+
+
+def _unsuitable(sockets: list[Socket]) -> str:
+    ulps = {s.ulp for s in sockets} - {""}
+    return "mptcp" if ulps == {"mptcp"} else "ulp" if ulps else ""
+
+
+def _answer(
+    view: View,
+    subject: Subject,
+    state: str,
+    reason: str,
+    processes: dict[int, owners.Process],
+    names: Names,
+) -> dict[str, Any]:
+    answer: dict[str, Any] = {
+        "kind": "listener" if subject.client is None else "connection",
+        "server": str(subject.server),
+        "state": state,
+        "reason": reason,
+        "detail": _detail(view, subject, reason, names),
+    }
+    if subject.client is not None:
+        answer["client"] = str(subject.client)
+    for side, socket in (("client", subject.client_socket), ("server", subject.server_socket)):
+        if socket is None:
+            continue
+        answer[f"{side}_cgroup"] = names.path(socket.cgroup)
+        if process := processes.get(socket.inode):
+            answer[f"{side}_pid"] = process.pid
+            answer[f"{side}_comm"] = process.comm
+    return answer
+
+
+def _detail(view: View, subject: Subject, reason: str, names: Names) -> str:
+    if not reason:
+        return ""
+    detail = WORDS[reason]
+    if reason == "address":
+        detail += f': addresses = "{view.scope.addresses}"'
+    elif reason == "cgroup":
+        paths = sorted({names.path(s.cgroup) for s in subject.sockets})
+        inside = ", ".join(filter(None, view.cgroups)) or "no unit that runs"
+        detail += f": {inside} is in scope"
+        if view.scope.exclude_cgroups:
+            detail += f" except {', '.join(view.scope.exclude_cgroups)}"
+        detail += f", the sockets belong to {', '.join(paths)}"
+    elif reason == "port":
+        only = view.scope.only_ports
+        detail += f": {subject.server.port}, " + (
+            f"and only {', '.join(map(str, only))} are" if only else "see exclude_ports"
+        )
+    elif reason == "ulp":
+        found = sorted({s.ulp for s in subject.sockets} - {""})
+        detail += f": {', '.join(found)}" if found else ""
+    return detail

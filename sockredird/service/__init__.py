@@ -1,0 +1,1 @@
+"""The process: event loop, signals, systemd, the scrape endpoint."""

@@ -1,0 +1,392 @@
+"""The daemon: start order, signals, sd_notify, watchdog; hands bus calls to the worker thread."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+from dbus_next import DBusError, Variant
+from dbus_next.aio import MessageBus
+
+from sockredird import __version__, config
+from sockredird.bus import manager1 as dbus
+from sockredird.bus.events import EventRelay
+from sockredird.bus.units import Units
+from sockredird.check import benchmark
+from sockredird.check.findings import Finding
+from sockredird.config import Config
+from sockredird.control.manager import DRAINING, Manager
+from sockredird.datapath import inventory
+from sockredird.datapath.generation import Generation
+from sockredird.errors import BusUnavailable, SockredirError
+from sockredird.kernel import addresses
+from sockredird.loader.records import REQUEST_LEARNED, REQUEST_ULP
+from sockredird.observe import explain, listing
+from sockredird.service.appearance import Appearance
+from sockredird.service.endpoint import Endpoint
+from sockredird.service.shared import Joined, Shared
+from sockredird.service.systemd import Service
+from sockredird.service.watch import Watcher
+from sockredird.service.worker import Worker
+
+log = logging.getLogger(__name__)
+
+RETIRE_PAUSE_S = (0.02, 1.0)  # first and longest pause between looks at stalled readers
+RECONNECT_PAUSE_S = 1.0
+CHECK_MAX_AGE_S = 60.0  # of findings, for those who may not have the kernel tried at any time
+SCOPE_SIGNATURES = {
+    "cgroup": "s",
+    "units": "as",
+    "addresses": "s",
+    "exclude_ports": "au",
+    "only_ports": "au",
+    "exclude_cgroups": "as",
+}
+
+_Result = TypeVar("_Result")
+
+
+class Daemon:
+    """Implements bus.Backend. Lives on the event loop; the manager lives in the worker thread."""
+
+    def __init__(self, settings: Config, path: Path, required: bool) -> None:
+        """`path` is where reload reads the configuration again; see config.load()."""
+        self._settings = settings
+        self._load: Callable[[], Config] = lambda: config.load(path, required=required)
+        self._loop = asyncio.get_running_loop()
+        self._worker = Worker()
+        self._units = Units(lambda: self._spawn(self._worker.run(self._manager.follow_units)))
+        self._manager = Manager(settings, self._changed, self._follow_units)
+        self._service = Service()
+        self._stopping = asyncio.Event()
+        self._bus: MessageBus
+        self._interface: dbus.Manager1 | None = None
+        self._relay = EventRelay(self._stop_tracing)
+        self._endpoint = Endpoint(self._metrics)
+        self._counts = Joined(self._stats)
+        self._findings = Shared(self._check)
+        self._trials = asyncio.Lock()
+        self._watchers: list[Watcher] = []
+        self._appearance: Appearance | None = None
+        self._addresses: addresses.Changes | None = None
+        self._shown: dict[str, Variant] = {}
+        self._retire_pause = RETIRE_PAUSE_S[0]
+        self._retire_timer: asyncio.TimerHandle | None = None
+        self._retire_again = False  # asked for since the walk under way began
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def run(self) -> None:
+        """Serves until SIGTERM or SIGINT; the datapath stays as it is.
+
+        Raises SockredirError if it cannot start, changing nothing. A bus that goes away later is
+        waited for: the datapath does not need it.
+        """
+        root = Path(self._settings.paths.bpffs)
+        lock = inventory.lock(root)
+        self._loop.set_exception_handler(_handle_exception)
+        try:
+            await self._connect(first=True)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._loop.add_signal_handler(number, self._stopping.set)
+            self._loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(self._hang_up()))
+            self._addresses = addresses.Changes(
+                lambda: self._spawn(self._worker.run(self._manager.note_addresses))
+            )
+            self._notify("READY=1")
+            self._service.start_watchdog(self._worker.stuck)
+            log.info("ready: state=%s", self._manager.state)
+            while not await self._disconnected():
+                await self._reconnect()
+            log.info("stopping; the datapath stays as it is: state=%s", self._manager.state)
+        finally:
+            self._service.notify("STOPPING=1")
+            self._watch([])
+            self._await(None)
+            if self._addresses is not None:
+                self._addresses.close()
+            self._endpoint.close()
+            await self._findings.close()  # it has a directory on the bpffs
+            await self._trials.acquire()  # so has Bench; nobody gets it any more
+            self._units.lose()
+            # not here: a job may be waiting for this loop
+            await asyncio.to_thread(self._worker.close)
+            inventory.unlock(lock, root)
+
+    # -- the bus -----------------------------------------------------------------------------
+
+    async def _connect(self, *, first: bool) -> None:
+        bus = await dbus.connect()
+        try:
+            if not await dbus.name_is_free(bus):
+                raise BusUnavailable(f"the bus name {dbus.NAME} is taken: another sockredird runs")
+            self._units.use(bus)
+            if first:
+                await self._worker.run(self._manager.start)
+                self._show()
+                await self._endpoint.use(self._settings.metrics.listen)
+            self._relay.use(bus)
+            self._interface = await dbus.publish(bus, self)
+        except BaseException:
+            bus.disconnect()
+            raise
+        self._bus = bus
+
+    async def _disconnected(self) -> bool:
+        """Waits for a signal to stop (True), or for the bus to go away."""
+        stop = asyncio.create_task(self._stopping.wait())
+        lost = asyncio.create_task(self._bus.wait_for_disconnect())
+        await asyncio.wait({stop, lost}, return_when=asyncio.FIRST_COMPLETED)
+        if self._stopping.is_set():
+            lost.cancel()
+            self._bus.disconnect()
+            return True
+        stop.cancel()
+        with suppress(Exception):
+            lost.result()
+        log.warning("the D-Bus system bus went away; the datapath goes on without it")
+        self._interface = None
+        self._relay.lose()
+        self._units.lose()
+        return False
+
+    async def _reconnect(self) -> None:
+        """Until the bus is back; nothing tells when, so this tries once a second."""
+        while not self._stopping.is_set():
+            with suppress(BusUnavailable):
+                await self._connect(first=False)
+                log.info("back on the D-Bus system bus")
+                return
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), RECONNECT_PAUSE_S)
+
+    # -- what the bus object calls -----------------------------------------------------------
+
+    async def enable(self, overrides: dict[str, Any] | None) -> None:
+        await self._worker.run(lambda: self._manager.enable(overrides))
+
+    async def disable(self) -> None:
+        """Others are served meanwhile, however long it waits for readers."""
+        started = self._loop.time()
+        await self._worker.run(self._manager.disable)
+        timeout = self._manager.config.limits.drain_timeout_s
+        while self._manager.state == DRAINING and self._loop.time() - started < timeout:
+            await self._worker.run(self._manager.drain)
+
+    async def reload(self) -> None:
+        await self._worker.run(lambda: self._manager.reload(self._load()))
+        await self._endpoint.use(self._manager.config.metrics.listen)
+
+    async def stats(self) -> dict[str, int]:
+        """Everybody may ask, and each look walks the sockhash: those who ask together share one."""
+        return await self._counts.get()
+
+    async def _stats(self) -> dict[str, int]:
+        await self._worker.run(self._manager.check)
+        return await self._worker.run(self._manager.stats)
+
+    async def connections(self, limit: int, query: dict[str, Any]) -> list[dict[str, Any]]:
+        wanted = listing.Query.of(query)
+        return await self._worker.run(
+            lambda: listing.busiest(self._manager.generations, limit, wanted)
+        )
+
+    async def write_connections(self, fd: int, query: dict[str, Any]) -> None:
+        wanted = listing.Query.of(query)
+        with suppress(BrokenPipeError):  # the reader has seen enough
+            await self._worker.run(lambda: listing.write(self._manager.generations, wanted, fd))
+
+    async def explain(self, keys: dict[str, Any]) -> list[dict[str, Any]]:
+        return await self._worker.run(lambda: explain.explain(self._manager.view(), keys))
+
+    async def check(self, everything: bool) -> list[dict[str, str]]:
+        """Everybody may have the kernel tried, but not all the time, and not learn all of it."""
+        findings = await self._findings.get(0.0 if everything else CHECK_MAX_AGE_S)
+        return [finding.told(everything) for finding in findings]
+
+    async def bench(self, port: int) -> list[dict[str, Any]]:
+        root = Path(self._settings.paths.bpffs)
+        return await self._beside(
+            lambda: benchmark.run(root, port, lambda: self._manager.generations, self._worker.wait)
+        )
+
+    def kernel(self) -> dict[str, Any]:
+        return self._manager.kernel.summary()
+
+    async def _check(self) -> list[Finding]:
+        run = self._manager.kernel.run
+        return await self._beside(lambda: run(lambda: self._manager.generations, self._worker.wait))
+
+    async def _beside(self, trial: Callable[[], _Result]) -> _Result:
+        """Beside the worker, one at a time: trials share a directory on the bpffs, and a cgroup."""
+        async with self._trials:
+            return await asyncio.to_thread(trial)
+
+    async def learned(self) -> list[dict[str, Any]]:
+        return await self._worker.run(self._manager.learned)
+
+    async def forget(self, identity: str) -> None:
+        await self._worker.run(lambda: self._manager.forget(identity))
+
+    async def _metrics(self) -> tuple[dict[str, Any], dict[str, int]]:
+        shown = {name: value.value for name, value in self._shown.items()}
+        return {"Version": __version__, **shown}, await self.stats()
+
+    async def subscribe(self, client: str) -> None:
+        await self._relay.add(client)
+        if self._relay.wanted:  # the client may be gone again
+            await self._worker.run(lambda: self._manager.trace(True))
+
+    async def unsubscribe(self, client: str) -> None:
+        await self._relay.discard(client)
+
+    def properties(self) -> dict[str, Variant]:
+        return self._shown
+
+    async def _hang_up(self) -> None:
+        try:
+            await self.reload()
+            log.info("configuration read again")
+        except SockredirError as error:
+            log.error("the old configuration stays in force: %s", error)
+
+    # -- worker ------------------------------------------------------------------------------
+
+    def _spawn(self, job: Coroutine[Any, Any, Any]) -> None:
+        """Runs a coroutine beside the rest; its failure is logged."""
+
+        def done(task: asyncio.Task[Any]) -> None:
+            self._tasks.discard(task)
+            if not task.cancelled() and task.exception() is not None:
+                log.error("unexpected: %r", task.exception())
+
+        task = self._loop.create_task(job)
+        self._tasks.add(task)
+        task.add_done_callback(done)
+
+    def _follow_units(self, units: Sequence[str]) -> dict[str, str]:
+        """Called by the manager, in the worker thread."""
+        return asyncio.run_coroutine_threadsafe(self._units.follow(units), self._loop).result()
+
+    def _changed(self) -> None:
+        """Called by the manager, in the worker thread."""
+        self._loop.call_soon_threadsafe(self._show)
+
+    def _show(self) -> None:
+        manager = self._manager
+        before = self._shown
+        scope = {
+            name: Variant(SCOPE_SIGNATURES[name], value)
+            for name, value in manager.scope.as_dict().items()
+        }
+        self._shown = {
+            "State": Variant("s", manager.state),
+            "Since": Variant("t", manager.since),
+            "Scope": Variant("a{sv}", scope),
+            "Units": Variant("a{ss}", dict(manager.units)),
+            "Problem": Variant("s", manager.problem),
+        }
+        self._watch([*([manager.live] if manager.live else []), *manager.draining])
+        self._await(manager.awaited)
+        self._notify()
+        changed = {
+            name: value.value for name, value in self._shown.items() if before.get(name) != value
+        }
+        if self._interface is not None and changed:
+            self._interface.emit_properties_changed(changed)
+        if manager.draining or manager.unfinished:
+            self._retire_soon()
+
+    def _stop_tracing(self) -> None:
+        self._spawn(self._worker.run(lambda: self._manager.trace(False)))
+
+    # -- generations -------------------------------------------------------------------------
+
+    def _watch(self, generations: list[Generation]) -> None:
+        """Watches these, and no others any more."""
+        for watcher in list(self._watchers):
+            if watcher.generation not in generations:
+                watcher.close()
+                self._watchers.remove(watcher)
+        watched = [watcher.generation for watcher in self._watchers]
+        for generation in generations:
+            if generation not in watched:
+                # OSError: the worker has closed it meanwhile, and calls for us again
+                with suppress(OSError):
+                    self._watchers.append(
+                        Watcher(
+                            generation,
+                            request=self._request,
+                            event=self._relay.record,
+                            changed=lambda: self._spawn(self._worker.run(self._manager.check)),
+                        )
+                    )
+
+    def _await(self, path: Path | None) -> None:
+        """Lets the manager know when the path exists; None: of nothing any more."""
+        if self._appearance is not None:
+            if self._appearance.path == path:
+                return
+            self._appearance.close()
+            self._appearance = None
+        if path is not None:
+            try:
+                self._appearance = Appearance(path, lambda: self._spawn(self._recover()))
+            except OSError as error:
+                log.warning("cannot wait for %s: %s", path, error)
+
+    async def _recover(self) -> None:
+        self._await(None)
+        await self._worker.run(self._manager.recover)
+
+    def _request(self, what: int) -> None:
+        """Of the datapath: enum request."""
+        if what in (REQUEST_LEARNED, REQUEST_ULP):
+            self._spawn(self._worker.run(self._manager.note_learned))
+        else:
+            self._retire_soon()
+
+    def _retire_soon(self) -> None:
+        self._retire_again = True
+        self._retire_pause = RETIRE_PAUSE_S[0]
+        if self._retire_timer is None:
+            self._retire_after(0)
+
+    def _retire_after(self, pause: float) -> None:
+        self._retire_timer = self._loop.call_later(pause, lambda: self._spawn(self._retire()))
+
+    async def _retire(self) -> None:
+        """Looks again later while a reader has not drained; nothing is pending otherwise."""
+        self._retire_again = False
+        try:
+            done = await self._worker.run(self._manager.finish_retirements)
+        finally:
+            self._retire_timer = None
+        if self._retire_again:
+            self._retire_after(0)
+        elif not done:
+            self._retire_after(self._retire_pause)
+            self._retire_pause = min(self._retire_pause * 2, RETIRE_PAUSE_S[1])
+
+    # -- systemd -----------------------------------------------------------------------------
+
+    def _notify(self, *lines: str) -> None:
+        status = f"STATUS=Acceleration {self._manager.state}"
+        if self._manager.problem:
+            status += f" ({' '.join(self._manager.problem.split())})"
+        self._service.notify(*lines, status)
+
+
+def _handle_exception(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """dbus-next raises errors again that it has sent to the caller, or told by disconnecting."""
+    error = context.get("exception")
+    if isinstance(error, DBusError):
+        log.warning("answered with an error: %s", error)
+    elif isinstance(error, (OSError, EOFError)):
+        log.debug("on the bus connection: %s", error)
+    else:
+        loop.default_exception_handler(context)
