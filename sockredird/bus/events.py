@@ -20,15 +20,16 @@ from dbus_next.aio import MessageBus
 
 from sockredird.bus import calls
 from sockredird.bus import manager1 as dbus
-from sockredird.loader.records import EVENT, SIDES, Event
+from sockredird.loader.header import record
+from sockredird.loader.records import SIDES, Event
 
 log = logging.getLogger(__name__)
 
 WINDOW = 512  # unread events of one subscriber
 # To all subscribers together: what the event loop can send and still do its other work.
 SENDS_PER_SECOND = 4000
-_LOST = struct.Struct("=II")  # cpu, lost in struct event
-_LOST_OFFSET = EVENT.size - 48 - _LOST.size
+_LOST = struct.Struct("=II")  # cpu and lost in struct event
+_LOST_OFFSET = record("event").offsets["cpu"]
 
 
 @dataclass

@@ -273,7 +273,7 @@ class Manager:
         with self.kernel.gate(self.generations) as trial:
             generation = Generation.create(
                 *(self._root, number, plan, trial),
-                prepare=lambda new: self._learned.teach(new, passing=plan.learn),
+                prepare=lambda new: self._learned.add_to(new, passing=plan.learn),
             )
         if self.live is not None:
             self._retire_all(self.live)

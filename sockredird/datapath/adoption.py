@@ -17,7 +17,8 @@ from sockredird.datapath.plan import LAYOUT_VERSION
 from sockredird.kernel import libbpf
 from sockredird.kernel.libbpf import Fd
 from sockredird.kernel.uapi import LinkType, MapType
-from sockredird.loader.records import MANIFEST_SIZE, PROGRAMS, map_shapes
+from sockredird.loader.header import record
+from sockredird.loader.records import PROGRAMS, map_shapes
 
 MEMBERS = "members"
 MAPS = frozenset(map_shapes(1, resource.getpagesize()))
@@ -63,10 +64,11 @@ def check_names(directory: Path) -> None:
 def _check_maps(directory: Path, pins: dict[str, Fd]) -> dict[str, Any]:
     path = directory / "manifest"
     info = libbpf.map_info(pins["manifest"])
-    if (info.type, info.value_size) != (MapType.ARRAY, MANIFEST_SIZE):
-        raise refuse(path, f"a map of {info.value_size} bytes", f"an array of {MANIFEST_SIZE}")
+    size = record("manifest").size
+    if (info.type, info.value_size) != (MapType.ARRAY, size):
+        raise refuse(path, f"a map of {info.value_size} bytes", f"an array of {size}")
     try:
-        text = libbpf.lookup(pins["manifest"], _ZERO, MANIFEST_SIZE).rstrip(b"\0")
+        text = libbpf.lookup(pins["manifest"], _ZERO, size).rstrip(b"\0")
         manifest: dict[str, Any] = json.loads(text)
         layout = manifest["layout"]
         shapes = map_shapes(int(manifest["max_connections"]), resource.getpagesize())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import struct
+import sys
 import time
 from collections.abc import Set
 from pathlib import Path
@@ -16,15 +18,8 @@ from sockredird.errors import LoadFailed, UnsupportedKernel
 from sockredird.kernel import addresses, libbpf
 from sockredird.kernel.libbpf import Fd
 from sockredird.loader import offsets
-from sockredird.loader.records import (
-    ADDRESS,
-    ADDRESSES,
-    MANIFEST_SIZE,
-    OWN_ADDRESSES,
-    PORTS_SIZE,
-    PROGRAMS,
-    Settings,
-)
+from sockredird.loader.header import record
+from sockredird.loader.records import ADDRESSES, CAPACITIES, PROGRAMS, Settings
 
 _ZERO = bytes(4)
 
@@ -43,7 +38,7 @@ def fill(staging: Path, plan: Plan) -> None:
             "which this kernel has not: exclude by port instead"
         )
     for step, leads_to in excluded.items():
-        libbpf.update(pins["excluded"], step, leads_to.to_bytes(4, "little"))
+        libbpf.update(pins["excluded"], step, leads_to.to_bytes(4, sys.byteorder))
     settings = Settings(
         stopped=1,
         window_bytes=plan.window_bytes,
@@ -69,7 +64,7 @@ def fill(staging: Path, plan: Plan) -> None:
 
 def port_bits(ports: Set[int]) -> bytes:
     """struct ports"""
-    bits = bytearray(PORTS_SIZE)
+    bits = bytearray(record("ports").size)
     for port in ports:
         bits[port // 8] |= 1 << port % 8
     return bytes(bits)
@@ -77,18 +72,23 @@ def port_bits(ports: Set[int]) -> bytes:
 
 def write_own_addresses(fd: Fd) -> None:
     """Makes the map hold the addresses of the daemon's network namespace, and no others."""
-    there = set(libbpf.keys(fd, ADDRESS.size))
+    address = record("address")
+    there = set(libbpf.keys(fd, address.size))
     # as many as it holds; connections between two others are taken for those of another host
     netns = addresses.netns_cookie()
-    own = {ADDRESS.pack(ip, netns) for ip in sorted(addresses.own())[:OWN_ADDRESSES]}
-    for address in there - own:
-        libbpf.delete(fd, address)
-    for address in own - there:
-        libbpf.update(fd, address, bytes(4))
+    own = {
+        address.pack(ip=struct.unpack("=4I", ip), netns=netns)
+        for ip in sorted(addresses.own())[: CAPACITIES["OWN_ADDRESSES"]]
+    }
+    for key in there - own:
+        libbpf.delete(fd, key)
+    for key in own - there:
+        libbpf.update(fd, key, bytes(4))
 
 
 def write_manifest(fd: Fd, manifest: dict[str, Any]) -> None:
     text = json.dumps(manifest).encode()
-    if len(text) >= MANIFEST_SIZE:
-        raise LoadFailed(f"the scope is too long to be kept: {len(text)} of {MANIFEST_SIZE} bytes")
-    libbpf.update(fd, _ZERO, text.ljust(MANIFEST_SIZE, b"\0"))
+    room = record("manifest").size
+    if len(text) >= room:
+        raise LoadFailed(f"the scope is too long to be kept: {len(text)} of {room} bytes")
+    libbpf.update(fd, _ZERO, text.ljust(room, b"\0"))

@@ -10,7 +10,8 @@ from collections.abc import Iterable
 
 from sockredird.errors import InvalidConfig
 from sockredird.kernel.cgroup import components
-from sockredird.loader.records import EXCLUDED, EXCLUDED_STEPS, STEP
+from sockredird.loader.header import record
+from sockredird.loader.records import CAPACITIES, EXCLUDED
 
 
 def steps(cgroups: Iterable[str]) -> dict[bytes, int]:
@@ -24,7 +25,7 @@ def steps(cgroups: Iterable[str]) -> dict[bytes, int]:
         *above, last = components(cgroup)
         at = 0
         for name in above:
-            step = STEP.pack(at, name.encode())
+            step = _step(at, name)
             if step not in found:
                 directories += 1
                 found[step] = directories
@@ -32,7 +33,13 @@ def steps(cgroups: Iterable[str]) -> dict[bytes, int]:
             if at == EXCLUDED:
                 break
         else:
-            found[STEP.pack(at, last.encode())] = EXCLUDED
-    if len(found) > EXCLUDED_STEPS:
-        raise InvalidConfig(f"scope.exclude_cgroups: more than {EXCLUDED_STEPS} cgroups")
+            found[_step(at, last)] = EXCLUDED
+    if len(found) > CAPACITIES["EXCLUDED_STEPS"]:
+        raise InvalidConfig(
+            f"scope.exclude_cgroups: more than {CAPACITIES['EXCLUDED_STEPS']} cgroups"
+        )
     return found
+
+
+def _step(directory: int, name: str) -> bytes:
+    return record("step").pack(directory=directory, name=name.encode())

@@ -32,28 +32,22 @@ from sockredird.kernel import capabilities, libbpf
 from sockredird.kernel.cgroup import is_cgroup
 from sockredird.kernel.libbpf import Fd
 from sockredird.loader import compiler
+from sockredird.loader.header import record
 from sockredird.loader.records import (
     BROKEN,
-    COUNTER_SLOTS,
+    CAPACITIES,
+    CAUSES,
     COUNTERS,
-    KNOWN,
+    DECLINED,
+    FLOW,
     LEFT_UNREAD,
-    LESSON,
     LISTENER,
-    LOOK_IT_UP,
-    MEMBER,
-    OWNER,
-    PORTS_SIZE,
+    PLAIN_COUNTERS,
     PROGRAMS,
-    SAMPLING_SIZE,
-    SETTINGS,
-    SHORTCUT,
-    SHORTCUTS,
-    VERDICT,
-    VERDICTS,
+    RETIRED,
     Settings,
     hash_of,
-    reason_name,
+    listener_key,
 )
 
 log = logging.getLogger(__name__)
@@ -89,7 +83,9 @@ class Generation:
         self.directory = directory
         self.manifest = manifest
         self._pins = pins
-        self._settings = Settings.unpack(libbpf.lookup(pins["settings"], _ZERO, SETTINGS.size))
+        self._settings = Settings.unpack(
+            libbpf.lookup(pins["settings"], _ZERO, record("settings").size)
+        )
         self._settings.listing = self._settings.trial = 0  # a crash may have left them set
 
     # -- creation and adoption ---------------------------------------------------------------
@@ -176,7 +172,7 @@ class Generation:
 
         Afterwards it is as it was made, but for sockets that are still on the sockhash.
         """
-        ports = libbpf.lookup(self._pins["ports"], _ZERO, PORTS_SIZE)
+        ports = libbpf.lookup(self._pins["ports"], _ZERO, record("ports").size)
         before = self._settings
         libbpf.update(self._pins["ports"], _ZERO, contents.port_bits({port}))
         # no more of the scope than the port: what it leaves out may be where the trial is
@@ -250,9 +246,17 @@ class Generation:
         return self._pins["events"]
 
     def counters(self) -> dict[str, int]:
-        values = memoryview(libbpf.lookup(self._pins["counters"], _ZERO, _counters_size()))
-        values = values.cast("Q")
-        return {name: sum(values[i::COUNTER_SLOTS]) for i, name in enumerate(COUNTERS)}
+        """Sums over all processors, by the names of COUNTERS."""
+        raw = libbpf.lookup(self._pins["counters"], _ZERO, _counters_size())
+        each = list(record("counters").iter_unpack(raw))
+        values = {name: sum(getattr(one, name) for one in each) for name in PLAIN_COUNTERS}
+        for name in DECLINED:
+            at = CAUSES.index(name)
+            values[f"declined_{name}"] = sum(one.declined[at] for one in each)
+        for name in RETIRED:
+            at = CAUSES.index(name)
+            values[f"retired_{name}"] = sum(one.retired[at] for one in each)
+        return {name: values[name] for name in COUNTERS}
 
     def program_ids(self) -> frozenset[int]:
         return frozenset(int(libbpf.prog_info(self._pins[name]).id) for name in PROGRAMS)
@@ -287,17 +291,19 @@ class Generation:
             while chunk := libbpf.read_iterator(lines):
                 yield chunk
 
-    def verdict(self, flow: bytes) -> str:
+    def reason(self, flow: bytes) -> str:
         """Why the connection was declined or retired; empty if it was not, or long ago."""
-        place = hash_of(flow, self._settings.seed) % VERDICTS
-        value = libbpf.lookup(self._pins["verdicts"], struct.pack("=I", place), VERDICT.size)
-        found, reason = VERDICT.unpack(value)
-        return reason_name(reason) if found == flow else ""
+        kept = record("recorded_reason")
+        slot = hash_of(flow, self._settings.seed) % CAPACITIES["REASONS"]
+        found = kept.unpack(
+            libbpf.lookup(self._pins["reasons"], struct.pack("=I", slot), kept.size)
+        )
+        return CAUSES[found.reason] if found.flow == FLOW.unpack(flow) else ""
 
     def name_listener(self, netns: int, port: int, pid: int, comm: str) -> None:
         """For events: whose a listener is that is older than the datapath."""
-        owner = OWNER.pack(pid, comm.encode()[:15])
-        libbpf.update(self._pins["listeners"], LISTENER.pack(netns, port), owner)
+        owner = record("owner").pack(pid=pid, comm=comm.encode()[:15])
+        libbpf.update(self._pins["listeners"], listener_key(netns, port), owner)
 
     def is_tried_in(self, cgroup_id: int) -> None:
         """Another datapath is tried in that cgroup (0: in none); this one lets it."""
@@ -306,36 +312,17 @@ class Generation:
 
     # -- listeners left alone ----------------------------------------------------------------
 
-    def lessons(self) -> Iterator[tuple[bytes, bytes]]:
-        """struct listener and struct lesson of each listener that is left alone."""
+    def learned(self) -> Iterator[tuple[bytes, bytes]]:
+        """struct listener and struct learned_entry of each listener that is left alone."""
         for key in libbpf.keys(self._pins["learned"], LISTENER.size):
             with suppress(FileNotFoundError):  # given up meanwhile
-                yield key, libbpf.lookup(self._pins["learned"], key, LESSON.size)
+                yield key, libbpf.lookup(self._pins["learned"], key, record("learned_entry").size)
 
-    def teach(self, listener: bytes, lesson: bytes) -> None:
-        libbpf.update(self._pins["learned"], listener, lesson)
-        self.make_shortcut(listener, lesson)
+    def add_learned(self, listener: bytes, entry: bytes) -> None:
+        libbpf.update(self._pins["learned"], listener, entry)
 
-    def make_shortcut(self, listener: bytes, lesson: bytes) -> None:
-        """To one of `lessons`, unless another one has its place: this one is looked up, then."""
-        netns, port = LISTENER.unpack(listener)
-        place = (port % SHORTCUTS).to_bytes(4, "little")
-        shortcut = libbpf.lookup(self._pins["shortcuts"], place, SHORTCUT.size)
-        if SHORTCUT.unpack(shortcut)[0] != KNOWN:
-            shortcut = SHORTCUT.pack(KNOWN, port, netns, lesson[:SAMPLING_SIZE])
-            libbpf.update(self._pins["shortcuts"], place, shortcut)
-
-    def close_shortcut(self, listener: bytes) -> None:
-        netns, port = LISTENER.unpack(listener)
-        place = (port % SHORTCUTS).to_bytes(4, "little")
-        shortcut = libbpf.lookup(self._pins["shortcuts"], place, SHORTCUT.size)
-        if SHORTCUT.unpack(shortcut)[:3] == (KNOWN, port, netns):
-            shortcut = SHORTCUT.pack(LOOK_IT_UP, 0, 0, b"")
-            libbpf.update(self._pins["shortcuts"], place, shortcut)
-
-    def unteach(self, listener: bytes) -> None:
-        """Its account is closed, too, or the next connection would bring it back."""
-        self.close_shortcut(listener)
+    def remove_learned(self, listener: bytes) -> None:
+        """With its balance, or the next connection would bring it back."""
         for name in ("balances", "learned"):
             with suppress(FileNotFoundError):
                 libbpf.delete(self._pins[name], listener)
@@ -379,7 +366,7 @@ class Generation:
             self._settings.stopped_in = self._settings.epoch
             self._write_settings()
         # the links stay: what is still on the sockhash may be shut down, reset, or connected again
-        # (pair.c), or asked for what it cannot do (guard.c)
+        # (pair/pair.c), or asked for what it cannot do (leave/guard.c)
 
     def walk(self) -> Walked:
         """Visits every socket on the sockhash and takes the retirements one step further."""
@@ -392,22 +379,23 @@ class Generation:
         leaving: set[tuple[int, int, int]] = set()
         broken: set[tuple[bytes, int]] = set()
         overlooked = False
-        for client_seq, server_seq, side, _mode, is_leaving, *_, flow in MEMBER.iter_unpack(data):
-            if is_leaving == BROKEN:
-                broken.add((flow, side))
-            if is_leaving == LEFT_UNREAD:
+        for member in record("member").iter_unpack(data):
+            end = (*member.self.pair, member.self.side)
+            if member.leaving == BROKEN:
+                broken.add((FLOW.pack(**member.flow._asdict()), member.self.side))
+            if member.leaving == LEFT_UNREAD:
                 overlooked = True
             else:
-                (leaving if is_leaving else ends).add((client_seq, server_seq, side))
+                (leaving if member.leaving else ends).add(end)
         if overlooked:
-            self._nudge()
+            self._rewake()
         connections = len({end[:2] for end in ends})
         return Walked(len(ends) + len(leaving), connections, len(leaving), frozenset(broken))
 
-    def _nudge(self) -> None:
-        """Tells the pollers of sockets that left of data in them, see nudge.c."""
+    def _rewake(self) -> None:
+        """Tells the pollers of sockets that left of data in them, see leave/rewake.c."""
         with (
-            libbpf.create_iterator_link(self._pins["nudge"]) as link,
+            libbpf.create_iterator_link(self._pins["rewake"]) as link,
             libbpf.open_iterator(link) as lines,
         ):
             while libbpf.read_iterator(lines):
@@ -456,7 +444,7 @@ class Generation:
 
 
 def _counters_size() -> int:
-    return 8 * COUNTER_SLOTS * libbpf.possible_cpus()
+    return record("counters").size * libbpf.possible_cpus()
 
 
 def _wait_until_freed(programs: frozenset[int], maps: list[int]) -> None:

@@ -1,4 +1,4 @@
-"""Resets connections of which a program asked what can only go wrong, see bpf/detect.c.
+"""Resets connections of which a program asked what can only go wrong, see bpf/leave/detect.c.
 
 SOCK_DESTROY of sock_diag(7) on the other end, whose RST gives the program that asked ECONNRESET, as
 from any peer; the other end's own program gets ECONNABORTED.
@@ -11,7 +11,7 @@ import logging
 from sockredird.datapath.generation import Walked
 from sockredird.kernel import sockdiag
 from sockredird.kernel.addresses import netns_cookie
-from sockredird.loader.records import FLOW, Flow
+from sockredird.loader.records import FLOW, Flow, ip_bytes
 
 log = logging.getLogger(__name__)
 
@@ -34,10 +34,11 @@ class Resets:
 
 def _reset(flow: bytes, side: int) -> str:
     """Why it could not be; empty if it could."""
-    client, server, netns, client_port, server_port = FLOW.unpack(flow)
-    if netns != netns_cookie():
+    ends = FLOW.unpack(flow)
+    if ends.netns != netns_cookie():
         return "it is in another network namespace"
-    local, remote = (client, client_port), (server, server_port)
+    local = ip_bytes(ends.client_ip), ends.client_port
+    remote = ip_bytes(ends.server_ip), ends.server_port
     if side == 0:  # the client asked: the server's end goes
         local, remote = remote, local
     try:

@@ -14,6 +14,7 @@ import importlib.util
 import json
 import logging
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from sockredird.errors import LoadFailed, SockredirError
 from sockredird.kernel import capabilities, child, libbpf
 from sockredird.loader import cache, objects
 from sockredird.loader.btf import KernelTypes
+from sockredird.loader.header import BPF_DIR
 from sockredird.loader.objects import Objects, Program
 from sockredird.loader.offsets import compiler_flags
 from sockredird.loader.records import (
@@ -39,29 +41,33 @@ from sockredird.loader.records import (
 
 log = logging.getLogger(__name__)
 
-BPF_DIR = Path(__file__).parent.parent / "bpf"
-SOURCES = (
-    "sockredir.h",
-    "trace.c",
-    "cgroup.h",
-    "scope.h",
-    "ends.h",
-    "inflight.h",
-    "learn.c",
-    "pair.c",
-    "redirect.c",
-    "guard.c",
-    "detect.c",
-    "list.c",
-    "nudge.c",
-    "walk.c",
-)
 TIMEOUT_S = 120.0  # it takes one, or sixty on an emulated processor that has other work
 
 
 def source() -> str:
-    """The whole program text; #line lets the compiler name the file of an error."""
-    return "".join(f'#line 1 "{name}"\n{(BPF_DIR / name).read_text()}' for name in SOURCES)
+    """The whole program text: datapath.c with each #include "..." replaced by that file, once.
+
+    BCC rewrites map accesses in its main file only. #line lets the compiler name the file of an
+    error.
+    """
+    return _expanded(BPF_DIR / "datapath.c", set())
+
+
+def _expanded(path: Path, seen: set[Path]) -> str:
+    seen.add(path)
+    name = path.relative_to(BPF_DIR)
+    lines = [f'#line 1 "{name}"']
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        included = re.fullmatch(r'#include "(.+)"', line)
+        if included:
+            inner = (path.parent / included[1]).resolve()
+            lines.append("" if inner in seen else _expanded(inner, seen))
+            lines.append(f'#line {number + 1} "{name}"')
+        elif line != "#pragma once":
+            lines.append(line)
+        else:
+            lines.append("")
+    return "\n".join(lines) + "\n"
 
 
 def source_digest() -> str:

@@ -1,15 +1,18 @@
 """The datapath's programs, maps and records as Python sees them.
 
-Mirrors bpf/sockredir.h; creating a generation checks every size against the kernel's.
+Records and enumerations are read from the C (header.py); creating a generation compares the size of
+every map with the kernel's.
 """
 
 from __future__ import annotations
 
 import struct
-from dataclasses import astuple, dataclass
+from dataclasses import asdict, dataclass
 from ipaddress import IPv6Address
+from typing import Any
 
 from sockredird.kernel.uapi import AttachType, MapType, ProgType
+from sockredird.loader.header import causes, constant, enumerators, record
 
 
 @dataclass(frozen=True)
@@ -31,9 +34,9 @@ PROGRAMS = {
     "guard": ProgramShape("sockredir_guard", ProgType.CGROUP_SOCKOPT, AttachType.CGROUP_SETSOCKOPT),
     "walk": _tracing("sockredir_walk", AttachType.TRACE_ITER, "bpf_iter_sockmap"),
     "owners": _tracing("sockredir_owners", AttachType.TRACE_ITER, "bpf_iter_task_file"),
-    "nudge": _tracing("sockredir_nudge", AttachType.TRACE_ITER, "bpf_iter_tcp"),
+    "rewake": _tracing("sockredir_rewake", AttachType.TRACE_ITER, "bpf_iter_tcp"),
 }
-# Programs of detect.c, where the kernel has fentry, by the words for what they see.
+# Programs of leave/detect.c, where the kernel has fentry, by the words for what they see.
 DETECTORS = {
     "splice": _tracing("sockredir_spliced", AttachType.TRACE_FENTRY, "tcp_splice_read"),
     "recv": _tracing("sockredir_receiving", AttachType.TRACE_FENTRY, "tcp_bpf_recvmsg"),
@@ -52,123 +55,46 @@ def detector_pin(name: str) -> str:
 # Programs that the sockets of each cgroup in scope run; the guard first, as no socket is to be on
 # the sockhash without it.
 ATTACHMENTS = {name: PROGRAMS[name].attach_type for name in ("guard", "pair")}
-WORDS = 16384  # SYNs that a listener has answered, the client not yet established; a power of two
-UNPROVEN = 1024  # clients established unanswered, their server end not yet; a power of two
-DECLINED_CLIENTS = 8192  # that their server end has not met yet
-LEAVING_PAIRS = 16384  # that leave acceleration one by one, at the same time
-TRACED_CONNECTIONS = 8192  # whose programs are known by name, or one of whose ends has closed
-OWN_ADDRESSES = 4096  # of the daemon's network namespace
-EXCLUDED_STEPS = 1024  # names on the paths of excluded cgroups
-VERDICTS = 16384  # connections that explain knows something of; a power of two
-LESSONS = 4096  # listeners left alone
-SHORTCUTS = 4096  # places for 65536 ports to share; a power of two
-BALANCED_LISTENERS = 8192  # of which is known whether acceleration does them good
+# How many entries the maps have that do not grow with max_connections; -D flags for the compiler.
 CAPACITIES = {
-    "LESSONS": LESSONS,
-    "SHORTCUTS": SHORTCUTS,
-    "BALANCED_LISTENERS": BALANCED_LISTENERS,
-    "WORDS": WORDS,
-    "UNPROVEN": UNPROVEN,
-    "LEAVING_PAIRS": LEAVING_PAIRS,
-    "TRACED_CONNECTIONS": TRACED_CONNECTIONS,
-    "VERDICTS": VERDICTS,
-    "OWN_ADDRESSES": OWN_ADDRESSES,
-    "EXCLUDED_STEPS": EXCLUDED_STEPS,
+    "LEARNED_ENTRIES": 4096,  # listeners left alone
+    "BALANCED_LISTENERS": 8192,  # listeners whose balance is known
+    "SYN_RECORDS": 16384,  # answered SYNs whose client is not established yet; a power of two
+    "UNMATCHED_CLIENTS": 1024,  # established without a record; a power of two
+    "LEAVING_PAIRS": 16384,  # that leave the sockhash one by one, at the same time
+    "TRACED_CONNECTIONS": 8192,  # whose programs are known by name, or one of whose ends has closed
+    "REASONS": 16384,  # connections that explain knows a reason for; a power of two
+    "OWN_ADDRESSES": 4096,  # of the daemon's network namespace
+    "EXCLUDED_STEPS": 1024,  # names on the paths of excluded cgroups
 }
-PORTS_SIZE = 65536 // 8
-MANIFEST_SIZE = 16384
+DECLINED_CLIENTS = 8192  # that their server end has not met yet
 
-# Counters, in the order of enum counter.
+CAUSES = ("", *causes())  # by enum cause
+PLAIN_COUNTERS = tuple(
+    name for name in record("counters").offsets if name not in ("declined", "retired")
+)
+DECLINED = tuple(name for name, flags in causes().items() if "DECLINES" in flags)
+RETIRED = tuple(name for name, flags in causes().items() if "RETIRES" in flags)
+# What Stats() counts.
 COUNTERS = (
-    "accelerated_connections",
-    "redirected_messages",
-    "redirected_bytes",
-    "dropped_events",
-    "declined_peer_outside",
-    "declined_undecidable",
-    "declined_early_data",
-    "declined_ulp",
-    "declined_mptcp",
-    "declined_zerocopy",
-    "declined_repair",
-    "declined_rcvlowat",
-    "declined_oobinline",
-    "declined_option",
-    "declined_learned",
-    "declined_kernel_socket",
-    "declined_mismatch",
-    "declined_map_full",
-    "declined_other_sockmap",
-    "declined_no_memory",
-    "retired_window",
-    "retired_messages",
-    "retired_small_stream",
-    "retired_late_pairing",
-    "retired_half_closed",
-    "retired_peer_gone",
-    "retired_other_sockmap",
-    "retired_rcvlowat",
-    "retired_zerocopy",
-    "retired_oobinline",
-    "retired_repair",
-    "retired_option",
-    "retired_ulp",
-    "retired_splice",
-    "retired_waitall",
-    "retired_trunc",
-    "retired_oob",
-    "retired_woken",
-    "retired_fionread",
-    "retired_disable",
+    *PLAIN_COUNTERS,
+    *(f"declined_{name}" for name in DECLINED),
+    *(f"retired_{name}" for name in RETIRED),
 )
+# Causes for which a listener is left alone: for good, or as long as samples say so.
+LEARNED_FOR_GOOD = tuple(name for name, flags in causes().items() if "LISTENER" in flags)
+UNPROFITABLE = tuple(name for name, flags in causes().items() if "UNPROFITABLE" in flags)
 
-COUNTER_SLOTS = 64
-
-SETTINGS = struct.Struct("=10I2Q")  # struct settings
-MEMBER = struct.Struct("=3I3I3Q48s")  # struct member
-FLOW = struct.Struct("=16s16sQHH4x")  # struct flow
-PLACE = struct.Struct("=16sQI4x")  # struct place
-ADDRESS = struct.Struct("=16sQ")  # struct address
-STEP = struct.Struct("=I128s")  # struct step
-EXCLUDED = 1 << 31
+FLOW = record("flow")
+LISTENER = record("listener")
 ADDRESSES = ("loopback", "host", "any")  # enum addresses
-OWNER = struct.Struct("=I16s")  # struct owner
-EVENT = struct.Struct("=QII6QI16sI16sII48s")  # struct event
-EVENT_KINDS = ("active_established", "accelerated", "declined", "retired", "closed", "learned")
-# enum lesson_kind; the last ones are for as long as samples say so
-LESSON_KINDS = (
-    "",
-    "ulp",
-    "rcvlowat",
-    "zerocopy",
-    "oobinline",
-    "repair",
-    "option",
-    "splice",
-    "waitall",
-    "trunc",
-    "oob",
-    "woken",
-    "fionread",
-    "spills",
-    "short connections",
-    "early data",
-)
-PASSING_LESSONS = LESSON_KINDS[13:]
-REQUEST_LEARNED, REQUEST_ULP = 1, 2  # enum request
-OPENED = struct.Struct("=QI16s4x")  # struct opened
-LISTENER = struct.Struct("=QI4x")  # struct listener
-SAMPLING_SIZE = 40  # struct sampling: time, when last sampled, kind, and what is the datapath's own
-LESSON = struct.Struct("=QQI20xQI16s4x")  # struct lesson, which begins with that
-SHORTCUT = struct.Struct(f"=IIQ{SAMPLING_SIZE}s")  # struct shortcut
-LOOK_IT_UP, KNOWN = 1, 2  # enum shortcut_state
-VERDICT = struct.Struct("=48sI4x")  # struct verdict
-VIEW = "7Q6I16s"  # struct view
-CONNECTION = struct.Struct(f"=Q{VIEW}{VIEW}II8s48s32s")  # struct connection
 MODES = ("unused", "redirected", "tcp")  # enum mode
-BROKEN = 3  # struct member: to be reset
-LEFT_UNREAD = 2  # struct member: the pair is off the sockhash, and has pollers to be told
 SIDES = ("client", "server")  # enum side
+EVENT_KINDS = ("active_established", "accelerated", "declined", "retired", "closed", "learned")
+REQUEST_WALK, REQUEST_LEARNED, REQUEST_ULP = range(len(enumerators("request")))
+EXCLUDED = 1 << 31  # pair/cgroup.h: the path ends here
+LEFT_UNREAD, BROKEN = constant("LEFT_UNREAD"), constant("BROKEN")  # in struct member
+_V4_MAPPED = bytes(10) + b"\xff\xff"
 
 
 @dataclass(frozen=True)
@@ -179,42 +105,70 @@ class MapShape:
     max_entries: int
 
 
+def _array(value_size: int, entries: int = 1) -> MapShape:
+    return MapShape(MapType.ARRAY, 4, value_size, entries)
+
+
 def map_shapes(max_connections: int, page_size: int) -> dict[str, MapShape]:
     """Every map of the datapath by its name, as it is made for a limit on connections."""
+    size = {name: record(name).size for name in _VALUES}
+    room = CAPACITIES
+
+    def lru(key: str, value: int, entries: int) -> MapShape:
+        return MapShape(MapType.LRU_HASH, size[key], value, entries)
+
+    def hashed(key: str, value: int, entries: int) -> MapShape:
+        return MapShape(MapType.HASH, size[key], value, entries)
+
     return {
-        "peers": MapShape(MapType.SOCKHASH, 12, 4, 2 * max_connections),
-        "sockets": MapShape(MapType.SK_STORAGE, 4, 456, 0),
-        "handshakes": MapShape(MapType.LRU_HASH, 8, 88, max_connections + DECLINED_CLIENTS),
-        "answered": MapShape(MapType.ARRAY, 4, FLOW.size + 8, WORDS),
-        "words": MapShape(MapType.ARRAY, 4, 32, WORDS),
-        "unproven": MapShape(MapType.ARRAY, 4, 8 + FLOW.size, UNPROVEN),
-        "own_addresses": MapShape(MapType.HASH, ADDRESS.size, 4, OWN_ADDRESSES),
-        "excluded": MapShape(MapType.HASH, STEP.size, 4, EXCLUDED_STEPS),
-        "leaving": MapShape(MapType.LRU_HASH, 8, 12, LEAVING_PAIRS),
-        "unnoticed": MapShape(MapType.LRU_HASH, 12, 4, LEAVING_PAIRS),
-        "callers": MapShape(MapType.LRU_HASH, FLOW.size, 32, TRACED_CONNECTIONS),
-        "listeners": MapShape(MapType.LRU_HASH, LISTENER.size, OWNER.size, TRACED_CONNECTIONS),
-        "closing": MapShape(MapType.LRU_HASH, 8, 32, TRACED_CONNECTIONS),
-        "verdicts": MapShape(MapType.ARRAY, 4, VERDICT.size, VERDICTS),
-        "learned": MapShape(MapType.HASH, LISTENER.size, LESSON.size, LESSONS),
-        "shortcuts": MapShape(MapType.ARRAY, 4, SHORTCUT.size, SHORTCUTS),
-        "balances": MapShape(MapType.LRU_HASH, LISTENER.size, 4, BALANCED_LISTENERS),
-        "settings": MapShape(MapType.ARRAY, 4, SETTINGS.size, 1),
-        "alerts": MapShape(MapType.ARRAY, 4, 8, 1),
-        "ports": MapShape(MapType.ARRAY, 4, PORTS_SIZE, 1),
-        "counters": MapShape(MapType.PERCPU_ARRAY, 4, 8 * COUNTER_SLOTS, 1),
-        "line": MapShape(MapType.PERCPU_ARRAY, 4, CONNECTION.size, 1),
-        "manifest": MapShape(MapType.ARRAY, 4, MANIFEST_SIZE, 1),
+        "peers": MapShape(MapType.SOCKHASH, size["end"], 4, 2 * max_connections),
+        "sockets": MapShape(MapType.SK_STORAGE, 4, size["sock_state"], 0),
+        "handshakes": lru("pair", size["handshake"], max_connections + DECLINED_CLIENTS),
+        "flow_syns": _array(size["flow_syn"], room["SYN_RECORDS"]),
+        "client_syns": _array(size["client_syn"], room["SYN_RECORDS"]),
+        "unmatched": _array(size["unmatched_client"], room["UNMATCHED_CLIENTS"]),
+        "own_addresses": hashed("address", 4, room["OWN_ADDRESSES"]),
+        "excluded": hashed("step", 4, room["EXCLUDED_STEPS"]),
+        "leaving": lru("pair", size["leaving"], room["LEAVING_PAIRS"]),
+        "unread_left": lru("end", 4, room["LEAVING_PAIRS"]),
+        "callers": lru("flow", size["caller"], room["TRACED_CONNECTIONS"]),
+        "listeners": lru("listener", size["owner"], room["TRACED_CONNECTIONS"]),
+        "closing": lru("pair", size["closing"], room["TRACED_CONNECTIONS"]),
+        "reasons": _array(size["recorded_reason"], room["REASONS"]),
+        "learned": hashed("listener", size["learned_entry"], room["LEARNED_ENTRIES"]),
+        "balances": lru("listener", 4, room["BALANCED_LISTENERS"]),
+        "settings": _array(size["settings"]),
+        "change_count": _array(8),
+        "ports": _array(size["ports"]),
+        "counters": MapShape(MapType.PERCPU_ARRAY, 4, size["counters"], 1),
+        "line": MapShape(MapType.PERCPU_ARRAY, 4, size["connection"], 1),
+        "manifest": _array(size["manifest"]),
         "requests": MapShape(MapType.RINGBUF, 0, 0, page_size),
         "events": MapShape(MapType.RINGBUF, 0, 0, 64 * page_size),
     }
 
 
+# Structs that are keys or values of maps.
+_VALUES = (
+    *("end", "pair", "flow", "sock_state", "handshake", "flow_syn", "client_syn"),
+    *("unmatched_client", "address", "step", "leaving", "caller", "owner", "listener", "closing"),
+    *(
+        "recorded_reason",
+        "learned_entry",
+        "settings",
+        "ports",
+        "counters",
+        "connection",
+        "manifest",
+    ),
+)
+
+
 def hash_of(flow: bytes, seed: int) -> int:
-    """sockredir.h: where an array has what is noted of a connection, modulo the array's size."""
+    """maps.h: where an array has what is kept for a connection, modulo the array's size."""
     mixed = seed
-    for word in struct.unpack("=6Q", flow):
-        mixed = (mixed ^ mixed >> 32 ^ word) * 0x9E3779B97F4A7C15 & (1 << 64) - 1
+    for chunk in struct.unpack("=6Q", flow):
+        mixed = (mixed ^ mixed >> 32 ^ chunk) * 0x9E3779B97F4A7C15 & (1 << 64) - 1
     return mixed >> 32
 
 
@@ -236,11 +190,31 @@ class Settings:
     seed: int = 0
 
     def pack(self) -> bytes:
-        return SETTINGS.pack(*astuple(self))
+        return record("settings").pack(**asdict(self))
 
     @classmethod
     def unpack(cls, raw: bytes) -> Settings:
-        return cls(*SETTINGS.unpack(raw))
+        return cls(*record("settings").unpack(raw))
+
+
+def ip_bytes(parts: tuple[int, ...]) -> bytes:
+    """The 16 bytes of an address that a record has as four numbers."""
+    return struct.pack("=4I", *parts)
+
+
+def flow_key(client: tuple[bytes, int], server: tuple[bytes, int], netns: int) -> bytes:
+    """A struct flow; ends are 16 bytes of address, IPv4 v4-mapped, and a port."""
+    return FLOW.pack(
+        client_ip=struct.unpack("=4I", client[0]),
+        server_ip=struct.unpack("=4I", server[0]),
+        netns=netns,
+        client_port=client[1],
+        server_port=server[1],
+    )
+
+
+def listener_key(netns: int, port: int) -> bytes:
+    return LISTENER.pack(netns=netns, port=port)
 
 
 @dataclass(frozen=True)
@@ -252,23 +226,21 @@ class Flow:
     netns: int
 
     @classmethod
+    def of(cls, flow: Any) -> Flow:
+        """`flow`: a struct flow as header.Record unpacks it."""
+        client = endpoint_text(ip_bytes(flow.client_ip), flow.client_port)
+        return cls(client, endpoint_text(ip_bytes(flow.server_ip), flow.server_port), flow.netns)
+
+    @classmethod
     def unpack(cls, raw: bytes) -> Flow:
-        client, server, netns, client_port, server_port = FLOW.unpack(raw)
-        return cls(_address(client, client_port), _address(server, server_port), netns)
+        return cls.of(FLOW.unpack(raw))
 
 
-_V4_MAPPED = bytes(10) + b"\xff\xff"
-
-
-def _address(raw: bytes, port: int) -> str:
-    if raw.startswith(_V4_MAPPED):
-        return f"{raw[12]}.{raw[13]}.{raw[14]}.{raw[15]}:{port}"
-    return f"[{IPv6Address(raw)}]:{port}"
-
-
-def reason_name(counter: int) -> str:
-    """The word for an enum counter that is a reason, e.g. 'peer_outside'."""
-    return COUNTERS[counter].partition("_")[2]
+def endpoint_text(ip: bytes, port: int) -> str:
+    """ADDRESS:PORT, or [ADDRESS]:PORT."""
+    if ip.startswith(_V4_MAPPED):
+        return f"{ip[12]}.{ip[13]}.{ip[14]}.{ip[15]}:{port}"
+    return f"[{IPv6Address(ip)}]:{port}"
 
 
 def text(raw: bytes) -> str:
@@ -302,21 +274,12 @@ class Event:
 
     @classmethod
     def unpack(cls, raw: bytes) -> Event:
-        time, kind, reason, *numbers, cpu, lost, flow = EVENT.unpack(raw)
-        totals, (client_pid, client_comm, server_pid, server_comm) = numbers[:6], numbers[6:]
-        name = EVENT_KINDS[kind]
-        word = ""
-        if name == "learned":
-            word = LESSON_KINDS[reason]
-        elif name in ("declined", "retired"):
-            word = reason_name(reason)
-        return cls(
-            time,
-            name,
-            word,
-            Flow.unpack(flow),
-            End(client_pid, text(client_comm), *totals[:3]),
-            End(server_pid, text(server_comm), *totals[3:]),
-            cpu,
-            lost,
+        event = record("event").unpack(raw)
+        name = EVENT_KINDS[event.kind]
+        client, server = (
+            End(o.pid, text(o.comm), t.bytes, t.messages, t.tcp_bytes)
+            for o, t in zip(event.owner, event.totals, strict=True)
         )
+        reason = CAUSES[event.reason] if name in ("declined", "retired", "learned") else ""
+        flow = Flow.of(event.flow)
+        return cls(event.time, name, reason, flow, client, server, event.cpu, event.lost)

@@ -10,53 +10,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from sockredird.config import Scope
+from sockredird.datapath.causes import sentence
 from sockredird.datapath.generation import Generation
 from sockredird.datapath.learned import Learned
 from sockredird.errors import InvalidConfig
 from sockredird.kernel import addresses, sockdiag
 from sockredird.kernel.cgroup import Names
 from sockredird.kernel.sockdiag import Address, Namespace, Socket
-from sockredird.loader.records import FLOW
+from sockredird.loader.records import flow_key
 from sockredird.observe import listing, owners
 
 MOST = 200  # connections explained at a time
 
-# Reasons of the datapath have the names of its counters.
-WORDS = {
-    "undecidable": "both ends are in scope, but SNAT or masquerading hides the client's address "
-    "from the listener, so that neither end could know in time",
-    "peer_outside": "the other end is not in scope: another host, cgroup, or network namespace",
-    "early_data": "data went through TCP before both ends were paired (TCP_DEFER_ACCEPT, "
-    "TCP Fast Open, or a race)",
-    "ulp": "a socket has an upper layer protocol (kTLS, MPTCP, SMC)",
-    "mptcp": "it is a Multipath TCP subflow",
-    "zerocopy": "SO_ZEROCOPY is set, and its completions do not come on a sockhash",
-    "repair": "TCP_REPAIR is set: its sequence numbers are not those of a handshake",
-    "rcvlowat": "SO_RCVLOWAT is set, which a sockhash ignores",
-    "oobinline": "SO_OOBINLINE is set: urgent data is in use, which a sockhash does not know",
-    "option": "SO_TIMESTAMP, SO_TIMESTAMPING, SO_PEEK_OFF or TCP_INQ is set, which a sockhash "
-    "ignores",
-    "splice": "a program used splice(2) from the socket",
-    "waitall": "a program received with MSG_WAITALL",
-    "trunc": "a program received with MSG_TRUNC",
-    "oob": "a program used MSG_OOB",
-    "woken": "a blocking recv(2) was woken without data, by a signal or another thread",
-    "fionread": "a program asked FIONREAD, which does not count redirected data on this kernel",
-    "learned": "its listener is left alone, see sockredirctl learned",
-    "kernel_socket": "a socket belongs to the kernel itself",
-    "mismatch": "its sequence numbers are those of another connection",
-    "map_full": "max_connections are accelerated",
-    "other_sockmap": "another BPF program has the socket on a sockmap of its own "
-    "(bpftool prog show: sk_msg, sk_skb)",
-    "no_memory": "there was no memory for the state of a socket",
-    "window": "unread data reached window_bytes, or the reader's SO_RCVBUF",
-    "messages": "too many unread messages, however small",
-    "small_stream": "it was a one-way stream of small messages, which TCP merges",
-    "late_pairing": "its first message came before both ends were paired, or somebody waited for "
-    "it since before",
-    "peer_gone": "its peer was taken off the sockhash by somebody else",
-    "half_closed": "one end has shut down its side or closed, and the other is on TCP since",
-    "disable": "acceleration is disabled, or was while this connection lived",
+# Of connections that the datapath said nothing of; for the others see datapath/causes.py.
+UNSEEN = {
     "address": "an address is not in scope",
     "port": "the listening port is not in scope",
     "cgroup": "a program is outside of the cgroup in scope",
@@ -95,8 +62,8 @@ class Subject:
 
     def flow(self, netns: int) -> bytes:
         assert self.client is not None
-        packed = (self.client.packed, self.server.packed)
-        return FLOW.pack(*packed, netns, self.client.port, self.server.port)
+        client, server = self.client, self.server
+        return flow_key((client.packed, client.port), (server.packed, server.port), netns)
 
 
 def explain(view: View, keys: dict[str, Any]) -> list[dict[str, Any]]:
@@ -108,7 +75,7 @@ def explain(view: View, keys: dict[str, Any]) -> list[dict[str, Any]]:
     asked = view.generations[0] if view.generations else None
     chosen = _chooser(keys, asked)
     namespace = sockdiag.look(keys.get("pid", 0))
-    learned = {x.port for x in view.learned.lessons() if x.netns == namespace.cookie}
+    learned = {x.port for x in view.learned.entries() if x.netns == namespace.cookie}
     subjects = list(_subjects(namespace, chosen, learned))
     if not subjects and "local" in keys:
         local, remote = Address.parse(keys["local"]), Address.parse(keys["remote"])
@@ -136,12 +103,12 @@ def explain(view: View, keys: dict[str, Any]) -> list[dict[str, Any]]:
             flow = subject.flow(namespace.cookie)
             member = members.get(flow, {})
             state, reason = _judge(view, subject, flow, member, names, namespace.cookie)
-        lesson = view.learned.about(namespace.cookie, subject.server.port)
-        if lesson and (state, reason) in (("in_scope", ""), ("tcp", "before_enable")):
+        entry = view.learned.about(namespace.cookie, subject.server.port)
+        if entry and (state, reason) in (("in_scope", ""), ("tcp", "before_enable")):
             state, reason = "tcp" if subject.client else "out_of_scope", "learned"
         answer = _answer(view, subject, state, reason, processes, names)
-        if lesson and reason == "learned":
-            answer["detail"] += f": {lesson.sentence()}"
+        if entry and reason == "learned":
+            answer["detail"] += f": {entry.sentence()}"
         answers.append({**member, **answer})
     return answers
 
@@ -214,7 +181,7 @@ def _gone(view: View, namespace: Namespace, local: Address, remote: Address) -> 
 
 
 def _known(view: View, flow: bytes, members: dict[bytes, dict[str, Any]]) -> bool:
-    return flow in members or any(g.verdict(flow) for g in view.generations)
+    return flow in members or any(g.reason(flow) for g in view.generations)
 
 
 # -- why -----------------------------------------------------------------------------------------
@@ -234,7 +201,7 @@ def _judge(
     if member:
         return ("leaving", member["reason"]) if member["leaving"] else ("accelerated", "")
     for generation in view.generations:
-        if reason := generation.verdict(flow):
+        if reason := generation.reason(flow):
             return "tcp", reason
     if not view.enabled:
         return "tcp", "disable"
@@ -311,7 +278,7 @@ def _answer(
 def _detail(view: View, subject: Subject, reason: str, names: Names) -> str:
     if not reason:
         return ""
-    detail = WORDS[reason]
+    detail = UNSEEN.get(reason) or sentence(reason)
     if reason == "address":
         detail += f': addresses = "{view.scope.addresses}"'
     elif reason == "cgroup":

@@ -18,28 +18,29 @@ from typing import Any
 from sockredird.datapath.generation import Generation
 from sockredird.errors import Busy, InvalidConfig
 from sockredird.kernel.cgroup import Names
-from sockredird.loader.records import CONNECTION, FLOW, MODES, PLACE, SIDES, Flow, reason_name, text
+from sockredird.loader.header import record
+from sockredird.loader.records import CAUSES, FLOW, MODES, SIDES, Flow, text
 from sockredird.observe import owners
 
-Fields = tuple[Any, ...]
+Connection = Any  # struct connection, as header.Record unpacks it
 
-# CONNECTION's fields: age, two views of 14 fields, known, leaving, pair, flow, server
-_VIEW = {"client": 1, "server": 15}
-_BYTES, _MESSAGES, _BYTE_RATE, _MESSAGE_RATE = 0, 1, 3, 4
-_INODE, _CGROUP, _UNREAD = 5, 6, 8
-_KNOWN, _LEAVING, _PAIR, _FLOW, _SERVER = 29, 30, 31, 32, 33
 # The kernel visits a bucket again when its output did not fit in one read(); buckets are short.
 _REPEATED = 64
 _LINES = 64  # written at a time
 STALL_S = 2
 
-_SORTS: dict[str, Callable[[Fields], int]] = {
-    "bytes": lambda f: f[1 + _BYTES] + f[15 + _BYTES],
-    "messages": lambda f: f[1 + _MESSAGES] + f[15 + _MESSAGES],
-    "rate": lambda f: f[1 + _BYTE_RATE] + f[15 + _BYTE_RATE],
-    "message_rate": lambda f: f[1 + _MESSAGE_RATE] + f[15 + _MESSAGE_RATE],
-    "unread": lambda f: f[1 + _UNREAD] + f[15 + _UNREAD],
-    "age": lambda f: f[0],
+
+def _sum(field: str) -> Callable[[Connection], int]:
+    return lambda c: sum(getattr(view, field) for view in c.view)
+
+
+_SORTS: dict[str, Callable[[Connection], int]] = {
+    "bytes": _sum("bytes"),
+    "messages": _sum("messages"),
+    "rate": _sum("byte_rate"),
+    "message_rate": _sum("message_rate"),
+    "unread": _sum("unread"),
+    "age": lambda c: int(c.age),
 }
 SORTS = tuple(_SORTS)
 
@@ -68,10 +69,11 @@ class Query:
         return cls(**keys)
 
 
-def _matcher(query: Query, names: Names, generations: list[Generation]) -> Callable[[Fields], bool]:
+def _matcher(
+    query: Query, names: Names, generations: list[Generation]
+) -> Callable[[Connection], bool]:
     # sockets that several processes have open name only one of them
     inodes = owners.sockets_of(generations[0], query.pid) if query.pid and generations else set()
-    port = query.port.to_bytes(2, "little") if query.port else b""
 
     def in_unit(number: int) -> bool:
         path = names.path(number)
@@ -79,46 +81,43 @@ def _matcher(query: Query, names: Names, generations: list[Generation]) -> Calla
             query.unit.rstrip("/") + "/"
         )
 
-    def matches(fields: Fields) -> bool:
-        flow = fields[_FLOW]
-        if port and port not in (flow[40:42], flow[42:44], fields[_SERVER][24:26]):
+    def matches(c: Connection) -> bool:
+        ports = c.flow.client_port, c.flow.server_port, c.server.port
+        if query.port and query.port not in ports:
             return False
-        if query.pid and not inodes & {fields[at + _INODE] for at in _VIEW.values()}:
+        if query.pid and not inodes & {view.inode for view in c.view}:
             return False
-        return not query.unit or any(in_unit(fields[at + _CGROUP]) for at in _VIEW.values())
+        return not query.unit or any(in_unit(view.cgroup) for view in c.view)
 
     return matches
 
 
-def _read(generations: list[Generation]) -> Iterator[Fields]:
+def _read(generations: list[Generation]) -> Iterator[Connection]:
     for generation in generations:
-        recent: deque[bytes] = deque(maxlen=_REPEATED)
+        recent: deque[Any] = deque(maxlen=_REPEATED)
         for chunk in generation.connections():
-            for fields in CONNECTION.iter_unpack(chunk):
-                if fields[_PAIR] not in recent:
-                    yield fields
-                recent.append(fields[_PAIR])
+            for connection in record("connection").iter_unpack(chunk):
+                if connection.pair not in recent:
+                    yield connection
+                recent.append(connection.pair)
 
 
-def _as_server_sees(fields: Fields) -> bytes:
+def _as_server_sees(c: Connection) -> Any:
     """struct flow; NAT and another network namespace make it differ from the client's."""
-    flow: bytes = fields[_FLOW]
-    ip, netns, port = PLACE.unpack(fields[_SERVER])
-    if not netns:
-        return flow
-    client_ip, _, _, client_port, _ = FLOW.unpack(flow)
-    return FLOW.pack(client_ip, ip, netns, client_port, port)
+    if not c.server.netns:
+        return c.flow
+    return c.flow._replace(server_ip=c.server.ip, netns=c.server.netns, server_port=c.server.port)
 
 
-def describe(fields: Fields, names: Names) -> dict[str, Any]:
-    flow = Flow.unpack(fields[_FLOW])
-    seen = Flow.unpack(_as_server_sees(fields))
+def describe(c: Connection, names: Names) -> dict[str, Any]:
+    flow = Flow.of(c.flow)
+    seen = Flow.of(_as_server_sees(c))
     result: dict[str, Any] = {
         "client": flow.client,
         "server": flow.server,
         "netns": flow.netns,
-        "age_seconds": fields[0] / 1e9,
-        "leaving": bool(fields[_LEAVING]),
+        "age_seconds": c.age / 1e9,
+        "leaving": bool(c.leaving),
         "reason": "",
     }
     if seen.server != flow.server:
@@ -126,29 +125,27 @@ def describe(fields: Fields, names: Names) -> dict[str, Any]:
     if seen.netns != flow.netns:
         result["server_netns"] = seen.netns
     for number, side in enumerate(SIDES):
-        if not fields[_KNOWN] >> number & 1:
+        if not c.known >> number & 1:
             continue  # it has closed
-        at = _VIEW[side]
-        carried, messages, tcp, byte_rate, message_rate, inode, cgroup = fields[at : at + 7]
-        uid, unread, mode, reason, owners, pid, comm = fields[at + 7 : at + 14]
+        view = c.view[number]
         result |= {
-            f"{side}_pid": pid,
-            f"{side}_comm": text(comm),
-            f"{side}_processes": owners,
-            f"{side}_uid": uid,
-            f"{side}_inode": inode,
-            f"{side}_cgroup": names.path(cgroup),
-            f"{side}_unit": names.unit(cgroup),
-            f"{side}_mode": MODES[mode],
-            f"{side}_sent_bytes": carried,
-            f"{side}_sent_messages": messages,
-            f"{side}_tcp_bytes": tcp,
-            f"{side}_bytes_per_second": byte_rate,
-            f"{side}_messages_per_second": message_rate,
-            f"{side}_unread_bytes": unread,
+            f"{side}_pid": view.owner.pid,
+            f"{side}_comm": text(view.owner.comm),
+            f"{side}_processes": view.owners,
+            f"{side}_uid": view.uid,
+            f"{side}_inode": view.inode,
+            f"{side}_cgroup": names.path(view.cgroup),
+            f"{side}_unit": names.unit(view.cgroup),
+            f"{side}_mode": MODES[view.mode],
+            f"{side}_sent_bytes": view.bytes,
+            f"{side}_sent_messages": view.messages,
+            f"{side}_tcp_bytes": view.tcp_bytes,
+            f"{side}_bytes_per_second": view.byte_rate,
+            f"{side}_messages_per_second": view.message_rate,
+            f"{side}_unread_bytes": view.unread,
         }
-        if reason:
-            result["reason"] = reason_name(reason)
+        if view.reason:
+            result["reason"] = CAUSES[view.reason]
     if result["leaving"] and not result["reason"]:
         result["reason"] = "disable"
     return result
@@ -159,7 +156,7 @@ def busiest(generations: list[Generation], limit: int, query: Query) -> list[dic
     names = Names()
     found = filter(_matcher(query, names, generations), _read(generations))
     chosen = heapq.nlargest(limit, found, key=_SORTS[query.sort])
-    return [describe(fields, names) for fields in chosen]
+    return [describe(c, names) for c in chosen]
 
 
 def write(generations: list[Generation], query: Query, fd: int) -> None:
@@ -172,9 +169,7 @@ def write(generations: list[Generation], query: Query, fd: int) -> None:
     writable.register(fd, select.POLLOUT)
     names = Names()
     found = filter(_matcher(query, names, generations), _read(generations))
-    while chunk := "".join(
-        json.dumps(describe(fields, names)) + "\n" for fields in islice(found, _LINES)
-    ):
+    while chunk := "".join(json.dumps(describe(c, names)) + "\n" for c in islice(found, _LINES)):
         data = memoryview(chunk.encode())
         while data:
             if not writable.poll(STALL_S * 1000):
@@ -186,7 +181,7 @@ def with_flows(generations: list[Generation], flows: set[bytes]) -> dict[bytes, 
     """Those of some connections that are accelerated, by struct flow as either end sees it."""
     names = Names()
     found = {}
-    for fields in _read(generations):
-        for flow in flows & {fields[_FLOW], _as_server_sees(fields)}:
-            found[flow] = describe(fields, names)
+    for c in _read(generations):
+        for flow in flows & {FLOW.pack(**seen._asdict()) for seen in (c.flow, _as_server_sees(c))}:
+            found[flow] = describe(c, names)
     return found

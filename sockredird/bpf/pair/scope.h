@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Which connections are in scope, by their addresses, port and cgroup; and how a client end knows,
- * before it is put on the sockhash, that its server end is on this host: a listener in scope has
- * answered its SYN and left word in `answered`.
+ * Which connections are in scope, by their addresses and port; and how a client end knows, before it
+ * is put on the sockhash, that its server end is on this host. When a listener in scope answers a SYN
+ * it records the flow in `flow_syns`, and with addresses = "any" the client's address in
+ * `client_syns`; the client end looks there.
  *
- * addresses    in scope                                      word left under
+ * addresses    in scope                                      SYN recorded under
  * loopback     both ends on loopback addresses               flow and netns
  * host         both ends on addresses of this host           flow and netns
  * any          all; NAT may translate the server's address   that, and the client's address alone
@@ -13,10 +14,12 @@
  * decides whether the client end is put on the sockhash and waits; the pair of sequence numbers
  * decides what it is paired with.
  */
+#pragma once
+#include "../maps.h"
 
 #define AF_INET 2
 #define AF_INET6 10
-#define ANSWER_VALID_NS 60000000000ULL	/* SYN-ACK retransmissions included */
+#define SYN_VALID_NS 60000000000ULL	/* SYN-ACK retransmissions included */
 
 inline_fn __u16 local_port(struct bpf_sock_ops *skops)
 {
@@ -162,111 +165,111 @@ inline_fn int translation_in_scope(void)
 }
 
 /* For a client's address, all that both ends see alike through DNAT and across netns. */
-inline_fn struct word *word_for(const struct flow *flow)
+inline_fn struct client_syn *client_syn_for(const struct flow *flow)
 {
 	int zero = 0;
 	struct settings *s = settings.lookup(&zero);
 	__u64 hash;
-	__u32 place;
+	__u32 slot;
 
 	if (!s)
 		return NULL;
 	hash = (s->seed ^ flow->client_port) * MIX;
 	hash = (hash ^ hash >> 32 ^ flow->client_ip[0] ^ (__u64)flow->client_ip[1] << 32) * MIX;
 	hash = (hash ^ hash >> 32 ^ flow->client_ip[2] ^ (__u64)flow->client_ip[3] << 32) * MIX;
-	place = hash >> 32 & (WORDS - 1);
-	return words.lookup(&place);
+	slot = hash >> 32 & (SYN_RECORDS - 1);
+	return client_syns.lookup(&slot);
 }
 
-inline_fn struct answer *answer_for(const struct flow *flow)
+inline_fn struct flow_syn *flow_syn_for(const struct flow *flow)
 {
-	__u32 place = hash_of(flow) & (WORDS - 1);
+	__u32 slot = hash_of(flow) & (SYN_RECORDS - 1);
 
-	return answered.lookup(&place);
+	return flow_syns.lookup(&slot);
 }
 
-inline_fn struct unproven *unproven_for(const struct pair *pair)
+inline_fn struct unmatched_client *unmatched_for(const struct pair *pair)
 {
-	__u32 place = (pair->client_seq ^ pair->server_seq) & (UNPROVEN - 1);
+	__u32 slot = (pair->client_seq ^ pair->server_seq) & (UNMATCHED_CLIENTS - 1);
 
-	return unproven.lookup(&place);
+	return unmatched.lookup(&slot);
 }
 
-/* A listener in scope answers this SYN. */
-inline_fn void leave_word(const struct flow *flow, enum reach reach)
+/* Records that a listener in scope answers this SYN. */
+inline_fn void note_syn(const struct flow *flow, enum reach reach)
 {
 	__u64 now = recent_time();
 
 	if (reach == NEAR) {
-		struct answer *answer = answer_for(flow);
+		struct flow_syn *syn = flow_syn_for(flow);
 
-		if (!answer)
+		if (!syn)
 			return;
-		answer->flow = *flow;
-		answer->time = now;
+		syn->flow = *flow;
+		syn->time = now;
 	}
 	if (translation_in_scope()) {
-		struct word *word = word_for(flow);
+		struct client_syn *syn = client_syn_for(flow);
 
-		if (!word)
+		if (!syn)
 			return;
-		__builtin_memcpy(word->client_ip, flow->client_ip, 16);
-		word->client_port = flow->client_port;
-		word->time = now;
+		__builtin_memcpy(syn->client_ip, flow->client_ip, 16);
+		syn->client_port = flow->client_port;
+		syn->time = now;
 	}
 }
 
-/* Once: nobody may take it for a word about another connection. */
-inline_fn int take_word(const struct flow *flow)
+/* Whether there is a record of this client's SYN; removes it, so that it serves one connection. */
+inline_fn int claim_client_syn(const struct flow *flow)
 {
-	struct word *word = word_for(flow);
+	struct client_syn *syn = client_syn_for(flow);
 	__u64 then;
 
-	if (!word || !same_ip(word->client_ip, flow->client_ip) ||
-	    word->client_port != flow->client_port)
+	if (!syn || !same_ip(syn->client_ip, flow->client_ip) ||
+	    syn->client_port != flow->client_port)
 		return 0;
-	then = word->time;
-	word->time = 0;
-	return then && recent_time() - then <= ANSWER_VALID_NS;
+	then = syn->time;
+	syn->time = 0;
+	return then && recent_time() - then <= SYN_VALID_NS;
 }
 
-inline_fn int take_answer(const struct flow *flow)
+inline_fn int claim_flow_syn(const struct flow *flow)
 {
-	struct answer *answer = answer_for(flow);
+	struct flow_syn *syn = flow_syn_for(flow);
 	__u64 then;
 
-	if (!answer || !same_flow(&answer->flow, flow))
+	if (!syn || !same_flow(&syn->flow, flow))
 		return 0;
-	then = answer->time;
-	answer->time = 0;
-	return then && recent_time() - then <= ANSWER_VALID_NS;
+	then = syn->time;
+	syn->time = 0;
+	return then && recent_time() - then <= SYN_VALID_NS;
 }
 
-/* What was left for a client, ored. */
-enum answers {
-	NOT_ANSWERED = 0,
-	SOMEBODY_ANSWERED = 1,	/* a SYN from this client's address, to whatever address */
-	FLOW_ANSWERED = 2,	/* a listener in this netns answered this very SYN */
+/* Which records there were of a client's SYN, ored. */
+enum syn_claim {
+	NO_SYN = 0,
+	CLIENT_SYN = 1,	/* a listener answered this client's address, under whatever address */
+	FLOW_SYN = 2,	/* a listener in this netns answered this very SYN */
 };
 
-inline_fn __u32 take_words(const struct flow *flow, enum reach reach)
+inline_fn __u32 claim_syn(const struct flow *flow, enum reach reach)
 {
-	__u32 answers = NOT_ANSWERED;
+	__u32 claimed = NO_SYN;
 
-	if (translation_in_scope() && take_word(flow))
-		answers |= SOMEBODY_ANSWERED;
-	if (reach == NEAR && take_answer(flow))
-		answers |= FLOW_ANSWERED;
-	return answers;
+	if (translation_in_scope() && claim_client_syn(flow))
+		claimed |= CLIENT_SYN;
+	if (reach == NEAR && claim_flow_syn(flow))
+		claimed |= FLOW_SYN;
+	return claimed;
 }
 
 /*
- * For the server end: whether the client has not taken what each client in scope takes, which is
- * established first. It is not in scope then, or SNAT hides it. Takes it away, too: a client in scope
- * that has this client's address and port next would believe it.
+ * Server side: whether the record of its client's SYN is still there, so that no client in scope has
+ * claimed it. Clients are established before servers. The client is not in scope then, or SNAT hides
+ * it; claim_syn() removes the record all the same, since a client in scope that gets this address and
+ * port next would believe it.
  */
-inline_fn int untaken(const struct flow *flow, enum reach reach)
+inline_fn int client_in_scope(__u32 unclaimed)
 {
-	return take_words(flow, reach) &
-	       (translation_in_scope() ? SOMEBODY_ANSWERED : FLOW_ANSWERED);
+	return !(unclaimed & (translation_in_scope() ? CLIENT_SYN : FLOW_SYN));
 }

@@ -4,72 +4,66 @@
  * target's queue the sender holds a reference to its own psock (tcp_bpf_sendmsg()) and one to the
  * target (sk_psock_msg_verdict()); taking the target's psock away then would fail its send().
  */
+#pragma once
+#include "../kernel.h"
 
 #define MAX_WAITERS 8
 #define CROWD (~0ULL)
 
+/* Whether an entry on a wait queue is of a task that sleeps in the socket's own code. */
+inline_fn int names_a_task(__u64 entry)
+{
+	__u64 task = kernel_wait_private(entry), leader = task ? kernel_task_group_leader(task) : 0;
+
+	/* an entry of poll() or epoll names something else, or nothing; a leader leads itself */
+	return leader && kernel_task_group_leader(leader) == leader;
+}
+
 /*
  * The task, reader, writer or connect(2), that is asleep on this socket in the kernel's TCP code, by
  * the address of its entry on the socket's wait queue: such an entry names the task
- * (DEFINE_WAIT_FUNC()), where those of poll() and epoll name something else, or nothing. 0 if there
- * is none, CROWD if there are several, or too many entries to see them all.
+ * (DEFINE_WAIT_FUNC()). 0 if there is none, CROWD if there are several, or too many entries to see
+ * them all.
  */
 inline_fn __u64 sleeper_on(__u64 sk)
 {
-	__u64 wq = 0, entry = 0, found = 0, head, task, leader, again;
+	__u64 head = wait_queue_of(sk), at, found = 0;
 
-	if (KERNEL_FIELD(wq, sk, OFF_sock_sk_wq))
-		return CROWD;
-	if (!wq)
+	if (!head)
 		return 0;
-	head = wq + OFF_socket_wq_head;
-	if (KERNEL_FIELD(entry, head, 0))
-		return CROWD;
+	at = kernel_list_next(head);
 #pragma unroll
 	for (int i = 0; i < MAX_WAITERS; i++) {
-		if (entry == head)
+		if (at == head)
 			return found;
-		entry -= OFF_wait_queue_entry_entry;
-		task = leader = again = 0;
-		KERNEL_FIELD(task, entry, OFF_wait_queue_entry_private);
-		if (task && !KERNEL_FIELD(leader, task, OFF_task_struct_group_leader) && leader &&
-		    !KERNEL_FIELD(again, leader, OFF_task_struct_group_leader) && again == leader)
-			found = found ? CROWD : entry;
-		if (KERNEL_FIELD(entry, entry, OFF_wait_queue_entry_entry))
+		if (!at)
 			return CROWD;
+		if (names_a_task(wait_entry(at)))
+			found = found ? CROWD : wait_entry(at);
+		at = kernel_list_next(at);
 	}
-	return entry == head ? found : CROWD;
+	return at == head ? found : CROWD;
 }
 
 /* Whether somebody is still asleep who was there when sleeper_on() gave `then`; or may be. */
 inline_fn int sleeps_on(__u64 sk, __u64 then)
 {
-	__u64 wq = 0, entry = 0, head;
+	__u64 head = wait_queue_of(sk), at;
 
 	if (then == CROWD)
 		return sleeper_on(sk) != 0;
-	if (KERNEL_FIELD(wq, sk, OFF_sock_sk_wq))
-		return 1;
-	if (!wq)
+	if (!head)
 		return 0;
-	head = wq + OFF_socket_wq_head;
-	if (KERNEL_FIELD(entry, head, 0))
-		return 1;
+	at = kernel_list_next(head);
 #pragma unroll
 	for (int i = 0; i < MAX_WAITERS; i++) {
-		if (entry == head)
+		if (at == head)
 			return 0;
-		if (entry - OFF_wait_queue_entry_entry == then || KERNEL_FIELD(entry, entry, 0))
+		if (!at || wait_entry(at) == then)
 			return 1;
+		at = kernel_list_next(at);
 	}
-	return entry != head;
-}
-
-inline_fn __u32 psock_references(__u64 psock)
-{
-	__u32 refs = 0;
-
-	return KERNEL_FIELD(refs, psock, OFF_sk_psock_refcnt) ? ~0U : refs;
+	return at != head;
 }
 
 /*
@@ -83,11 +77,11 @@ inline_fn int idle_sender(__u64 sender)
 
 	if (!psock)
 		return 1;
-	refs = psock_references(psock);
+	refs = kernel_psock_refcnt(psock);
 	if (refs == 1)
 		return 1;
 	if (refs != 2)
 		return 0;
 	sleeper = sleeper_on(sender);
-	return sleeper && sleeper != CROWD && psock_references(psock) == 2;
+	return sleeper && sleeper != CROWD && kernel_psock_refcnt(psock) == 2;
 }

@@ -10,6 +10,8 @@
  *
  * Arguments and result of the kernel's function are in ctx, 8 bytes each.
  */
+#pragma once
+#include "guard.c"
 
 #define MSG_OOB 0x1
 #define MSG_TRUNC 0x20
@@ -38,7 +40,7 @@ inline_fn int has_unread(struct sock *sk)
 #define AT_ONCE 1
 #define IF_STUCK 1000
 
-inline_fn void detect(struct sock *sk, enum counter reason, enum lesson_kind kind, __u32 patience)
+inline_fn void detect(struct sock *sk, enum cause cause, __u32 patience)
 {
 	struct sock_state *st;
 	struct listener l;
@@ -47,24 +49,24 @@ inline_fn void detect(struct sock *sk, enum counter reason, enum lesson_kind kin
 	if (!psock_of((__u64)sk))
 		return;
 	st = sockets.sk_storage_get(sk, NULL, 0);
-	if (!st || (st->refused && patience != AT_ONCE))
+	if (!st || (st->guard_cause && patience != AT_ONCE))
 		return;
 	if (patience)
 		WRITE_ONCE(st->reset_at, (now_ms() + patience) | 1);
-	refuse(st, reason);
+	refuse(st, cause);
 	l = listener_of(st);
 	owner_of_task(&o, bpf_get_current_task());
-	learn(kind, &l, &st->flow, st->self.side == SERVER ? (__u64)sk : server_of(st),
+	add_learned(cause, &l, &st->flow, st->self.side == SERVER ? (__u64)sk : server_of(st),
 	      st->self.side & 1, &o);
 }
 
 int sockredir_spliced(unsigned long long *ctx)
 {
 	struct socket *sock = (void *)ctx[0];
-	struct sock *sk = *(struct sock **)((void *)sock + OFF_socket_sk);
+	struct sock *sk = sock_of(sock);
 
 	if (sk)
-		detect(sk, RETIRED_SPLICE, LESSON_SPLICE, has_unread(sk) ? AT_ONCE : NEVER);
+		detect(sk, CAUSE_SPLICE, has_unread(sk) ? AT_ONCE : NEVER);
 	return 0;
 }
 
@@ -74,11 +76,11 @@ int sockredir_receiving(unsigned long long *ctx)
 	__u32 flags = ctx[3];
 
 	if (flags & MSG_OOB)
-		detect(sk, RETIRED_OOB, LESSON_OOB, has_unread(sk) ? AT_ONCE : NEVER);
+		detect(sk, CAUSE_OOB, has_unread(sk) ? AT_ONCE : NEVER);
 	else if (flags & MSG_TRUNC)
-		detect(sk, RETIRED_TRUNC, LESSON_TRUNC, NEVER);
+		detect(sk, CAUSE_TRUNC, NEVER);
 	else if (flags & MSG_WAITALL)
-		detect(sk, RETIRED_WAITALL, LESSON_WAITALL, NEVER);
+		detect(sk, CAUSE_WAITALL, NEVER);
 	return 0;
 }
 
@@ -88,8 +90,8 @@ int sockredir_sending(unsigned long long *ctx)
 	struct sock *sk = (void *)ctx[0];
 	void *msg = (void *)ctx[1];
 
-	if (*(__u32 *)(msg + OFF_msghdr_msg_flags) & MSG_OOB)
-		detect(sk, RETIRED_OOB, LESSON_OOB, NEVER);
+	if (msghdr_flags(msg) & MSG_OOB)
+		detect(sk, CAUSE_OOB, NEVER);
 	return 0;
 }
 
@@ -98,12 +100,11 @@ int sockredir_received(unsigned long long *ctx)
 {
 	struct sock *sk = (void *)ctx[0];
 	__u32 flags = ctx[3];
-	__s64 timeout = 0;
 
 	if ((__s32)ctx[ARGS_tcp_bpf_recvmsg] != -EAGAIN || flags & MSG_DONTWAIT)
 		return 0;
-	if (!KERNEL_FIELD(timeout, (__u64)sk, OFF_sock_sk_rcvtimeo) && timeout == FOR_EVER)
-		detect(sk, RETIRED_WOKEN, LESSON_WOKEN, NEVER);
+	if (kernel_rcvtimeo((__u64)sk) == FOR_EVER)
+		detect(sk, CAUSE_WOKEN, NEVER);
 	return 0;
 }
 
@@ -117,7 +118,7 @@ int sockredir_asking(unsigned long long *ctx)
 	struct sock *sk = (void *)ctx[0];
 
 	if ((__u32)ctx[1] == FIONREAD && has_unread(sk))
-		detect(sk, RETIRED_FIONREAD, LESSON_FIONREAD, IF_STUCK);
+		detect(sk, CAUSE_FIONREAD, IF_STUCK);
 	return 0;
 }
 #endif

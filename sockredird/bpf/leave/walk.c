@@ -7,6 +7,9 @@
  * both directions are stopped; no redirect is in flight and both queues are empty; both keys are
  * deleted. Deleting earlier would purge unread data. Only the daemon walks, one walk at a time.
  */
+#pragma once
+#include "rewake.c"
+#include "../show/list.c"
 
 /* The kernel's struct bpf_iter__sockmap; every member is a pointer in an 8-byte slot. */
 struct bpf_iter__sockmap {
@@ -16,34 +19,17 @@ struct bpf_iter__sockmap {
 	__u64 sk;
 };
 
-inline_fn __u32 timer_pending(__u64 sk, __u32 offset)
-{
-	__u64 pprev = 0;
-
-	KERNEL_FIELD(pprev, sk, offset + OFF_timer_list_pprev);
-	return pprev != 0;
-}
-
-/*
- * References to a socket that are not a redirect in flight: the socket itself, its psock, and one
- * per armed timer (sk_reset_timer()), of which kernels have different ones (offsets.py). Others that
- * come and go only make us wait longer.
- */
-inline_fn __u32 known_references(__u64 sk)
-{
-	return 2 + EACH_TIMER(timer_pending, sk);
-}
-
 /* No redirect from `sender`, 0 if that is not known, towards `sk` is in flight. */
 inline_fn int none_in_flight(__u64 sk, __u64 sender)
 {
 	__u64 sender_psock = psock_of(sender);
-	__u32 refs = 0;
+	__u32 refs;
 
-	if (sender && (!sender_psock || psock_references(sender_psock) == 1))
+	if (sender && (!sender_psock || kernel_psock_refcnt(sender_psock) == 1))
 		return 1;
 	/* a reader, asleep in recv(), has a reference to the sender's psock as well */
-	return !KERNEL_FIELD(refs, sk, OFF_sock_skc_refcnt) && refs <= known_references(sk);
+	refs = kernel_refcnt(sk);
+	return refs && refs <= known_references(sk);
 }
 
 /* Holds for good once true, given that the sender is stopped and a grace period has passed. */
@@ -91,7 +77,7 @@ inline_fn __u8 reason_of_peer(const struct sock_state *st, __u64 peer_st)
 
 	if (is_state_of(peer_st, &peer))
 		STATE_FIELD(reason, peer_st, reason);
-	return reason ? reason : RETIRED_HALF_CLOSED;
+	return reason ? reason : CAUSE_HALF_CLOSED;
 }
 
 /*
@@ -110,8 +96,8 @@ inline_fn int both_stopped(__u64 sk, struct sock_state *st, __u64 peer_sk, __u64
 	if (!l) {
 		struct leaving new = { .created = s->epoch, .stopped_in = s->epoch };
 
-		new.reason = st->refused ? st->refused : st->reason;
-		if (st->mode != NATIVE && !st->refused && !left_waiting(st)) {
+		new.reason = st->guard_cause ? st->guard_cause : st->reason;
+		if (st->mode != NATIVE && !st->guard_cause && !left_waiting(st)) {
 			if (!left_behind(sk, st, peer_sk, peer_st))
 				return 0;
 			new.reason = reason_of_peer(st, peer_st);
@@ -143,12 +129,12 @@ inline_fn int server_met(struct pair *pair)
 }
 
 /* By both views of the connection; `peer_st` is the address of the peer's state, or 0. */
-inline_fn void judge_both(enum counter reason, struct sock_state *st, __u64 peer_st)
+inline_fn void record_reason_both(enum cause reason, struct sock_state *st, __u64 peer_st)
 {
 	struct flow flow = st->flow;
-	struct place server = st->server;
+	struct server_address server = st->server;
 
-	judge(reason, &flow);
+	record_reason(reason, &flow);
 	if (st->self.side == CLIENT) {
 		server.netns = 0;
 		if (peer_st)
@@ -159,7 +145,7 @@ inline_fn void judge_both(enum counter reason, struct sock_state *st, __u64 peer
 	__builtin_memcpy(flow.server_ip, server.ip, 16);
 	flow.netns = server.netns;
 	flow.server_port = server.port;
-	judge(reason, &flow);
+	record_reason(reason, &flow);
 }
 
 /*
@@ -167,11 +153,11 @@ inline_fn void judge_both(enum counter reason, struct sock_state *st, __u64 peer
  * sender takes a reference to its psock, then looks whether it was alerted; here it is, then we look
  * at the references. With a full barrier between each two, as in half_closed(), one sees the other.
  */
-inline_fn int refused_and_idle(__u64 sk, struct sock_state *st, __u64 peer_sk, __u64 peer_st)
+inline_fn int guarded_and_idle(__u64 sk, struct sock_state *st, __u64 peer_sk, __u64 peer_st)
 {
-	if (!peer_sk || !refusal(st, peer_st))
+	if (!peer_sk || !guard_cause_of(st, peer_st))
 		return 0;
-	alert(st);
+	announce_change(st);
 	return idle_sender(sk) && idle_sender(peer_sk);
 }
 
@@ -192,19 +178,19 @@ inline_fn int retire(__u64 sk, struct sock_state *st, const struct settings *s)
 			peer_st = hs->server_st;
 		}
 	}
-	reason = refusal(st, peer_st);
+	reason = guard_cause_of(st, peer_st);
 	if (!reason)
 		reason = READ_ONCE(st->reason);
 	if (!both_stopped(sk, st, peer_sk, peer_st, &pair, s) &&
-	    !refused_and_idle(sk, st, peer_sk, peer_st))
+	    !guarded_and_idle(sk, st, peer_sk, peer_st))
 		return 0;
 	/* That end knows this one, so it retires both, and sees what is in flight between them. */
 	if (!peer_sk && server_met(&pair))
 		return 0;
 	if (!quiet(sk, peer_sk) || !quiet(peer_sk, sk))
 		return 0;
-	if (reason < RETIRED_WINDOW || reason >= COUNTERS)
-		reason = RETIRED_DISABLE;
+	if (!reason || reason >= CAUSES)
+		reason = CAUSE_DISABLE;
 	total(&totals[self.side & 1], sk, (__u64)st, isn_1_of(&self));
 	if (is_state_of_open(peer_st, peer_sk, &peer))
 		total(&totals[peer.side & 1], peer_sk, peer_st, isn_1_of(&peer));
@@ -214,14 +200,14 @@ inline_fn int retire(__u64 sk, struct sock_state *st, const struct settings *s)
 	/* A client whose server end never joined was not accelerated; that end will decline it. */
 	if (peer_sk) {
 		handshakes.delete(&pair);
-		count(reason, 1);
-		judge_both(reason, st, is_state_of_open(peer_st, peer_sk, &peer) ? peer_st : 0);
+		count_retired(reason);
+		record_reason_both(reason, st, is_state_of_open(peer_st, peer_sk, &peer) ? peer_st : 0);
 		report(EVENT_RETIRED, reason, &st->flow, &st->server, st->since, totals);
 	} else if (st->provisional) {
 		handshakes.delete(&pair);
 	}
 	/* after the deletion: FIONREAD tells of what comes from here on */
-	return note_unread(sk, &self) + note_unread(peer_sk, &peer) ? LEFT_UNREAD : 1;
+	return note_unread_left(sk, &self) + note_unread_left(peer_sk, &peer) ? LEFT_UNREAD : 1;
 }
 
 inline_fn int to_be_reset(struct sock_state *st, int unread)
@@ -229,11 +215,11 @@ inline_fn int to_be_reset(struct sock_state *st, int unread)
 	__u32 at = READ_ONCE(st->reset_at);
 
 	/* TCP must not overtake what waits, and splice(2) does not find it */
-	if (st->refused == RETIRED_SPLICE && unread)
+	if (st->guard_cause == CAUSE_SPLICE && unread)
 		return 1;
 	if (!at || (__s32)(now_ms() - at) < 0)
 		return 0;
-	return unread || st->refused != RETIRED_FIONREAD;
+	return unread || st->guard_cause != CAUSE_FIONREAD;
 }
 
 int sockredir_walk(struct bpf_iter__sockmap *ctx)
@@ -265,7 +251,7 @@ int sockredir_walk(struct bpf_iter__sockmap *ctx)
 		return 0;
 	}
 	m.mode = st->mode;
-	m.leaving = s->stopped || READ_ONCE(st->stop) || st->mode == NATIVE || st->refused;
+	m.leaving = s->stopped || READ_ONCE(st->stop) || st->mode == NATIVE || st->guard_cause;
 	m.since = st->since;
 	m.sent_bytes = st->sent_bytes;
 	m.sent_messages = st->sent_messages;
@@ -273,9 +259,9 @@ int sockredir_walk(struct bpf_iter__sockmap *ctx)
 	psock = psock_of((__u64)sk);
 	if (to_be_reset(st, psock && !psock_queue_empty(psock)))
 		m.leaving = BROKEN;
-#ifdef OFF_sk_psock_msg_tot_len
+#ifdef PSOCK_COUNTS_BYTES
 	if (psock)
-		KERNEL_FIELD(m.unread, psock, OFF_sk_psock_msg_tot_len);
+		m.unread = kernel_psock_msg_tot_len(psock);
 #endif
 	bpf_seq_write(*(struct seq_file **)ctx->meta, &m, sizeof(m));
 	return 0;

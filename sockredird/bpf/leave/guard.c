@@ -7,6 +7,8 @@
  * as programs of this type may not. TCP_ULP cannot wait for that: it fails as on a kernel without
  * the protocol, after which TLS libraries encrypt by themselves.
  */
+#pragma once
+#include "../learn/learn.h"
 
 #define SOL_SOCKET 1
 #define SO_OOBINLINE 10
@@ -27,62 +29,44 @@
 #define ENOENT 2
 
 /* 0, or why the call does not go together with a sockhash. */
-inline_fn enum counter asked_for(struct bpf_sockopt *ctx, __u32 level, __u32 name)
+inline_fn enum cause asked_for(struct bpf_sockopt *ctx, __u32 level, __u32 name)
 {
 	__s32 *value = ctx->optval;
 
 	if (level == SOL_TCP && name == TCP_ULP)
-		return RETIRED_ULP;
+		return CAUSE_ULP;
 	if ((void *)(value + 1) > ctx->optval_end)
 		return 0;	/* EINVAL */
 	if (level == SOL_TCP && name == TCP_INQ)
-		return *value ? RETIRED_OPTION : 0;
+		return *value ? CAUSE_OPTION : 0;
 	if (level == SOL_TCP)
-		return name == TCP_REPAIR && *value == TCP_REPAIR_ON ? RETIRED_REPAIR : 0;
+		return name == TCP_REPAIR && *value == TCP_REPAIR_ON ? CAUSE_REPAIR : 0;
 	switch (name) {
 	case SO_RCVLOWAT:
-		return *value > 1 || *value < 0 ? RETIRED_RCVLOWAT : 0;
+		return *value > 1 || *value < 0 ? CAUSE_RCVLOWAT : 0;
 	case SO_ZEROCOPY:
-		return *value ? RETIRED_ZEROCOPY : 0;
+		return *value ? CAUSE_ZEROCOPY : 0;
 	case SO_OOBINLINE:
-		return *value ? RETIRED_OOBINLINE : 0;
+		return *value ? CAUSE_OOBINLINE : 0;
 	case SO_TIMESTAMP_OLD:
 	case SO_TIMESTAMP_NEW:
 	case SO_TIMESTAMPNS_OLD:
 	case SO_TIMESTAMPNS_NEW:
 	case SO_TIMESTAMPING_OLD:
 	case SO_TIMESTAMPING_NEW:
-		return *value ? RETIRED_OPTION : 0;
+		return *value ? CAUSE_OPTION : 0;
 	case SO_PEEK_OFF:
-		return *value >= 0 ? RETIRED_OPTION : 0;
+		return *value >= 0 ? CAUSE_OPTION : 0;
 	}
 	return 0;
 }
 
-inline_fn enum lesson_kind lesson_for(enum counter reason)
-{
-	switch (reason) {
-	case RETIRED_ZEROCOPY:
-		return LESSON_ZEROCOPY;
-	case RETIRED_OOBINLINE:
-		return LESSON_OOBINLINE;
-	case RETIRED_REPAIR:
-		return LESSON_REPAIR;
-	case RETIRED_OPTION:
-		return LESSON_OPTION;
-	case RETIRED_ULP:
-		return LESSON_ULP;
-	default:
-		return LESSON_RCVLOWAT;
-	}
-}
-
 /* Neither direction of this pair redirects from here on; both ends leave the map. */
-inline_fn void refuse(struct sock_state *st, enum counter reason)
+inline_fn void refuse(struct sock_state *st, enum cause reason)
 {
-	if (!st->refused)
-		WRITE_ONCE(st->refused, (__u32)reason);
-	alert(st);
+	if (!st->guard_cause)
+		WRITE_ONCE(st->guard_cause, (__u32)reason);
+	announce_change(st);
 	ask(REQUEST_WALK);
 }
 
@@ -91,14 +75,14 @@ inline_fn void refuse(struct sock_state *st, enum counter reason)
  * good is learned, so that no client decides about the others of its server: TCP_ULP, and
  * SO_RCVLOWAT once something waits in the queue, where it is readable at once.
  */
-inline_fn int worth_learning(const struct sock_state *st, enum counter reason, __u64 sk)
+inline_fn int worth_learning(const struct sock_state *st, enum cause reason, __u64 sk)
 {
 	__u64 psock;
 
-	if (st->self.side == SERVER || reason == RETIRED_ULP)
+	if (st->self.side == SERVER || reason == CAUSE_ULP)
 		return 1;
 	psock = psock_of(sk);
-	return reason == RETIRED_RCVLOWAT && psock && !psock_queue_empty(psock);
+	return reason == CAUSE_RCVLOWAT && psock && !psock_queue_empty(psock);
 }
 
 int sockredir_guard(struct bpf_sockopt *ctx)
@@ -107,7 +91,7 @@ int sockredir_guard(struct bpf_sockopt *ctx)
 	__u32 level = ctx->level, name = ctx->optname;
 	struct owner o = {};
 	struct sock_state *st;
-	enum counter reason;
+	enum cause reason;
 	struct settings *s;
 	struct listener l;
 	__u64 address = 0;
@@ -135,20 +119,20 @@ int sockredir_guard(struct bpf_sockopt *ctx)
 	read_kernel(&address, sizeof(address), &sk);
 	if (!psock_of(address)) {
 		if (sk->state == BPF_TCP_SYN_SENT)
-			WRITE_ONCE(st->refused, (__u32)reason);
+			WRITE_ONCE(st->guard_cause, (__u32)reason);
 		return 1;	/* not on the map, or off it already */
 	}
-	if (reason != RETIRED_ULP || s->ktls)
+	if (reason != CAUSE_ULP || s->ktls)
 		refuse(st, reason);
-	if (reason == RETIRED_ULP && !s->ktls)
+	if (reason == CAUSE_ULP && !s->ktls)
 		ask(REQUEST_ULP);	/* the daemon looks whether it has */
 	else if (worth_learning(st, reason, address)) {
 		l = listener_of(st);
 		owner_of_task(&o, bpf_get_current_task());
-		learn(lesson_for(reason), &l, &st->flow,
+		add_learned(reason, &l, &st->flow,
 		      st->self.side == SERVER ? address : server_of(st), st->self.side & 1, &o);
 	}
-	if (reason == RETIRED_ULP)
+	if (reason == CAUSE_ULP)
 		bpf_set_retval(-ENOENT);
 	return 1;
 }

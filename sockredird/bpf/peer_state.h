@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * What is read of sockets, and of the state of other sockets: each end knows the address of the
- * other's state, which is read like all kernel memory and believed only if it says the same pair.
+ * The state of the other end: each end knows the address of the other's sock_state, which is read like
+ * all kernel memory and believed only if it says the same pair.
  */
+#pragma once
+#include "maps.h"
 
 #define STATE_FIELD(dst, st, field) \
 	KERNEL_FIELD(dst, st, __builtin_offsetof(struct sock_state, field))
@@ -24,31 +26,32 @@ inline_fn int is_state_of_open(__u64 st, __u64 sk, const struct end *end)
 }
 
 /*
- * 0, or why a guard wants no message of this pair redirected: enum counter. Either end may be the one
- * that was refused. Guards write `refused`, then alert(); who wants to know reads in the other order.
+ * 0, or why a guard wants no message of this pair redirected: enum cause. A program may have asked at
+ * either end. Guards write `guard_cause`, then call announce_change(); a sender reads the count of
+ * changes first, then this.
  */
-inline_fn __u32 refusal(const struct sock_state *st, __u64 peer_st)
+inline_fn __u32 guard_cause_of(const struct sock_state *st, __u64 peer_st)
 {
 	struct end peer = st->peer;
-	__u32 reason = READ_ONCE(st->refused);
+	__u32 cause = READ_ONCE(st->guard_cause);
 
-	if (!reason && is_state_of(peer_st, &peer))
-		STATE_FIELD(reason, peer_st, refused);
-	return reason;
+	if (!cause && is_state_of(peer_st, &peer))
+		STATE_FIELD(cause, peer_st, guard_cause);
+	return cause;
 }
 
 /*
- * What was written about a socket is seen by whoever sends to it or from it after this; what senders
- * have done before it is seen after it.
+ * Full barrier, count, full barrier: each sender of the pair sees what was written before this, and we
+ * see the psock references taken before it. Pairs with changed_since() in carry/redirect.c.
  */
-inline_fn void alert(struct sock_state *st)
+inline_fn void announce_change(struct sock_state *st)
 {
 	int zero = 0;
-	__u64 *count = alerts.lookup(&zero);
+	__u64 *changes = change_count.lookup(&zero);
 
 	full_barrier(st);
-	if (count)
-		__sync_fetch_and_add(count, 1);
+	if (changes)
+		__sync_fetch_and_add(changes, 1);
 	full_barrier(st);
 }
 
@@ -65,19 +68,11 @@ inline_fn __u64 server_of(const struct sock_state *st)
 	return sk;
 }
 
-/* Whether something that came through TCP is unread. */
-inline_fn int has_tcp_data(__u64 sk)
-{
-	__u64 next = 0, queue = sk + OFF_sock_sk_receive_queue;
-
-	return sk && !KERNEL_FIELD(next, queue, 0) && next != queue;
-}
-
-/* What the daemon is asked for. */
+/* What the programs ask the daemon for. */
 enum request {
 	REQUEST_WALK,
-	REQUEST_LEARNED,	/* `learned` has changed */
-	REQUEST_ULP,		/* is there a kernel TLS meanwhile? */
+	REQUEST_LEARNED,	/* the map `learned` has changed */
+	REQUEST_ULP,		/* a program asked for TCP_ULP: is kernel TLS loaded now? */
 };
 
 inline_fn void ask(enum request what)

@@ -3,8 +3,10 @@
  * sk_msg: hands a message to the peer socket's psock queue, or leaves it to TCP. Runs under the
  * sender's socket lock, so one message of a direction is decided at a time.
  */
+#pragma once
+#include "../leave/in_flight.h"
+#include "../learn/learn.h"
 
-#define SOCK_RCVBUF_LOCK 2	/* include/net/sock.h */
 #define ANSWER_BYTES 1048576	/* after a half-close: more than most have to say */
 
 /*
@@ -21,22 +23,22 @@
  */
 inline_fn int by_tcp(struct sk_msg_md *msg, const struct sock_state *st)
 {
-	if (st->refused == RETIRED_ZEROCOPY)
+	if (st->guard_cause == CAUSE_ZEROCOPY)
 		bpf_msg_pull_data(msg, 0, msg->size, 0);
 	return SK_PASS;
 }
 
 /* This direction is TCP from here on, and the daemon is asked to take the pair off the map. */
-inline_fn int leave(struct sock_state *st, enum counter reason)
+inline_fn int leave(struct sock_state *st, enum cause reason)
 {
 	st->reason = reason;
 	st->mode = NATIVE;
 	ask(REQUEST_WALK);
-	if (reason == RETIRED_WINDOW || reason == RETIRED_MESSAGES ||
-	    reason == RETIRED_SMALL_STREAM) {
+	if (reason == CAUSE_WINDOW || reason == CAUSE_MESSAGES ||
+	    reason == CAUSE_SMALL_STREAM) {
 		struct listener l = listener_of(st);
 
-		balance(&l, &st->flow, server_of(st), -SPILL_COST, LESSON_SPILLS);
+		add_to_balance(&l, &st->flow, server_of(st), -SPILL_COST, CAUSE_SPILLS);
 	}
 	return SK_PASS;
 }
@@ -49,40 +51,39 @@ inline_fn int peer_gone(struct bpf_sock *sk, struct sock_state *st)
 {
 	if (sk->state != BPF_TCP_ESTABLISHED)
 		return SK_PASS;
-	return leave(st, RETIRED_PEER_GONE);
+	return leave(st, CAUSE_PEER_GONE);
 }
 
 /*
  * Whether something happened to either end that makes this direction TCP: the peer has called
- * shutdown(2), see half_closed(), or a guard has refused one, see guard.c. Looking costs 100 ns, as
+ * shutdown(2), see half_closed(), or a guard has refused one, see leave/guard.c. Looking costs 100 ns, as
  * much as the rest of the program, so a message looks only if anything happened to any accelerated
  * socket since the last one did.
  */
-inline_fn int alerted(struct sock_state *st)
+inline_fn int stays_redirected(struct sock_state *st)
 {
 	int zero = 0;
-	__u64 *count = alerts.lookup(&zero), now;
-	enum counter reason;
-	__u8 how = 0;
+	__u64 *changes = change_count.lookup(&zero), now;
+	enum cause reason;
 
-	if (!count)
+	if (!changes)
 		return 0;
 #ifndef __x86_64__	/* where taking the reference was one */
 	full_barrier(st);
 #endif
-	now = READ_ONCE(*count);
-	if (now == st->alerts)
+	now = READ_ONCE(*changes);
+	if (now == st->change_count)
 		return 0;
-	reason = refusal(st, st->peer_st);
+	reason = guard_cause_of(st, st->peer_st);
 	if (reason) {
 		leave(st, reason);
 		return 1;
 	}
-	if (!KERNEL_FIELD(how, st->peer_sk, OFF_sock_sk_shutdown) && !how) {
-		st->alerts = now;
+	if (!kernel_shutdown(st->peer_sk)) {
+		st->change_count = now;
 		return 0;
 	}
-	st->reason = RETIRED_HALF_CLOSED;
+	st->reason = CAUSE_HALF_CLOSED;
 	st->mode = NATIVE;
 	/* with unread data it is on the map still, where FIONREAD leaves out what comes behind that */
 	st->budget_bytes = psock_of(st->peer_sk) ? 0 : ANSWER_BYTES;
@@ -95,9 +96,9 @@ inline_fn int alerted(struct sock_state *st)
  * TCP for good. The end that outlives its peer's half-close is taken off the map by the next walk;
  * one is asked for only if much follows: for each short answer, walks would cost more than they save.
  */
-inline_fn int stay(struct sk_msg_md *msg, struct sock_state *st, __u32 size)
+inline_fn int pass_native(struct sk_msg_md *msg, struct sock_state *st, __u32 size)
 {
-	if (st->reason != RETIRED_HALF_CLOSED || !st->budget_bytes)
+	if (st->reason != CAUSE_HALF_CLOSED || !st->budget_bytes)
 		return by_tcp(msg, st);
 	st->budget_bytes -= size < st->budget_bytes ? size : st->budget_bytes;
 	if (!st->budget_bytes)
@@ -122,9 +123,8 @@ inline_fn int first_message(struct bpf_sock *sk, struct sock_state *st)
 {
 	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
 	__u32 isn_1 = st->self.side == CLIENT ? st->self.pair.client_seq : st->self.pair.server_seq;
-	__u32 write_seq = 0;
 
-	if (!tp || KERNEL_FIELD(write_seq, (__u64)tp, OFF_tcp_sock_write_seq) || write_seq != isn_1)
+	if (!tp || own_write_seq(tp) != isn_1)
 		return 0;
 	if (!st->peer_sk) {
 		struct pair pair = st->self.pair;
@@ -146,11 +146,8 @@ inline_fn int first_message(struct bpf_sock *sk, struct sock_state *st)
 /* Redirected bytes the peer has not read. Exact where the kernel counts them, else from above. */
 inline_fn __u64 unread_bytes(struct sock_state *st, __u64 psock)
 {
-#ifdef OFF_sk_psock_msg_tot_len
-	__u32 queued = 0;
-
-	KERNEL_FIELD(queued, psock, OFF_sk_psock_msg_tot_len);
-	return queued;
+#ifdef PSOCK_COUNTS_BYTES
+	return kernel_psock_msg_tot_len(psock);
 #else
 	if (psock_queue_empty(psock))
 		st->drained_bytes = st->sent_bytes;
@@ -161,15 +158,9 @@ inline_fn __u64 unread_bytes(struct sock_state *st, __u64 psock)
 /* The window, or less where the receiving program set SO_RCVBUF (kept doubled, socket(7)). */
 inline_fn __u32 window(__u64 peer_sk, const struct settings *s)
 {
-	__u32 rcvbuf = 0;
+	__u32 rcvbuf = has_rcvbuf_lock(peer_sk) ? kernel_rcvbuf(peer_sk) / 2 : 0;
 
-	if (kernel_bits(peer_sk, OFF_sock_sk_userlocks, MASK_sock_sk_userlocks) &
-	    (SOCK_RCVBUF_LOCK << SHIFT_sock_sk_userlocks)) {
-		KERNEL_FIELD(rcvbuf, peer_sk, OFF_sock_sk_rcvbuf);
-		if (rcvbuf / 2 < s->window_bytes)
-			return rcvbuf / 2;
-	}
-	return s->window_bytes;
+	return rcvbuf && rcvbuf < s->window_bytes ? rcvbuf : s->window_bytes;
 }
 
 /*
@@ -178,9 +169,7 @@ inline_fn __u32 window(__u64 peer_sk, const struct settings *s)
  */
 inline_fn int has_sk_skb(__u64 psock)
 {
-	__u64 saved = 0;
-
-	return KERNEL_FIELD(saved, psock, OFF_sk_psock_saved_data_ready) || saved;
+	return kernel_psock_saved_data_ready(psock) != 0;
 }
 
 /*
@@ -194,9 +183,9 @@ inline_fn int small_stream(struct sock_state *st, __u64 unread)
 	__u64 read = st->sent_bytes - unread;
 
 	now.messages = st->sent_messages;
-	KERNEL_FIELD(now.answers, st->peer_st, __builtin_offsetof(struct sock_state, sent_messages));
-	KERNEL_FIELD(now.cpu_ns, now.task, OFF_task_struct_sum_exec_runtime);
-	KERNEL_FIELD(now.waits, now.task, OFF_task_struct_nvcsw);
+	STATE_FIELD(now.answers, st->peer_st, sent_messages);
+	now.cpu_ns = kernel_task_cpu_ns(now.task);
+	now.waits = kernel_task_waits(now.task);
 	if (now.task != st->stream.task || now.waits != st->stream.waits ||
 	    (now.answers - st->stream.answers) * 16 > now.messages - st->stream.messages) {
 		st->stream = now;
@@ -214,27 +203,27 @@ inline_fn int small_stream(struct sock_state *st, __u64 unread)
  * bounded as well as bytes: a 1-byte message costs about 1 KiB of kernel memory. If the byte
  * position of 16 x MESSAGES_PER_SAMPLE messages ago is not read yet, that many are unread.
  */
-inline_fn enum counter refill(struct sock_state *st, const struct settings *s)
+inline_fn enum cause refill(struct sock_state *st, const struct settings *s)
 {
 	__u64 psock = psock_of(st->peer_sk);
 	__u64 unread;
 	__u32 limit;
 
 	if (!psock)
-		return RETIRED_PEER_GONE;
+		return CAUSE_PEER_GONE;
 	if (has_sk_skb(psock))
-		return RETIRED_OTHER_SOCKMAP;
+		return CAUSE_OTHER_SOCKMAP;
 	unread = unread_bytes(st, psock);
 	limit = window(st->peer_sk, s);
 	if (unread >= limit)
-		return RETIRED_WINDOW;
+		return CAUSE_WINDOW;
 	if (!st->budget_messages) {
 		__u32 slot = st->checkpoints & 15;
 
 		if (st->checkpoints >= 16 && st->checkpoint[slot] > st->sent_bytes - unread)
-			return RETIRED_MESSAGES;
+			return CAUSE_MESSAGES;
 		if (small_stream(st, unread))
-			return RETIRED_SMALL_STREAM;
+			return CAUSE_SMALL_STREAM;
 		st->checkpoint[slot] = st->sent_bytes;
 		st->checkpoints++;
 		st->budget_messages = MESSAGES_PER_SAMPLE;
@@ -268,7 +257,7 @@ int sockredir_msg(struct sk_msg_md *msg)
 	if (!st || !s)
 		return SK_PASS;
 	if (st->mode == NATIVE)
-		return stay(msg, st, size);
+		return pass_native(msg, st, size);
 	/* after shutdown(SHUT_WR) TCP refuses to send, with EPIPE; a redirect would deliver */
 	if (sk->state != BPF_TCP_ESTABLISHED && sk->state != BPF_TCP_CLOSE_WAIT)
 		return SK_PASS;
@@ -277,13 +266,13 @@ int sockredir_msg(struct sk_msg_md *msg)
 		return SK_PASS;
 	}
 	if (st->mode == UNDECIDED && !first_message(sk, st))
-		return leave(st, RETIRED_LATE_PAIRING);
-	if (alerted(st))
+		return leave(st, CAUSE_LATE_PAIRING);
+	if (stays_redirected(st))
 		return by_tcp(msg, st);
 	if (!st->budget_bytes || !st->budget_messages) {
-		enum counter reason = refill(st, s);
+		enum cause reason = refill(st, s);
 
-		if (reason == RETIRED_PEER_GONE)
+		if (reason == CAUSE_PEER_GONE)
 			return peer_gone(sk, st);
 		if (reason)
 			return leave(st, reason);
@@ -299,10 +288,10 @@ int sockredir_msg(struct sk_msg_md *msg)
 	st->budget_messages--;
 	st->sent_bytes += size;
 	st->sent_messages++;
-	c = counters.lookup(&zero);
+	c = counters_here();
 	if (c) {
-		__sync_fetch_and_add(&c->value[REDIRECTED_MESSAGES], 1);
-		__sync_fetch_and_add(&c->value[REDIRECTED_BYTES], size);
+		count(&c->redirected_messages, 1);
+		count(&c->redirected_bytes, size);
 	}
 	return SK_PASS;
 }

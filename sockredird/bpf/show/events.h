@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * Events for those who subscribed, with the programs behind both ends and, at the close, what went
- * each way; and the last word on each connection that was declined or retired.
+ * each way; and the last reason recorded for each connection that was declined or retired.
  *
  * While nobody listens this costs a connection one load of `settings.trace`, and a message nothing.
  */
+#pragma once
+#include "../peer_state.h"
 
 #define CONNECTING_NS 60000000000ULL	/* a connect() takes no longer than its SYNs do */
 
@@ -18,8 +20,8 @@ inline_fn int tracing(void)
 
 inline_fn void owner_of_task(struct owner *o, __u64 task)
 {
-	KERNEL_FIELD(o->pid, task, OFF_task_struct_tgid);
-	KERNEL_FIELD(o->comm, task, OFF_task_struct_comm);
+	o->pid = kernel_task_tgid(task);
+	read_comm(o->comm, task);
 }
 
 /* In the context of connect(); what runs when the connection is established may be anybody. */
@@ -42,7 +44,7 @@ inline_fn void note_listener(__u64 netns, __u16 port)
 	listeners.update(&l, &o);
 }
 
-inline_fn void name_owners(struct event *e, struct flow *flow, const struct place *server,
+inline_fn void name_owners(struct event *e, struct flow *flow, const struct server_address *server,
 			   __u64 since)
 {
 	struct listener l = { .netns = flow->netns, .port = flow->server_port };
@@ -64,30 +66,32 @@ inline_fn void name_owners(struct event *e, struct flow *flow, const struct plac
 
 inline_fn __u32 events_lost(void)
 {
-	int zero = 0;
-	struct counters *c = counters.lookup(&zero);
+	struct counters *c = counters_here();
 
-	return c ? c->value[DROPPED_EVENTS] : 0;
+	return c ? c->dropped_events : 0;
 }
 
 #define NOW 0	/* whose clock is not read while nobody listens */
 
 /*
- * `reason` is an enum counter, or lesson_kind; `totals` are of both ends, or NULL; `since` is when
+ * `reason` is an enum cause; `totals` are of both ends, or NULL; `since` is when
  * the connection was established, or NOW; `server` where that is known, or NULL; `by` is who uses
  * the socket on `side`, or NULL.
  */
 inline_fn void report_by(enum event_kind kind, __u32 reason, struct flow *flow,
-			 const struct place *server, __u64 since, const struct totals *totals,
+			 const struct server_address *server, __u64 since, const struct totals *totals,
 			 enum side side, const struct owner *by)
 {
+	struct counters *c;
 	struct event *e;
 
 	if (!tracing())
 		return;
 	e = events.ringbuf_reserve(sizeof(*e));
 	if (!e) {
-		count(DROPPED_EVENTS, 1);
+		c = counters_here();
+		if (c)
+			count(&c->dropped_events, 1);
 		return;
 	}
 	__builtin_memset(e, 0, sizeof(*e));
@@ -107,17 +111,17 @@ inline_fn void report_by(enum event_kind kind, __u32 reason, struct flow *flow,
 	events.ringbuf_submit(e, 0);
 }
 
-inline_fn void report(enum event_kind kind, enum counter reason, struct flow *flow,
-		      const struct place *server, __u64 since, const struct totals *totals)
+inline_fn void report(enum event_kind kind, enum cause reason, struct flow *flow,
+		      const struct server_address *server, __u64 since, const struct totals *totals)
 {
 	report_by(kind, reason, flow, server, since, totals, CLIENT, NULL);
 }
 
-/* The last word on a connection, kept for `explain`. Not on the path of a message. */
-inline_fn void judge(enum counter reason, struct flow *flow)
+/* Keeps for `explain` why a connection was declined or retired. Not on the path of a message. */
+inline_fn void record_reason(enum cause reason, struct flow *flow)
 {
-	__u32 place = hash_of(flow) & (VERDICTS - 1);
-	struct verdict *v = verdicts.lookup(&place);
+	__u32 slot = hash_of(flow) & (REASONS - 1);
+	struct recorded_reason *v = reasons.lookup(&slot);
 
 	if (!v)
 		return;
@@ -134,12 +138,9 @@ inline_fn int fin_queued(__u8 state)
 /* Bytes given to TCP since ISN + 1: what was not redirected. A FIN takes a number, too. */
 inline_fn __u64 tcp_bytes(__u64 sk, __u32 isn_1, __u8 state)
 {
-	__u32 write_seq = 0, low;
-	__u64 acked = 0;
+	__u32 write_seq = kernel_write_seq(sk), low;
+	__u64 acked = kernel_bytes_acked(sk);
 
-	if (KERNEL_FIELD(write_seq, sk, OFF_tcp_sock_write_seq) ||
-	    KERNEL_FIELD(acked, sk, OFF_tcp_sock_bytes_acked))
-		return 0;
 	low = write_seq - isn_1 - fin_queued(state);
 	/* sequence numbers go round every 4 GiB; bytes_acked, a little off, says how often */
 	return acked + (__s32)(low - (__u32)acked);

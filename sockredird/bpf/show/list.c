@@ -4,6 +4,8 @@
  *
  * The server end writes the line for both, see ends.h.
  */
+#pragma once
+#include "events.h"
 
 #define IPPROTO_TCP 6
 #define IPPROTO_MPTCP 262
@@ -16,17 +18,6 @@ struct bpf_iter__task_file {
 	__u32 pad;
 	__u64 file;
 };
-
-inline_fn __u64 inode_of(__u64 sk)
-{
-	__u64 socket = 0, inode = 0;
-
-	if (!KERNEL_FIELD(socket, sk, OFF_sock_sk_socket) && socket)
-		KERNEL_FIELD(inode, socket, OFF_socket_alloc_vfs_inode + OFF_inode_i_ino);
-	return inode;
-}
-
-struct sock;
 
 /* Notes on an accelerated socket who has it open. */
 inline_fn void note_owner(struct sock *sk, __u64 task, __u32 listing)
@@ -57,7 +48,7 @@ int sockredir_owners(struct bpf_iter__task_file *ctx)
 	struct settings *s;
 	struct socket *sock;
 	struct sock *sk;
-	__u16 protocol = 0;
+	__u16 protocol;
 	int zero = 0;
 
 	if (!file || !task)
@@ -65,7 +56,7 @@ int sockredir_owners(struct bpf_iter__task_file *ctx)
 	sock = bpf_sock_from_file(file);
 	if (!sock)
 		return 0;
-	sk = *(struct sock **)((void *)sock + OFF_socket_sk);
+	sk = sock_of(sock);
 	s = settings.lookup(&zero);
 	if (!sk || !s)
 		return 0;
@@ -73,7 +64,7 @@ int sockredir_owners(struct bpf_iter__task_file *ctx)
 		note_owner(sk, task, s->listing);
 		return 0;
 	}
-	KERNEL_FIELD(protocol, (__u64)sk, OFF_sock_sk_protocol);
+	protocol = kernel_protocol((__u64)sk);
 	if (protocol != IPPROTO_TCP && protocol != IPPROTO_MPTCP)
 		return 0;
 	line.inode = inode_of((__u64)sk);
@@ -117,12 +108,8 @@ inline_fn void rates(struct view *v, __u64 st, __u64 now)
 inline_fn __u32 queued(__u64 sk, __u64 sender_st)
 {
 	__u64 psock = psock_of(sk);
-#ifdef OFF_sk_psock_msg_tot_len
-	__u32 bytes = 0;
-
-	if (psock)
-		KERNEL_FIELD(bytes, psock, OFF_sk_psock_msg_tot_len);
-	return bytes;
+#ifdef PSOCK_COUNTS_BYTES
+	return psock ? kernel_psock_msg_tot_len(psock) : 0;
 #else
 	__u64 sent = 0, drained = 0;
 
@@ -137,37 +124,33 @@ inline_fn __u32 queued(__u64 sk, __u64 sender_st)
 inline_fn void look(struct view *v, __u64 sk, __u64 st, __u32 isn_1, __u64 now, __u32 listing)
 {
 	__u32 owners_of = 0;
-	__u32 refused = 0;
+	__u32 asked = 0;
 	__u8 small = 0;
 
 	STATE_FIELD(v->bytes, st, sent_bytes);
 	STATE_FIELD(v->messages, st, sent_messages);
 	STATE_FIELD(small, st, mode);
 	v->mode = small;
-	STATE_FIELD(refused, st, refused);
+	STATE_FIELD(asked, st, guard_cause);
 	STATE_FIELD(small, st, reason);
-	v->reason = refused ? refused : small;
+	v->reason = asked ? asked : small;
 	rates(v, st, now);
 	STATE_FIELD(owners_of, st, listing);
 	if (owners_of == listing) {
 		STATE_FIELD(v->owner, st, owner);
 		STATE_FIELD(v->owners, st, owners);
 	}
-	KERNEL_FIELD(small, sk, OFF_sock_skc_state);
-	v->tcp_bytes = tcp_bytes(sk, isn_1, small);
-	KERNEL_FIELD(v->uid, sk, OFF_sock_sk_uid);
+	v->tcp_bytes = tcp_bytes(sk, isn_1, kernel_state(sk));
+	v->uid = kernel_uid(sk);
 	v->inode = inode_of(sk);
 	v->cgroup = cgroup_of(sk);
 }
 
 inline_fn void total(struct totals *t, __u64 sk, __u64 st, __u32 isn_1)
 {
-	__u8 state = 0;
-
 	STATE_FIELD(t->bytes, st, sent_bytes);
 	STATE_FIELD(t->messages, st, sent_messages);
-	KERNEL_FIELD(state, sk, OFF_sock_skc_state);
-	t->tcp_bytes = tcp_bytes(sk, isn_1, state);
+	t->tcp_bytes = tcp_bytes(sk, isn_1, kernel_state(sk));
 }
 
 /* One line for a connection, when its server end is visited; the client's, if that is gone. */
@@ -188,7 +171,7 @@ inline_fn void list(struct seq_file *seq, __u64 sk, struct sock_state *st, const
 	c->flow = st->flow;
 	c->age = now - st->since;
 	c->leaving = s->stopped || READ_ONCE(st->stop) || st->mode == NATIVE ||
-		     st->refused;
+		     st->guard_cause;
 	if (self.side == SERVER) {
 		c->server = st->server;
 		look(&c->view[SERVER], sk, own_st, self.pair.server_seq, now, s->listing);

@@ -9,6 +9,9 @@
  * read (tcp_set_rcvlowat()). Of all iterators only this one may set options; it is run for a note
  * only, and sees the sockets of the daemon's network namespace.
  */
+#pragma once
+#include "in_flight.h"
+#include "../peer_state.h"
 
 #define SOL_SOCKET 1
 #define SO_RCVLOWAT 18
@@ -21,20 +24,20 @@ struct bpf_iter__tcp {
 };
 
 /* Notes an end that leaves; 1 if it has unread TCP data. */
-inline_fn int note_unread(__u64 sk, struct end *end)
+inline_fn int note_unread_left(__u64 sk, struct end *end)
 {
 	__u32 one = 1;
 
-	return has_tcp_data(sk) && !unnoticed.update(end, &one);
+	return has_tcp_data(sk) && !unread_left.update(end, &one);
 }
 
-int sockredir_nudge(struct bpf_iter__tcp *ctx)
+int sockredir_rewake(struct bpf_iter__tcp *ctx)
 {
 	struct sock *sk = (void *)ctx->sk_common;
 	struct sock_state *st;
 	struct tcp_sock *tp;
 	struct end self;
-	int lowat = 0;
+	int lowat;
 
 	if (!sk)
 		return 0;
@@ -45,10 +48,11 @@ int sockredir_nudge(struct bpf_iter__tcp *ctx)
 	if (!st)
 		return 0;
 	self = st->self;
-	if (!unnoticed.lookup(&self))
+	if (!unread_left.lookup(&self))
 		return 0;
-	unnoticed.delete(&self);
-	if (!KERNEL_FIELD(lowat, (__u64)tp, OFF_sock_sk_rcvlowat))
+	unread_left.delete(&self);
+	lowat = kernel_rcvlowat((__u64)tp);
+	if (lowat)
 		bpf_setsockopt(tp, SOL_SOCKET, SO_RCVLOWAT, &lowat, sizeof(lowat));
 	return 0;
 }

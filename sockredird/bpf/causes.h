@@ -1,0 +1,67 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Why a connection, or the connections of a listener, are not accelerated. One row per cause; all
+ * else is read from here: counters, names and flags in Python (loader/records.py), and a test that
+ * each has its sentence (observe/causes.py) and its line in the manual.
+ *
+ * DECLINES   a connection is left on TCP as it is established
+ * RETIRES    an accelerated connection is handed back to TCP
+ * LISTENER   the listener's connections are left alone, for good: a program there does this
+ * UNPROFITABLE the same, for as long as samples say that acceleration costs more than it saves
+ */
+#pragma once
+
+#define DECLINES 1
+#define RETIRES 2
+#define LISTENER 4
+#define UNPROFITABLE 8
+
+#define FOR_EACH_CAUSE(CAUSE)                                                                          \
+	CAUSE(PEER_OUTSIDE, DECLINES)	/* the other end is not in scope */                            \
+	CAUSE(UNDECIDABLE, DECLINES)	/* it is, but SNAT hid that until it was too late */           \
+	CAUSE(EARLY_DATA, DECLINES | UNPROFITABLE) /* data went by TCP before the pair was complete */ \
+	CAUSE(ULP, DECLINES | RETIRES | LISTENER)  /* kTLS, SMC or another upper layer protocol */     \
+	CAUSE(MPTCP, DECLINES)                                                                         \
+	CAUSE(ZEROCOPY, DECLINES | RETIRES | LISTENER)	/* SO_ZEROCOPY */                              \
+	CAUSE(REPAIR, DECLINES | RETIRES | LISTENER)	/* TCP_REPAIR: sequence numbers are chosen */  \
+	CAUSE(RCVLOWAT, DECLINES | RETIRES | LISTENER)	/* SO_RCVLOWAT above 1 */                      \
+	CAUSE(OOBINLINE, DECLINES | RETIRES | LISTENER) /* SO_OOBINLINE */                             \
+	CAUSE(OPTION, DECLINES | RETIRES | LISTENER)	/* SO_TIMESTAMP*, SO_PEEK_OFF, TCP_INQ */      \
+	CAUSE(LEARNED, DECLINES)	/* the listener is left alone, see learn/ */                   \
+	CAUSE(KERNEL_SOCKET, DECLINES)                                                                 \
+	CAUSE(MISMATCH, DECLINES)	/* numbers met, addresses did not; or their key is taken */    \
+	CAUSE(MAP_FULL, DECLINES)	/* no room on the sockhash */                                  \
+	CAUSE(OTHER_SOCKMAP, DECLINES | RETIRES) /* another program has the socket on its sockmap */   \
+	CAUSE(NO_MEMORY, DECLINES)	/* no sk_storage */                                            \
+	CAUSE(WINDOW, RETIRES)		/* unread bytes reached the window */                          \
+	CAUSE(MESSAGES, RETIRES)	/* too many unread messages, however small */                  \
+	CAUSE(SMALL_STREAM, RETIRES)	/* small messages one way, which TCP merges */                 \
+	CAUSE(LATE_PAIRING, RETIRES)	/* the first message came too early, or a reader did */        \
+	CAUSE(HALF_CLOSED, RETIRES)	/* the peer will send no more: shutdown(2) */                  \
+	CAUSE(PEER_GONE, RETIRES)	/* the peer was taken off the sockhash by somebody else */     \
+	CAUSE(SPLICE, RETIRES | LISTENER)	/* seen by fentry: splice(2) from the socket */        \
+	CAUSE(WAITALL, RETIRES | LISTENER)	/* recv(2) with MSG_WAITALL */                         \
+	CAUSE(TRUNC, RETIRES | LISTENER)	/* recv(2) with MSG_TRUNC */                           \
+	CAUSE(OOB, RETIRES | LISTENER)		/* send(2) or recv(2) with MSG_OOB */                  \
+	CAUSE(WOKEN, RETIRES | LISTENER)	/* a blocking recv(2) was woken without data */        \
+	CAUSE(FIONREAD, RETIRES | LISTENER)	/* ioctl(2) FIONREAD, where it does not count */       \
+	CAUSE(SPILLS, UNPROFITABLE)		/* its connections keep filling their window */        \
+	CAUSE(SHORT_CONNECTIONS, UNPROFITABLE)	/* they end after a few messages */                    \
+	CAUSE(DISABLE, RETIRES)
+
+#define CAUSE_ENUMERATOR(name, flags) CAUSE_##name,
+
+enum cause {
+	CAUSE_NONE,
+	FOR_EACH_CAUSE(CAUSE_ENUMERATOR)
+	CAUSES
+};
+
+#define CAUSE_SLOTS 64	/* a power of two, not less than CAUSES */
+#define IS_UNPROFITABLE(name, flags) ((flags) & UNPROFITABLE && cause == CAUSE_##name) ||
+
+/* Whether a listener was learned for as long as samples say so, and not for good. */
+inline_fn int is_unprofitable(__u32 cause)
+{
+	return FOR_EACH_CAUSE(IS_UNPROFITABLE) 0;
+}

@@ -1,0 +1,256 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * What is read of the kernel's structs. This is the only file that knows where a field is: the loader
+ * takes the offsets from the running kernel's BTF and passes them as -D OFF_<struct>_<field>
+ * (loader/offsets.py lists the fields).
+ *
+ * own_<field>(tp)      of the program's own socket, through the pointer of bpf_skc_to_tcp_sock(). The
+ *                      verifier knows the struct and checks offset and size; an ordinary load.
+ * kernel_<field>(base) of any object, by its address. A stale address gives garbage, or 0 where the
+ *                      memory cannot be read, and never a fault: every caller treats both as "do not
+ *                      redirect" or "not yet".
+ */
+#pragma once
+#include <linux/types.h>
+#include <uapi/linux/bpf.h>
+
+#define inline_fn static inline __attribute__((always_inline))
+#define READ_ONCE(x) (*(const volatile __typeof__(x) *)&(x))
+#define WRITE_ONCE(x, v) (*(volatile __typeof__(x) *)&(x) = (v))
+
+/*
+ * Called by its number: BCC falls back to bpf_probe_read where it cannot find the symbol
+ * bpf_probe_read_kernel in /proc/kallsyms (kptr_restrict), and these programs may not call that.
+ */
+static long (*read_kernel)(void *dst, __u32 size, const void *src) =
+	(void *)BPF_FUNC_probe_read_kernel;
+static long (*read_kernel_str)(void *dst, __u32 size, const void *src) =
+	(void *)BPF_FUNC_probe_read_kernel_str;
+
+/* 0 on success. `dst` keeps its value, or is zeroed, on a fault. */
+#define KERNEL_FIELD(dst, base, offset) \
+	read_kernel(&(dst), sizeof(dst), (void *)((base) + (offset)))
+
+#define OWN(type, field, where)                               \
+	inline_fn type own_##field(struct tcp_sock *tp)       \
+	{                                                     \
+		return *(type *)((void *)tp + OFF_##where);   \
+	}
+
+/* Bit fields come as the byte that holds them and a mask. */
+#define OWN_BIT(field, where)                                              \
+	inline_fn int own_##field(struct tcp_sock *tp)                     \
+	{                                                                  \
+		return *(__u8 *)((void *)tp + OFF_##where) & MASK_##where; \
+	}
+
+#define KERNEL(type, field, where)                           \
+	inline_fn type kernel_##field(__u64 base)            \
+	{                                                    \
+		type value = 0;                              \
+                                                             \
+		KERNEL_FIELD(value, base, OFF_##where);      \
+		return value;                                \
+	}
+
+/* struct sock and what it is the beginning of */
+OWN(__u64, flags, sock_skc_flags)
+OWN(__u64, ulp_ops, inet_connection_sock_icsk_ulp_ops)
+OWN(__s32, rcvlowat, sock_sk_rcvlowat)
+OWN(__u16, tsflags, sock_sk_tsflags)
+OWN(__s32, peek_off, sock_sk_peek_off)
+OWN(__u32, write_seq, tcp_sock_write_seq)
+OWN_BIT(inq, tcp_sock_recvmsg_inq)
+OWN_BIT(is_kernel_socket, sock_sk_kern_sock)
+OWN_BIT(repair, tcp_sock_repair)
+#ifdef OFF_tcp_sock_is_mptcp
+OWN_BIT(is_mptcp, tcp_sock_is_mptcp)
+#else
+inline_fn int own_is_mptcp(struct tcp_sock *tp) { return 0; }
+#endif
+#ifdef OFF_tcp_sock_syn_smc
+OWN_BIT(syn_smc, tcp_sock_syn_smc)
+#else
+inline_fn int own_syn_smc(struct tcp_sock *tp) { return 0; }
+#endif
+KERNEL(__s32, err, sock_sk_err)
+KERNEL(__u8, shutdown, sock_sk_shutdown)
+KERNEL(__u32, rcvbuf, sock_sk_rcvbuf)
+KERNEL(__s32, rcvlowat, sock_sk_rcvlowat)
+KERNEL(__s64, rcvtimeo, sock_sk_rcvtimeo)
+KERNEL(__u32, uid, sock_sk_uid)
+KERNEL(__u16, protocol, sock_sk_protocol)
+KERNEL(__u8, state, sock_skc_state)
+KERNEL(__u32, refcnt, sock_skc_refcnt)
+KERNEL(__u32, write_seq, tcp_sock_write_seq)
+KERNEL(__u64, bytes_acked, tcp_sock_bytes_acked)
+KERNEL(__u64, user_data, sock_sk_user_data)
+KERNEL(__u64, wq, sock_sk_wq)
+KERNEL(__u64, socket, sock_sk_socket)
+KERNEL(__u64, receive_queue_next, sock_sk_receive_queue)
+
+/* struct sk_psock */
+KERNEL(__u64, psock_sk, sk_psock_sk)
+KERNEL(__u64, psock_ingress_next, sk_psock_ingress_msg)
+KERNEL(__u32, psock_refcnt, sk_psock_refcnt)
+KERNEL(__u64, psock_saved_data_ready, sk_psock_saved_data_ready)
+#ifdef OFF_sk_psock_msg_tot_len
+#define PSOCK_COUNTS_BYTES
+KERNEL(__u32, psock_msg_tot_len, sk_psock_msg_tot_len)
+#endif
+
+/* struct task_struct */
+KERNEL(__u32, task_tgid, task_struct_tgid)
+KERNEL(__u64, task_cpu_ns, task_struct_sum_exec_runtime)
+KERNEL(__u64, task_waits, task_struct_nvcsw)
+KERNEL(__u64, task_group_leader, task_struct_group_leader)
+
+/* struct wait_queue_entry and the list it is on */
+KERNEL(__u64, wait_private, wait_queue_entry_private)
+inline_fn __u64 kernel_list_next(__u64 at)
+{
+	__u64 next = 0;
+
+	KERNEL_FIELD(next, at, 0);
+	return next;
+}
+
+inline_fn int kernel_has_bit_flag(struct tcp_sock *tp, int bit)
+{
+	return (own_flags(tp) >> bit) & 1;
+}
+
+#define own_has_flag(tp, name) kernel_has_bit_flag(tp, BIT_##name)
+
+/* struct sock of a struct socket that the verifier knows; NULL while there is none. */
+inline_fn struct sock *sock_of(struct socket *socket)
+{
+	return *(struct sock **)((void *)socket + OFF_socket_sk);
+}
+
+/* Flags of the struct msghdr that a tracing program was called with. */
+inline_fn __u32 msghdr_flags(void *msg)
+{
+	return *(__u32 *)(msg + OFF_msghdr_msg_flags);
+}
+
+/* SOCK_RCVBUF_LOCK, include/net/sock.h: the program itself has set SO_RCVBUF. */
+inline_fn int has_rcvbuf_lock(__u64 sk)
+{
+	__u8 byte = 0;
+
+	KERNEL_FIELD(byte, sk, OFF_sock_sk_userlocks);
+	return byte & MASK_sock_sk_userlocks & (2 << SHIFT_sock_sk_userlocks);
+}
+
+/* Number of the socket's inode, as in /proc/PID/fd; 0 once its programs have closed it. */
+inline_fn __u64 inode_of(__u64 sk)
+{
+	__u64 socket = kernel_socket(sk), inode = 0;
+
+	if (socket)
+		KERNEL_FIELD(inode, socket, OFF_socket_alloc_vfs_inode + OFF_inode_i_ino);
+	return inode;
+}
+
+/* Address of the socket's struct cgroup. */
+inline_fn __u64 cgroup_address_of(__u64 sk)
+{
+	__u64 cgroup = 0;
+
+	KERNEL_FIELD(cgroup, sk, OFF_sock_sk_cgrp_data + OFF_sock_cgroup_data_cgroup);
+	return cgroup;
+}
+
+/* Id of the socket's cgroup; 0 on a fault. */
+inline_fn __u64 cgroup_of(__u64 sk)
+{
+	__u64 cgroup = cgroup_address_of(sk), node = 0, id = 0;
+
+	if (cgroup)
+		KERNEL_FIELD(node, cgroup, OFF_cgroup_kn);
+	if (node)
+		KERNEL_FIELD(id, node, OFF_kernfs_node_id);
+	return id;
+}
+
+#ifdef OFF_cgroup_ancestors
+#define CGROUP_NAMES
+/* How deep a cgroup is below the root; -1 on a fault. */
+inline_fn __s32 cgroup_level(__u64 cgroup)
+{
+	__s32 level = 0;
+
+	return !cgroup || KERNEL_FIELD(level, cgroup, OFF_cgroup_level) ? -1 : level;
+}
+
+/* Reads the name of the ancestor at a level below the root; not 0 on a fault. */
+inline_fn int read_ancestor_name(char *name, __u32 size, __u64 cgroup, __u32 level)
+{
+	__u64 at = cgroup + OFF_cgroup_ancestors + 8 * level;
+	__u64 ancestor = 0, node = 0, text = 0;
+
+	return KERNEL_FIELD(ancestor, at, 0) || KERNEL_FIELD(node, ancestor, OFF_cgroup_kn) ||
+	       KERNEL_FIELD(text, node, OFF_kernfs_node_name) ||
+	       read_kernel_str(name, size, (void *)text) < 0;
+}
+#endif
+
+/* The psock of a socket on a sockhash, or 0. */
+inline_fn __u64 psock_of(__u64 sk)
+{
+	__u64 psock;
+
+	if (!sk)
+		return 0;
+	psock = kernel_user_data(sk) & ~7ULL; /* SK_USER_DATA_* flags, include/linux/skmsg.h */
+	return psock && kernel_psock_sk(psock) == sk ? psock : 0;
+}
+
+inline_fn int psock_queue_empty(__u64 psock)
+{
+	return kernel_psock_ingress_next(psock) == psock + OFF_sk_psock_ingress_msg;
+}
+
+/* Whether something that came through TCP is unread. */
+inline_fn int has_tcp_data(__u64 sk)
+{
+	__u64 next = sk ? kernel_receive_queue_next(sk) : 0;
+
+	return next && next != sk + OFF_sock_sk_receive_queue;
+}
+
+/* Head of the socket's wait queue: in struct socket_wq, and 0 before accept(). */
+inline_fn __u64 wait_queue_of(__u64 sk)
+{
+	__u64 wq = kernel_wq(sk);
+
+	return wq ? wq + OFF_socket_wq_head : 0;
+}
+
+/* The entry on a wait queue that `list` is part of, and the list part of an entry. */
+inline_fn __u64 wait_entry(__u64 list)
+{
+	return list - OFF_wait_queue_entry_entry;
+}
+
+/*
+ * References to a socket that are not a redirect in flight: the socket itself, its psock, and one
+ * per armed timer (sk_reset_timer()). Kernels differ in their timers, so the loader lists them. Other
+ * references that come and go only make us wait longer.
+ */
+inline_fn __u32 timer_pending(__u64 sk, __u32 offset)
+{
+	__u64 pprev = 0;
+
+	KERNEL_FIELD(pprev, sk, offset + OFF_timer_list_pprev);
+	return pprev != 0;
+}
+
+inline_fn __u32 known_references(__u64 sk)
+{
+	return 2 + EACH_TIMER(timer_pending, sk);
+}
+
+/* Names a task, by the address of its struct task_struct. */
+#define read_comm(comm, task) KERNEL_FIELD(comm, task, OFF_task_struct_comm)

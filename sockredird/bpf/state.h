@@ -1,0 +1,360 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Records: what the programs keep of sockets, connections and listeners, and what they tell the
+ * daemon. loader/records.py reads this file, so a field has a name and an offset in one place.
+ */
+#pragma once
+#include "kernel.h"
+#include "causes.h"
+
+/* One connection: the sequence numbers both ends agreed on in the handshake, each ISN + 1. */
+struct pair {
+	__u32 client_seq;
+	__u32 server_seq;
+};
+
+enum side { CLIENT = 0, SERVER = 1 };
+
+/* Key of the sockhash: one end of a pair. */
+struct end {
+	struct pair pair;
+	__u32 side;
+};
+
+/* Addresses are IPv6; IPv4 is stored v4-mapped, so that a mapped socket meets its IPv4 peer. */
+struct flow {
+	__u32 client_ip[4];
+	__u32 server_ip[4];
+	__u64 netns;		/* netns cookie */
+	__u16 client_port;	/* host byte order */
+	__u16 server_port;
+	__u32 pad;
+};
+
+/* Where the server end is, as it sees itself: NAT and another netns hide that from the client. */
+struct server_address {
+	__u32 ip[4];
+	__u64 netns;
+	__u32 port;
+	__u32 pad;
+};
+
+/* That a listener in scope has answered a SYN from this address, in whichever netns. */
+struct client_syn {
+	__u32 client_ip[4];
+	__u32 client_port;
+	__u32 pad;
+	__u64 time;		/* CLOCK_MONOTONIC, ns; 0: nothing is said here */
+};
+
+/* That a listener in scope has answered this very SYN. */
+struct flow_syn {
+	struct flow flow;	/* as the listener sees it; in one netns the client does not differ */
+	__u64 time;		/* as above */
+};
+
+/* A client end that no listener in scope has answered, as far as it can know. */
+struct unmatched_client {
+	struct pair pair;
+	struct flow flow;
+};
+
+/* An address of a netns. */
+struct address {
+	__u32 ip[4];
+	__u64 netns;
+};
+
+/* A step on the path of an excluded cgroup: a name in a directory, which is numbered from 1 on. */
+struct step {
+	__u32 directory;	/* 0: the root */
+	char name[128];
+};
+
+/* What the client end leaves for the server end to find, and the other way round. */
+struct handshake {
+	struct flow flow;	/* as the client end sees it */
+	__u32 answered;		/* by a listener in its netns, under the addresses in `flow` */
+	__u32 pad;
+	__u64 client_sk;	/* kernel address; 0: the client declined */
+	__u64 server_sk;	/* kernel address; 0: the server has not joined */
+	__u64 client_st;	/* kernel addresses of their sock_state */
+	__u64 server_st;
+};
+
+enum mode {
+	UNDECIDED = 0,	/* no message seen yet */
+	REDIRECT,	/* every byte so far was redirected (I1) */
+	NATIVE,		/* TCP for good (I2) */
+};
+
+/* A process that uses a socket. */
+struct owner {
+	__u32 pid;		/* as the initial pid namespace counts */
+	char comm[16];
+};
+
+/* What a direction had carried at a time; a rate is the difference of two. */
+struct sample {
+	__u64 time;		/* CLOCK_MONOTONIC, ns; 0: never taken */
+	__u64 bytes;
+	__u64 messages;
+};
+
+/* Where a direction, and the task that sends, were at a time; see small_stream(). */
+struct stream {
+	__u64 task;		/* kernel address */
+	__u64 cpu_ns;		/* CPU time it has used */
+	__u64 waits;		/* how often it has waited for something */
+	__u64 messages;		/* sent */
+	__u64 bytes;
+	__u64 answers;		/* messages the peer has sent */
+};
+
+/*
+ * Per socket: this end, and the direction that starts here. Each field has one kind of writer.
+ *
+ * field              written by                          read by                ordered by
+ * self .. server     pairing, before the sockhash entry  all                    the entry's insertion
+ * peer_sk, peer_st   pairing, or the first message       sender, walk           the sender's socket lock
+ * sent_*, budget_*,  the sender, under its socket lock   walk, listing: may be  nothing; an estimate
+ *   mode, reason                                         one message old
+ * stop               the walk                            sender                 RCU grace period (epoch)
+ * guard_cause,       guard and detect programs           sender, walk           announce_change() here,
+ *   reset_at                                                                    changed_since() there
+ * sample .. listing  listings                            listings               one listing at a time
+ */
+struct sock_state {
+	/* written by pairing */
+	struct end self;
+	struct end peer;
+	__u64 peer_sk;			/* kernel address of the peer's struct sock, or 0 */
+	__u64 peer_st;			/* that of the peer's sock_state */
+	__u64 since;			/* CLOCK_MONOTONIC, ns */
+	struct flow flow;		/* as the client end sees it */
+	struct server_address server;	/* known to the server end only */
+	__u64 early;			/* of a client: who slept when it was established, or 0 */
+
+	/* written by the sender */
+	__u64 sent_bytes;		/* redirected, cumulative */
+	__u64 sent_messages;
+	__u64 drained_bytes;		/* sent_bytes when the peer's queue was last seen empty */
+	__u32 budget_bytes;		/* until the peer's queue is looked at again */
+	__u32 budget_messages;
+	__u32 checkpoints;		/* taken so far */
+	__u8 mode;
+	__u8 reason;			/* enum cause: why mode is NATIVE */
+	/* written by the walk */
+	__u8 stop;
+	/* written by pairing */
+	__u8 provisional;		/* somebody answered this client's address, see pair/scope.h */
+	/* written by full_barrier() only */
+	__u64 barrier;
+	/* written by the sender */
+	__u64 change_count;		/* the global count when this direction last looked at its ends */
+	struct stream stream;		/* since when this direction may be one */
+	/* written by guards */
+	__u32 guard_cause;		/* enum cause: why neither direction may redirect */
+	__u32 reset_at;			/* ms: when what a program asked for has gone wrong, or 0 */
+	/* written by the sender */
+	__u64 checkpoint[16];		/* sent_bytes, MESSAGES_PER_SAMPLE messages apart */
+
+	/* written by listings */
+	struct sample sample[2];	/* newer, older */
+	struct owner owner;		/* the first process met that has this socket open */
+	__u32 owners;			/* processes that have */
+	__u32 listing;			/* in which owner and owners were found */
+	__u32 pad;
+};
+
+/*
+ * CLOCK_MONOTONIC in ns as of the last timer interrupt, up to 10 ms ago: 5 ns where bpf_ktime_get_ns()
+ * may take 50. Never to be compared but as a signed difference with a time that may be exact.
+ */
+inline_fn __u64 recent_time(void)
+{
+	return bpf_ktime_get_coarse_ns();
+}
+
+/* CLOCK_MONOTONIC in milliseconds, modulo 2^32: compare by the sign of the difference. */
+inline_fn __u32 now_ms(void)
+{
+	return bpf_ktime_get_ns() / 1000000;
+}
+
+/* Of BPF's atomics, those that return the old value order all of memory, on every architecture. */
+inline_fn void full_barrier(struct sock_state *st)
+{
+	__sync_lock_test_and_set(&st->barrier, 1);
+}
+
+#define BYTES_PER_SAMPLE 65536
+#define MESSAGES_PER_SAMPLE 256		/* x 16 checkpoints: at most 4096 (+256) unread messages */
+
+/* A single pair on its way off the sockhash; touched by the iterator only. */
+struct leaving {
+	__u32 created;		/* epoch of the first visit */
+	__u32 stopped_in;	/* epoch in which the last end was stopped */
+	__u8 stopped;		/* bit per side */
+	__u8 reason;
+	__u16 pad;
+};
+
+struct settings {
+	__u32 stopped;		/* Disable: no message is redirected any more */
+	__u32 stopped_in;	/* epoch of that */
+	__u32 epoch;		/* grows by one after each RCU grace period the daemon waited for */
+	__u32 window_bytes;
+	__u32 trace;		/* someone subscribed to events */
+	__u32 listing;		/* number of the listing under way; 0: walks retire instead */
+	__u32 addresses;	/* enum addresses */
+	__u32 excludes;		/* number of excluded cgroups */
+	__u32 learn;		/* leave alone listeners that acceleration does no good */
+	__u32 ktls;		/* the kernel has TCP_ULP "tls", as far as the daemon has seen */
+	__u64 trial;		/* id of a cgroup left to a datapath that is being tried; 0: none */
+	__u64 seed;		/* so that nobody knows which addresses share a slot */
+};
+
+enum addresses { ADDRESSES_LOOPBACK, ADDRESSES_HOST, ADDRESSES_ANY };
+
+/* A bit per listening port: connections to it are in scope. */
+struct ports {
+	__u8 bits[65536 / 8];
+};
+
+enum event_kind {
+	EVENT_ACTIVE,
+	EVENT_ACCELERATED,
+	EVENT_DECLINED,
+	EVENT_RETIRED,
+	EVENT_CLOSED,
+	EVENT_LEARNED,
+};
+
+/* What one direction carried. */
+struct totals {
+	__u64 bytes;		/* redirected */
+	__u64 messages;
+	__u64 tcp_bytes;	/* left to TCP: of a connection that was retired, or is about to be */
+};
+
+struct event {
+	__u64 time;		/* CLOCK_MONOTONIC, ns */
+	__u32 kind;
+	__u32 reason;		/* enum cause */
+	struct totals totals[2];	/* by enum side: the direction that starts there */
+	struct owner owner[2];	/* pid 0: not known */
+	__u32 cpu;
+	__u32 lost;		/* events this CPU could not report so far, for want of room */
+	struct flow flow;
+};
+
+/* The process that called connect(), while somebody traces. */
+struct caller {
+	__u64 time;		/* CLOCK_MONOTONIC, ns */
+	struct owner owner;
+	__u32 pad;
+};
+
+/* A listening socket; addresses are left out, as a wildcard listener answers to any. */
+struct listener {
+	__u64 netns;
+	__u32 port;
+	__u32 pad;
+};
+
+/*
+ * Why and since when the connections of a listener are left alone; of one that is unprofitable, when
+ * a connection is accelerated all the same, as a sample.
+ */
+struct learned_entry {
+	__u64 time;		/* CLOCK_MONOTONIC, ns */
+	__u64 sampled;		/* when the SYN of a sample was last answered */
+	__u32 cause;		/* enum cause */
+	__u32 skipped;		/* connections left alone since that */
+	__u64 cgroup;		/* id, of the server end's */
+	struct owner owner;	/* who did what was learned; pid 0 if that is no program's doing */
+	__u32 pad;
+};
+
+/* The end of a traced connection that closed first. */
+struct closing {
+	struct totals totals;
+	__u32 side;
+	__u32 pad;
+};
+
+/* Why a connection was declined or retired, for whoever asks later. */
+struct recorded_reason {
+	struct flow flow;
+	__u32 reason;		/* enum cause */
+	__u32 pad;
+};
+
+/* One line of the iterator's output. */
+struct member {
+	struct end self;
+	__u32 mode;
+	__u32 leaving;		/* or LEFT_UNREAD, or BROKEN */
+	__u32 unread;		/* bytes in this socket's psock queue */
+	__u64 since;
+	__u64 sent_bytes;
+	__u64 sent_messages;
+	struct flow flow;
+};
+
+#define LEFT_UNREAD 2	/* the pair is off the sockhash, see leave/rewake.c */
+#define BROKEN 3	/* it is to be reset, see leave/detect.c */
+
+/* One end in a listing. */
+struct view {
+	__u64 bytes;
+	__u64 messages;
+	__u64 tcp_bytes;
+	__u64 byte_rate;	/* per second, since a listing at least SAMPLE_NS ago */
+	__u64 message_rate;
+	__u64 inode;		/* of the socket; 0: closed by its programs */
+	__u64 cgroup;		/* id */
+	__u32 uid;
+	__u32 unread;		/* bytes in this socket's psock queue */
+	__u32 mode;		/* of the direction that starts here */
+	__u32 reason;
+	__u32 owners;
+	struct owner owner;
+};
+
+#define SAMPLE_NS 500000000ULL
+
+/* A process with a TCP socket open, of whatever kind. */
+struct opened {
+	__u64 inode;
+	struct owner owner;
+	__u32 pad;
+};
+
+/* One connection in a listing. */
+struct connection {
+	__u64 age;		/* ns since the server end joined */
+	struct view view[2];	/* by enum side */
+	__u32 known;		/* bit per side: an end that closed cannot be looked at */
+	__u32 leaving;
+	struct pair pair;
+	struct flow flow;	/* as the client end sees it */
+	struct server_address server;	/* netns 0: not known */
+};
+
+/* Per CPU. A pair counts once, and a message once for each time the sk_msg program runs. */
+struct counters {
+	__u64 accelerated_connections;
+	__u64 redirected_messages;
+	__u64 redirected_bytes;
+	__u64 dropped_events;
+	__u64 declined[CAUSE_SLOTS];	/* by enum cause */
+	__u64 retired[CAUSE_SLOTS];
+};
+
+/* The daemon's own notes (JSON): what these pins are, found again after a restart. */
+struct manifest {
+	char json[16384];
+};
+

@@ -1,0 +1,52 @@
+"""What each cause means, in the words of explain, learned, the log and the manual.
+
+bpf/causes.h has the causes themselves. A cause for which a listener can be learned for good names
+what a program did, so its sentence begins with who that was.
+"""
+
+from __future__ import annotations
+
+from sockredird.loader.records import LEARNED_FOR_GOOD
+
+SENTENCES = {
+    "peer_outside": "the other end is not in scope: another host, cgroup, or network namespace",
+    "undecidable": "both ends are in scope, but SNAT or masquerading hides the client's address "
+    "from the listener, so that neither end could know in time",
+    "early_data": "data went by TCP before both ends were paired (TCP_DEFER_ACCEPT, "
+    "TCP Fast Open, or a race)",
+    "ulp": "asked for an upper layer protocol (TCP_ULP: kTLS; or SMC)",
+    "mptcp": "it is a Multipath TCP subflow",
+    "zerocopy": "set SO_ZEROCOPY, whose completions do not come on a sockhash",
+    "repair": "set TCP_REPAIR: the sequence numbers are not those of a handshake",
+    "rcvlowat": "set SO_RCVLOWAT, which a sockhash ignores",
+    "oobinline": "set SO_OOBINLINE: it expects urgent data, which a sockhash does not know",
+    "option": "set SO_TIMESTAMP, SO_TIMESTAMPING, SO_PEEK_OFF or TCP_INQ, which a sockhash ignores",
+    "learned": "its listener is left alone, see sockredirctl learned",
+    "kernel_socket": "a socket belongs to the kernel itself",
+    "mismatch": "its sequence numbers are those of another connection",
+    "map_full": "max_connections are accelerated",
+    "other_sockmap": "another BPF program has the socket on a sockmap of its own "
+    "(bpftool prog show: sk_msg, sk_skb)",
+    "no_memory": "there was no memory for the state of a socket",
+    "window": "unread data reached window_bytes, or the reader's SO_RCVBUF",
+    "messages": "too many messages were unread, however small",
+    "small_stream": "it was a one-way stream of small messages, which TCP merges",
+    "late_pairing": "its first message came before both ends were paired, or a thread had waited "
+    "for it since before",
+    "half_closed": "one end has shut down its side or closed, and the other is on TCP since",
+    "peer_gone": "its peer was taken off the sockhash by somebody else",
+    "splice": "used splice(2) from the socket",
+    "waitall": "received with MSG_WAITALL",
+    "trunc": "received with MSG_TRUNC",
+    "oob": "used MSG_OOB",
+    "woken": "had a blocking recv(2) woken without data, by a signal or another thread",
+    "fionread": "asked FIONREAD, which does not count redirected data on this kernel",
+    "spills": "its connections keep filling their window: one-way bulk",
+    "short_connections": "its connections end after so few messages that pairing costs more",
+    "disable": "acceleration is disabled, or was while this connection lived",
+}
+
+
+def sentence(cause: str, *, who: str = "a program") -> str:
+    """Why, in a sentence; `who` did it, where a program did."""
+    return f"{who} {SENTENCES[cause]}" if cause in LEARNED_FOR_GOOD else SENTENCES[cause]
