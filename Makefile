@@ -56,7 +56,7 @@ test: install-deps
 
 # An hour or so: kills, upgrades and cycles by the hundreds, where `make test` has a few.
 torture: install-deps
-	$(ROOT) env PYTHONDONTWRITEBYTECODE=1 SOCKREDIR_TORTURE=1 $(PYTHON) -m pytest tests/lifecycle
+	$(ROOT) env PYTHONDONTWRITEBYTECODE=1 SOCKREDIR_TORTURE=1 $(PYTHON) -m pytest tests/bus/lifecycle
 
 # QUICK=1: a part of it. NULL=1: nothing is accelerated, and every ratio has to be 1. SUSTAINED=1:
 # streams of half a minute instead, for three quarters of an hour. SHORT=1: a connection per request
@@ -74,9 +74,9 @@ bench: install-deps
 
 # Results of other kernels stay as they are.
 semantics: install-deps
-	$(ROOT) env PYTHONDONTWRITEBYTECODE=1 SOCKREDIR_RESULTS=tests/conformance/results \
-		$(PYTHON) -m pytest tests/conformance/test_behaviours.py
-	PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=.:tests $(PYTHON) -m conformance.document
+	$(ROOT) env PYTHONDONTWRITEBYTECODE=1 SOCKREDIR_RESULTS=tests/kernel/conformance/results \
+		$(PYTHON) -m pytest tests/kernel/conformance/test_behaviours.py
+	PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=.:tests $(PYTHON) -m kernel.conformance.document
 
 # What the package depends on, and the tests, is in the guests' root: they have no network.
 # VM_PYTEST_ARGS="-k word" and the like reach pytest in the guests. FULL=1: the whole suites, which
@@ -99,7 +99,7 @@ vm-roots: vm-deps
 # From the results of the last `make vm-test`.
 kernels:
 	PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=.:tests $(PYTHON) -m vm.document
-	PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=.:tests $(PYTHON) -m conformance.document
+	PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=.:tests $(PYTHON) -m kernel.conformance.document
 
 check: check-python check-man check-systemd check-dbus check-packaging
 

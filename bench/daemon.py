@@ -13,7 +13,8 @@ from typing import Any
 from bench.datapaths import OURS, Host
 from bench.loads import Loads
 from bench.spread import spread
-from daemon.process import PYTHON, REPOSITORY, environment
+from support.checkout import REPOSITORY
+from support.daemon.process import PYTHON, environment
 
 RUNS = 9
 

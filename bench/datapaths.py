@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from daemon.bus import private_bus
-from daemon.client import Client
-from daemon.process import DaemonProcess, toml
 from sockredird.kernel.cgroup import mount_point
 from support import cgroups, textbook
+from support.daemon.bus import private_bus
+from support.daemon.client import Client
+from support.daemon.process import DaemonProcess, toml
 from support.traffic import free_port
 
 TCP, OURS, TEXTBOOK, UNIX = "tcp", "sockredird", "textbook", "unix"

@@ -1,4 +1,4 @@
-"""Loads tests/textbook/kernel_echo.c."""
+"""Loads tests/support/bpf/kernel_echo.c."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sockredird.kernel import libbpf
+from support.bcc_child import pinned
+from support.checkout import REPOSITORY
 
-from .bcc_child import REPOSITORY, pinned
-
-SOURCE = REPOSITORY / "tests" / "textbook" / "kernel_echo.c"
+SOURCE = REPOSITORY / "tests" / "support" / "bpf" / "kernel_echo.c"
 SK_SKB = 14  # enum bpf_prog_type
 STREAM_VERDICT = 5  # enum bpf_attach_type
 

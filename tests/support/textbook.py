@@ -1,4 +1,4 @@
-"""Loads tests/textbook/textbook.c."""
+"""Loads tests/support/bpf/textbook.c."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 from sockredird.kernel import libbpf
 from sockredird.kernel.libbpf import Fd
 from sockredird.kernel.uapi import AttachType, ProgType
+from support.bcc_child import pinned
+from support.checkout import REPOSITORY
 
-from .bcc_child import REPOSITORY, pinned
-
-SOURCE = REPOSITORY / "tests" / "textbook" / "textbook.c"
+SOURCE = REPOSITORY / "tests" / "support" / "bpf" / "textbook.c"
 PROGRAMS = {
     "sockops": ("textbook_sockops", int(ProgType.SOCK_OPS)),
     "msg": ("textbook_msg", int(ProgType.SK_MSG)),

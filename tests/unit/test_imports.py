@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
-from pathlib import Path
 
-REPOSITORY = Path(__file__).parents[2]
+from support.checkout import REPOSITORY
+
 # From the top down. What is not in a package here (errors, config, the version) is for everybody;
 # the command line is for nobody.
 ORDER = ("service", "bus", "control", "check", "observe", "datapath", "loader", "kernel")

@@ -9,9 +9,9 @@ import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from pathlib import Path
 
-from conformance import results
-from conformance.behaviours import ALL
-from conformance.document import cell, line, tested_kernels
+from kernel.conformance import results
+from kernel.conformance.behaviours import ALL
+from kernel.conformance.document import cell, line, tested_kernels
 from vm.kernels import KERNELS
 
 REPOSITORY = Path(__file__).parents[2]

@@ -28,7 +28,7 @@ BOOTS = (
     Boot(
         (
             Stage("rebooted", guest=("after_reboot",)),
-            Stage("suites", checkout=("tests/conformance", "tests/datapath", "tests/lifecycle")),
+            Stage("suites", checkout=("tests/kernel", "tests/bus/lifecycle")),
             Stage("enabled-again", guest=("before_reboot",)),
         ),
         parameters="lockdown=integrity",

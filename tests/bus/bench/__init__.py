@@ -1,0 +1,1 @@
+"""The benchmark's datapaths are what they say."""

@@ -1,0 +1,1 @@
+"""The object on the bus: members, callers, authorisation, events, units."""

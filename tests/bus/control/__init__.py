@@ -1,0 +1,1 @@
+"""What is on and what is remembered: enable, disable, reload, restore."""

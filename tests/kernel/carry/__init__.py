@@ -1,0 +1,1 @@
+"""Data on accelerated connections: every byte, in order, bounded."""

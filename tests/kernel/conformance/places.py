@@ -1,0 +1,147 @@
+"""Where a behaviour is run: on plain TCP, on our datapath, or on the textbook's."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from kernel.conformance import differences
+from kernel.conformance.catalogue import FRESH, LEFT, USED
+from sockredird.datapath.generation import Generation, Walked
+from sockredird.kernel.ringbuf import RingBuffers
+from sockredird.observe import listing
+from support.traffic import Connection, connect, listen
+
+SLICE_S = 0.05
+RETIRE_S = 10.0
+MODES = {FRESH: ["unused", "unused"], USED: ["redirected", "redirected"], LEFT: []}
+
+
+Connect = Callable[[], Connection]
+
+
+def over_loopback() -> Connection:
+    with listen() as listener:
+        return connect(listener)
+
+
+class Plain:
+    """Nothing is attached to this cgroup: what TCP does is what is right."""
+
+    accelerates = False
+
+    def __init__(self, cgroup: Path, connect: Connect = over_loopback) -> None:
+        """`connect` makes the connection that a behaviour acts on."""
+        self.cgroup = cgroup
+        self.connect = connect
+
+    def prepare(self) -> None:
+        """What was learned of earlier behaviours is forgotten."""
+
+    def wakes(self) -> list[int]:
+        """Descriptors that are readable when serve() has something to do."""
+        return []
+
+    def serve(self) -> bool:
+        """Does what a daemon does; whether it has to be called again soon."""
+        return False
+
+    def retire(self) -> None:
+        """Takes what has left acceleration off the sockhash."""
+
+    def figures(self) -> tuple[int, int]:
+        """Accelerated connections and redirected messages so far."""
+        return 0, 0
+
+    def seen(self) -> bool:
+        """Whether a program did what makes the guard keep all messages on TCP from then on."""
+        return False
+
+    def missing(self, state: str, port: int) -> str:
+        """How the connection with this client port is not accelerated as its state demands."""
+        return ""
+
+
+def nothing_leaving(walked: Walked) -> bool:
+    return walked.leaving == 0
+
+
+class Accelerated(Plain):
+    """Our datapath, and a stand-in for the daemon that waits for its requests."""
+
+    accelerates = True
+
+    def __init__(
+        self, cgroup: Path, generation: Generation, connect: Connect = over_loopback
+    ) -> None:
+        super().__init__(cgroup, connect)
+        self.kernel = differences.running(generation)
+        self._generation = generation
+        self._rings = RingBuffers()
+        self._rings.add(generation.requests, lambda _record: None)
+
+    def prepare(self) -> None:
+        # or a listener that has the same port by chance would be left alone
+        for listener, _lesson in list(self._generation.lessons()):
+            self._generation.unteach(listener)
+
+    def wakes(self) -> list[int]:
+        return [self._rings.fileno()]
+
+    def serve(self) -> bool:
+        self._rings.consume()
+        return not self._generation.retire(SLICE_S, nothing_leaving)
+
+    def retire(self) -> None:
+        left = self._generation.retire(RETIRE_S, nothing_leaving)
+        assert left, f"pairs do not leave the sockhash: {self._generation.walk()}"
+
+    def figures(self) -> tuple[int, int]:
+        counters = self._generation.counters()
+        return counters["accelerated_connections"], counters["redirected_messages"]
+
+    def seen(self) -> bool:
+        return any(True for _lesson in self._generation.lessons())
+
+    def missing(self, state: str, port: int) -> str:
+        found = listing.busiest([self._generation], 2, listing.Query(port=port))
+        modes = [end[f"{side}_mode"] for end in found for side in ("client", "server")]
+        return "" if modes == MODES[state] else f"a {state} pair is on the sockhash as {modes}"
+
+    def close(self) -> None:
+        self._rings.close()
+
+
+class Textbook(Plain):
+    """Does not count: that both ends are members has to do."""
+
+    accelerates = True
+    _KEY = 16  # struct tuple of textbook.c
+
+    def __init__(self, cgroup: Path, members: int) -> None:
+        super().__init__(cgroup)
+        self._members = members
+
+    def missing(self, state: str, port: int) -> str:
+        ends = sum(port in key[2:] for key in self._keys())
+        return "" if ends == 2 else f"{ends} ends of the pair are on the sockhash"
+
+    def _keys(self) -> Iterator[tuple[int, ...]]:
+        libbpf = ctypes.CDLL("libbpf.so.1")
+        before, after = None, ctypes.create_string_buffer(self._KEY)
+        while libbpf.bpf_map_get_next_key(self._members, before, after) == 0:
+            yield tuple(memoryview(after.raw).cast("I"))
+            before = ctypes.create_string_buffer(after.raw, self._KEY)
+
+
+@contextmanager
+def accelerated(
+    cgroup: Path, generation: Generation, connect: Connect = over_loopback
+) -> Iterator[Accelerated]:
+    place = Accelerated(cgroup, generation, connect)
+    try:
+        yield place
+    finally:
+        place.close()

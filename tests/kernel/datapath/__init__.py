@@ -1,0 +1,1 @@
+"""Generations: created, adopted, refused."""

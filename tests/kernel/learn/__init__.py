@@ -1,0 +1,1 @@
+"""Listeners that are left to TCP because of what was learned about them."""

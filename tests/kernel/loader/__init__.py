@@ -1,0 +1,1 @@
+"""Compiled programs, kept and loaded again."""

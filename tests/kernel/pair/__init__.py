@@ -1,0 +1,1 @@
+"""Which connections are accelerated: scope, addresses, and sockets that must not be."""

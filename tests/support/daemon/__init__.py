@@ -1,0 +1,1 @@
+"""A daemon, its bus, its clients and its traffic, for tests."""

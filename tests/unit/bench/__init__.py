@@ -1,0 +1,1 @@
+"""Statistics, rounds and tables of the benchmark."""

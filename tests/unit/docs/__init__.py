@@ -1,0 +1,1 @@
+"""The documentation agrees with the sources and with the recorded results."""

@@ -1,0 +1,1 @@
+"""Parsers of what the kernel writes to files."""

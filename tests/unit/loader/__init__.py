@@ -1,0 +1,1 @@
+"""Records, objects and types, read and written as data."""

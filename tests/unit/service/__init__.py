@@ -1,0 +1,1 @@
+"""Parts of the daemon process that need no daemon."""

@@ -1,0 +1,1 @@
+"""The client's output and its completion."""
