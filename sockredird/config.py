@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     Connections = int
     Window = int
     Seconds = float
+    Interval = float
+    Bytes = int
     Text = str
     Unit = str
     AbsolutePath = str
@@ -34,6 +36,8 @@ else:
     Connections = conint(strict=True, ge=1, le=1_000_000)
     Window = conint(strict=True, ge=4096, le=1 << 30)
     Seconds = conint(strict=True, ge=0, le=3600) | confloat(strict=True, ge=0, le=3600)
+    Interval = conint(strict=True, ge=1, le=3600) | confloat(strict=True, ge=0.1, le=3600)
+    Bytes = conint(strict=True, ge=0, le=1 << 50)
     Text = constr(strict=True, min_length=1)
     Unit = constr(strict=True, **{_PATTERN: _UNIT})
     AbsolutePath = constr(strict=True, min_length=2)
@@ -50,6 +54,7 @@ class Scope(BaseModel, extra="forbid", frozen=True):
     exclude_ports: list[Port] = [21, 23, 513, 514]
     only_ports: list[Port] = []
     exclude_cgroups: list[Text] = []
+    blocking_readers: Literal["tcp", "accelerate"] = "tcp"
 
     def ports(self) -> frozenset[int]:
         """Listening ports whose connections are in scope."""
@@ -63,6 +68,8 @@ class Scope(BaseModel, extra="forbid", frozen=True):
 class Limits(BaseModel, extra="forbid", frozen=True):
     max_connections: Connections = 65536
     window_bytes: Window = 4 << 20
+    memory_bytes: Bytes = 0  # 0: a thirty-second of RAM
+    revalidate_s: Interval = 10.0
     drain_timeout_s: Seconds = 5.0
 
 

@@ -6,6 +6,7 @@
  *
  * DECLINES   a connection is left on TCP as it is established
  * RETIRES    an accelerated connection is handed back to TCP
+ * PAUSES     a direction sends by TCP until its reader has caught up
  * LISTENER   the listener's connections are left alone, for good: a program there does this
  * UNPROFITABLE the same, for as long as samples say that acceleration costs more than it saves
  */
@@ -15,6 +16,7 @@
 #define RETIRES 2
 #define LISTENER 4
 #define UNPROFITABLE 8
+#define PAUSES 16
 
 #define FOR_EACH_CAUSE(CAUSE)                                                                          \
 	CAUSE(PEER_OUTSIDE, DECLINES)	/* the other end is not in scope */                            \
@@ -33,10 +35,13 @@
 	CAUSE(MAP_FULL, DECLINES)	/* no room on the sockhash */                                  \
 	CAUSE(OTHER_SOCKMAP, DECLINES | RETIRES) /* another program has the socket on its sockmap */   \
 	CAUSE(NO_MEMORY, DECLINES)	/* no sk_storage */                                            \
-	CAUSE(WINDOW, RETIRES)		/* unread bytes reached the window */                          \
-	CAUSE(MESSAGES, RETIRES)	/* too many unread messages, however small */                  \
-	CAUSE(SMALL_STREAM, RETIRES)	/* small messages one way, which TCP merges */                 \
-	CAUSE(LATE_PAIRING, RETIRES)	/* the first message came too early, or a reader did */        \
+	CAUSE(WINDOW, RETIRES | PAUSES)		/* unread bytes reached the window */                          \
+	CAUSE(MESSAGES, RETIRES | PAUSES)	/* too many unread messages, however small */                  \
+	CAUSE(MEMORY, PAUSES)		/* limits.memory_bytes are unread, of all connections */       \
+	CAUSE(PRESSURE, RETIRES | PAUSES) /* tcp_mem, or the memory limit of either end's cgroup */    \
+	CAUSE(PEER_BUSY, RETIRES | PAUSES) /* the peer held its lock for long: its recv() faults */    \
+	CAUSE(REVALIDATION, PAUSES)	/* a message by TCP now and then, for firewalls and conntrack */ \
+	CAUSE(BLOCKING_READER, RETIRES)	/* a program sleeps inside recv() */                           \
 	CAUSE(HALF_CLOSED, RETIRES)	/* the peer will send no more: shutdown(2) */                  \
 	CAUSE(PEER_GONE, RETIRES)	/* the peer was taken off the sockhash by somebody else */     \
 	CAUSE(SPLICE, RETIRES | LISTENER)	/* seen by fentry: splice(2) from the socket */        \

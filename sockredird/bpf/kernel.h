@@ -44,14 +44,31 @@ static long (*read_kernel_str)(void *dst, __u32 size, const void *src) =
 		return *(__u8 *)((void *)tp + OFF_##where) & MASK_##where; \
 	}
 
-#define KERNEL(type, field, where)                           \
-	inline_fn type kernel_##field(__u64 base)            \
-	{                                                    \
-		type value = 0;                              \
-                                                             \
-		KERNEL_FIELD(value, base, OFF_##where);      \
-		return value;                                \
+/*
+ * bpf_rdonly_cast() (Linux 6.2) makes an address a pointer of that type to the verifier, and the read an
+ * ordinary load: 1 ns, where the helper takes 50. A load that faults gives 0 (exception table). The
+ * loader makes the call of this number one of that kernel function (objects.py).
+ */
+#ifdef RDONLY_CAST
+static void *(*rdonly_cast)(const void *object, __u32 btf_id) = (void *)RDONLY_CAST;
+
+#define KERNEL(type, field, structure, member)                                          \
+	inline_fn type kernel_##field(__u64 base)                                       \
+	{                                                                               \
+		void *object = rdonly_cast((void *)base, ID_##structure);               \
+                                                                                        \
+		return *(volatile type *)(object + OFF_##structure##_##member);         \
 	}
+#else
+#define KERNEL(type, field, structure, member)                                          \
+	inline_fn type kernel_##field(__u64 base)                                       \
+	{                                                                               \
+		type value = 0;                                                         \
+                                                                                        \
+		KERNEL_FIELD(value, base, OFF_##structure##_##member);                  \
+		return value;                                                           \
+	}
+#endif
 
 /* struct sock and what it is the beginning of */
 OWN(__u64, flags, sock_skc_flags)
@@ -60,6 +77,10 @@ OWN(__s32, rcvlowat, sock_sk_rcvlowat)
 OWN(__u16, tsflags, sock_sk_tsflags)
 OWN(__s32, peek_off, sock_sk_peek_off)
 OWN(__u32, write_seq, tcp_sock_write_seq)
+OWN(__u32, rcv_nxt, tcp_sock_rcv_nxt)
+OWN(__u16, urg_data, tcp_sock_urg_data)
+OWN(__u32, notsent_lowat, tcp_sock_notsent_lowat)
+OWN(__u32, sndbuf, sock_sk_sndbuf)
 OWN_BIT(inq, tcp_sock_recvmsg_inq)
 OWN_BIT(is_kernel_socket, sock_sk_kern_sock)
 OWN_BIT(repair, tcp_sock_repair)
@@ -73,51 +94,69 @@ OWN_BIT(syn_smc, tcp_sock_syn_smc)
 #else
 inline_fn int own_syn_smc(struct tcp_sock *tp) { return 0; }
 #endif
-KERNEL(__s32, err, sock_sk_err)
-KERNEL(__u8, shutdown, sock_sk_shutdown)
-KERNEL(__u32, rcvbuf, sock_sk_rcvbuf)
-KERNEL(__s32, rcvlowat, sock_sk_rcvlowat)
-KERNEL(__s64, rcvtimeo, sock_sk_rcvtimeo)
-KERNEL(__u32, uid, sock_sk_uid)
-KERNEL(__u16, protocol, sock_sk_protocol)
-KERNEL(__u8, state, sock_skc_state)
-KERNEL(__u32, refcnt, sock_skc_refcnt)
-KERNEL(__u32, write_seq, tcp_sock_write_seq)
-KERNEL(__u64, bytes_acked, tcp_sock_bytes_acked)
-KERNEL(__u64, user_data, sock_sk_user_data)
-KERNEL(__u64, wq, sock_sk_wq)
-KERNEL(__u64, socket, sock_sk_socket)
-KERNEL(__u64, receive_queue_next, sock_sk_receive_queue)
+KERNEL(__s32, err, sock, sk_err)
+KERNEL(__u8, shutdown, sock, sk_shutdown)
+KERNEL(__u32, rcvbuf, sock, sk_rcvbuf)
+KERNEL(__u32, lock_owned, sock, owned)
+KERNEL(__s32, write_pending, sock, sk_write_pending)
+KERNEL(__u64, prot, sock, skc_prot)
+KERNEL(__u64, net, sock, net)
+KERNEL(__s32, rcvlowat, sock, sk_rcvlowat)
+KERNEL(__s64, rcvtimeo, sock, sk_rcvtimeo)
+KERNEL(__u32, uid, sock, sk_uid)
+KERNEL(__u16, protocol, sock, sk_protocol)
+KERNEL(__u8, state, sock, skc_state)
+KERNEL(__u32, refcnt, sock, skc_refcnt)
+KERNEL(__u32, write_seq, tcp_sock, write_seq)
+KERNEL(__u32, copied_seq, tcp_sock, copied_seq)
+KERNEL(__u32, rcv_nxt, tcp_sock, rcv_nxt)
+KERNEL(__u16, urg_data, tcp_sock, urg_data)
+KERNEL(__u64, bytes_acked, tcp_sock, bytes_acked)
+KERNEL(__u64, user_data, sock, sk_user_data)
+KERNEL(__u64, wq, sock, sk_wq)
+KERNEL(__u64, socket, sock, sk_socket)
+KERNEL(__u64, receive_queue_next, sock, sk_receive_queue)
+
+/*
+ * FIONREAD on a member counts its psock queue only (tcp_bpf_ioctl(), Linux 6.6.128, 6.12.75, 6.18.14 and
+ * later): a reader that asks it does not learn of what came by TCP.
+ */
+#ifdef ARGS_tcp_bpf_ioctl
+#define FIONREAD_OMITS_TCP
+#endif
 
 /* struct sk_psock */
-KERNEL(__u64, psock_sk, sk_psock_sk)
-KERNEL(__u64, psock_ingress_next, sk_psock_ingress_msg)
-KERNEL(__u32, psock_refcnt, sk_psock_refcnt)
-KERNEL(__u64, psock_saved_data_ready, sk_psock_saved_data_ready)
+KERNEL(__u64, psock_sk, sk_psock, sk)
+KERNEL(__u64, psock_ingress_next, sk_psock, ingress_msg)
+KERNEL(__u32, psock_refcnt, sk_psock, refcnt)
+KERNEL(__u64, psock_saved_data_ready, sk_psock, saved_data_ready)
 #ifdef OFF_sk_psock_msg_tot_len
 #define PSOCK_COUNTS_BYTES
-KERNEL(__u32, psock_msg_tot_len, sk_psock_msg_tot_len)
+KERNEL(__u32, psock_msg_tot_len, sk_psock, msg_tot_len)
 #endif
 
 /* struct task_struct */
-KERNEL(__u32, task_tgid, task_struct_tgid)
-KERNEL(__u64, task_cpu_ns, task_struct_sum_exec_runtime)
-KERNEL(__u64, task_waits, task_struct_nvcsw)
-KERNEL(__u64, task_group_leader, task_struct_group_leader)
+KERNEL(__u32, task_tgid, task_struct, tgid)
+KERNEL(__u64, task_cpu_ns, task_struct, sum_exec_runtime)
+KERNEL(__u64, task_waits, task_struct, nvcsw)
+KERNEL(__u64, task_group_leader, task_struct, group_leader)
 
 /* struct wait_queue_entry and the list it is on */
-KERNEL(__u64, wait_private, wait_queue_entry_private)
-inline_fn __u64 kernel_list_next(__u64 at)
-{
-	__u64 next = 0;
-
-	KERNEL_FIELD(next, at, 0);
-	return next;
-}
+KERNEL(__u64, wait_private, wait_queue_entry, private)
+KERNEL(__u64, list_next, list_head, next)
 
 inline_fn int kernel_has_bit_flag(struct tcp_sock *tp, int bit)
 {
 	return (own_flags(tp) >> bit) & 1;
+}
+
+/* TCP_REPAIR is on: the program chooses sequence numbers. */
+inline_fn int kernel_repairs(__u64 sk)
+{
+	__u8 byte = 0;
+
+	KERNEL_FIELD(byte, sk, OFF_tcp_sock_repair);
+	return byte & MASK_tcp_sock_repair;
 }
 
 #define own_has_flag(tp, name) kernel_has_bit_flag(tp, BIT_##name)
@@ -134,14 +173,109 @@ inline_fn __u32 msghdr_flags(void *msg)
 	return *(__u32 *)(msg + OFF_msghdr_msg_flags);
 }
 
-/* SOCK_RCVBUF_LOCK, include/net/sock.h: the program itself has set SO_RCVBUF. */
-inline_fn int has_rcvbuf_lock(__u64 sk)
+#define SOCK_SNDBUF_LOCK 1	/* include/net/sock.h: the program itself has set SO_SNDBUF */
+#define SOCK_RCVBUF_LOCK 2	/* SO_RCVBUF */
+
+/* Which buffer sizes the program has set: SOCK_*_LOCK. */
+inline_fn __u8 buffer_locks(__u64 sk)
 {
 	__u8 byte = 0;
 
 	KERNEL_FIELD(byte, sk, OFF_sock_sk_userlocks);
-	return byte & MASK_sock_sk_userlocks & (2 << SHIFT_sock_sk_userlocks);
+	return (byte & MASK_sock_sk_userlocks) >> SHIFT_sock_sk_userlocks;
 }
+
+#define O_NONBLOCK 04000
+
+/* Flags of the socket's open file, fcntl(2); 0 before accept(). */
+inline_fn __u32 file_flags(__u64 sk)
+{
+	__u64 socket = kernel_socket(sk), file = 0;
+	__u32 flags = 0;
+
+	if (socket)
+		KERNEL_FIELD(file, socket, OFF_socket_file);
+	if (file)
+		KERNEL_FIELD(flags, file, OFF_file_f_flags);
+	return flags;
+}
+
+/* What is at an address that a struct of the kernel holds. */
+inline_fn __u64 kernel_word(__u64 at)
+{
+	return at ? kernel_list_next(at - OFF_list_head_next) : 0;
+}
+
+KERNEL(__u64, memory_pressure_at, proto, memory_pressure)
+
+/* TCP as a whole is under memory pressure: beyond tcp_mem[1], tcp(7). */
+inline_fn int tcp_under_pressure(__u64 sk)
+{
+	return kernel_word(kernel_memory_pressure_at(kernel_prot(sk))) != 0;
+}
+
+#ifdef OFF_sock_sk_memcg
+KERNEL(__u64, memcg, sock, sk_memcg)
+KERNEL(__u64, counter_usage, page_counter, usage)
+KERNEL(__u64, counter_max, page_counter, max)
+KERNEL(__u64, counter_parent, page_counter, parent)
+#define COUNTER_LEVELS 8	/* cgroups above that of the socket that are looked at */
+#define UNLIMITED 0x1000000000000ULL	/* pages; PAGE_COUNTER_MAX is about 2^51 */
+
+struct room {
+	__u64 pages;	/* the least that any cgroup on the way to the root has left; or UNLIMITED */
+	__u64 of;	/* the limit of that cgroup, in pages */
+};
+
+/* Narrows `room` to what a struct page_counter and those above it have left. */
+inline_fn void narrow(struct room *room, __u64 counter)
+{
+#pragma clang loop unroll(disable)
+	for (int i = 0; i < COUNTER_LEVELS && counter; i++) {
+		__u64 usage, max, left;
+
+		usage = kernel_counter_usage(counter);
+		max = kernel_counter_max(counter);
+		left = max > usage ? max - usage : 0;
+		if (max < UNLIMITED && left < room->pages) {
+			room->pages = left;
+			room->of = max;
+		}
+		counter = kernel_counter_parent(counter);
+	}
+}
+
+/* How much more memory the cgroup of a socket may be charged. */
+inline_fn struct room room_of(__u64 sk)
+{
+	struct room room = { .pages = UNLIMITED, .of = UNLIMITED };
+	__u64 memcg = kernel_memcg(sk);
+
+	if (!memcg)
+		return room;
+	narrow(&room, memcg + OFF_mem_cgroup_memory);
+#ifdef OFF_mem_cgroup_tcpmem	/* cgroup v1: memory.kmem.tcp.limit_in_bytes */
+	narrow(&room, memcg + OFF_mem_cgroup_tcpmem);
+#endif
+	return room;
+}
+#endif
+
+#ifdef OFF_net_timeouts
+#define TCP_CONNTRACK_ESTABLISHED 3	/* nf_conntrack_tcp.h */
+/* After how many jiffies without a packet conntrack forgets an established connection; 0: never. */
+inline_fn __u32 conntrack_timeout(__u64 sk)
+{
+	__u64 net = kernel_net(sk);
+	__u32 jiffies = 0;
+
+	if (net)
+		KERNEL_FIELD(jiffies, net, OFF_net_timeouts + 4 * TCP_CONNTRACK_ESTABLISHED);
+	return jiffies;
+}
+#else
+inline_fn __u32 conntrack_timeout(__u64 sk) { return 0; }
+#endif
 
 /* Number of the socket's inode, as in /proc/PID/fd; 0 once its programs have closed it. */
 inline_fn __u64 inode_of(__u64 sk)

@@ -32,6 +32,11 @@ BPF_ARRAY(ports, struct ports, 1);
  * often.
  */
 BPF_ARRAY(change_count, __u64, 1);
+/*
+ * Kernel memory that is unread, overhead included, as far as it is granted (carry/bounds.h): written once
+ * per grant, not per message. Counted anew by the daemon when it comes near settings.memory_bytes.
+ */
+BPF_ARRAY(unread_memory, __u64, 1);
 BPF_PERCPU_ARRAY(counters, struct counters, 1);
 BPF_PERCPU_ARRAY(line, struct connection, 1);	/* of a listing, too long for the stack */
 BPF_ARRAY(manifest, struct manifest, 1);
@@ -103,6 +108,14 @@ inline_fn void count_declined(enum cause cause)
 
 	if (c)
 		count(&c->declined[cause_slot(cause)], 1);
+}
+
+inline_fn void count_paused(enum cause cause)
+{
+	struct counters *c = counters_here();
+
+	if (c)
+		count(&c->paused[cause_slot(cause)], 1);
 }
 
 inline_fn void count_retired(enum cause cause)

@@ -83,9 +83,15 @@ struct handshake {
 };
 
 enum mode {
-	UNDECIDED = 0,	/* no message seen yet */
-	REDIRECT,	/* every byte so far was redirected (I1) */
-	NATIVE,		/* TCP for good (I2) */
+	BY_TCP = 0,	/* the next message goes by TCP, unless the direction may begin (carry/begin.h) */
+	REDIRECT,	/* the next message is redirected, unless the direction has to pause */
+	NATIVE,		/* TCP for good: the pair leaves the sockhash */
+};
+
+/* What is known of the program that reads what a direction carries. */
+enum reader {
+	READER_UNKNOWN = 0,
+	READER_POLLS,		/* it does not sleep inside recv(): it polls, or its descriptor is O_NONBLOCK */
 };
 
 /* A process that uses a socket. */
@@ -101,28 +107,26 @@ struct sample {
 	__u64 messages;
 };
 
-/* Where a direction, and the task that sends, were at a time; see small_stream(). */
-struct stream {
-	__u64 task;		/* kernel address */
-	__u64 cpu_ns;		/* CPU time it has used */
-	__u64 waits;		/* how often it has waited for something */
-	__u64 messages;		/* sent */
+/* How much a direction had sent at a time. */
+struct checkpoint {
 	__u64 bytes;
-	__u64 answers;		/* messages the peer has sent */
+	__u64 messages;
 };
 
 /*
  * Per socket: this end, and the direction that starts here. Each field has one kind of writer.
  *
- * field              written by                          read by                ordered by
- * self .. server     pairing, before the sockhash entry  all                    the entry's insertion
- * peer_sk, peer_st   pairing, or the first message       sender, walk           the sender's socket lock
- * sent_*, budget_*,  the sender, under its socket lock   walk, listing: may be  nothing; an estimate
- *   mode, reason                                         one message old
- * stop               the walk                            sender                 RCU grace period (epoch)
- * guard_cause,       guard and detect programs           sender, walk           announce_change() here,
- *   reset_at                                                                    changed_since() there
- * sample .. listing  listings                            listings               one listing at a time
+ * field                written by                          read by               ordered by
+ * self .. joined       pairing, before the sockhash entry  all                   the entry's insertion
+ * peer_sk, peer_st     pairing, or a message               sender, walk          the sender's socket lock
+ * mode .. checkpoint   the sender, under its socket lock   walk, listing: may    nothing; an estimate
+ *                                                          be one message old
+ * waiting              the sender                          the peer's sender     the peer's socket lock
+ * stop                 the walk                            sender                RCU grace period (epoch)
+ * borders_seen         the walk                            the walk
+ * guard_cause,         guard and detect programs           sender, walk          announce_change() here,
+ *   reset_at                                                                       changed_since() there
+ * sample .. listing    listings                            listings              one listing at a time
  */
 struct sock_state {
 	/* written by pairing */
@@ -133,38 +137,50 @@ struct sock_state {
 	__u64 since;			/* CLOCK_MONOTONIC, ns */
 	struct flow flow;		/* as the client end sees it */
 	struct server_address server;	/* known to the server end only */
-	__u64 early;			/* of a client: who slept when it was established, or 0 */
+	__u8 provisional;		/* somebody answered this client's address, see pair/scope.h */
+	__u8 joined;			/* it was put on the sockhash after it was established */
 
 	/* written by the sender */
-	__u64 sent_bytes;		/* redirected, cumulative */
-	__u64 sent_messages;
-	__u64 drained_bytes;		/* sent_bytes when the peer's queue was last seen empty */
-	__u32 budget_bytes;		/* until the peer's queue is looked at again */
-	__u32 budget_messages;
-	__u32 checkpoints;		/* taken so far */
-	__u8 mode;
-	__u8 reason;			/* enum cause: why mode is NATIVE */
+	__u8 mode;			/* enum mode */
+	__u8 reason;			/* enum cause: why mode is NATIVE, or why it last was BY_TCP */
+	__u8 reader;			/* enum reader */
+	__u8 waiting;			/* this sender spins until the peer's lock is free */
+	__u8 began;			/* the direction was redirected at least once */
 	/* written by the walk */
 	__u8 stop;
-	/* written by pairing */
-	__u8 provisional;		/* somebody answered this client's address, see pair/scope.h */
+	/* written by the sender */
+	__u32 begin_after;		/* of a joined end: the peer's copied_seq at the first message */
+	__u32 unknown_since;		/* ms: reader has been READER_UNKNOWN at a message; 0: never */
+	__u64 tcp_due;			/* jiffies: when a message has to go by TCP (revalidation) */
+	__u64 sent_bytes;		/* redirected, cumulative */
+	__u64 sent_messages;
+	struct checkpoint drained;	/* what was sent when the peer's queue was last seen empty */
+	__u32 budget_bytes;		/* until the peer's queue is looked at again */
+	__u32 budget_messages;
+	__u32 window_bytes;		/* what may be unread; grows while the reader keeps up */
+	__u32 window_messages;
+	__u32 charged;			/* bytes of kernel memory this direction has of unread_memory */
+	__u32 grants;			/* settings.grants when the budget was granted */
+	__u32 checkpoints;		/* taken so far */
+	__u32 borders;			/* how often TCP data came to lie behind redirected data */
+	/* written by the walk */
+	__u32 borders_seen;		/* those whose reader needs no more waking */
+	/* written by guards */
+	__u32 guard_cause;		/* enum cause: why neither direction may redirect */
+	__u32 reset_at;			/* ms: when what a program asked for has gone wrong, or 0 */
+	__u32 pad;
 	/* written by full_barrier() only */
 	__u64 barrier;
 	/* written by the sender */
 	__u64 change_count;		/* the global count when this direction last looked at its ends */
-	struct stream stream;		/* since when this direction may be one */
-	/* written by guards */
-	__u32 guard_cause;		/* enum cause: why neither direction may redirect */
-	__u32 reset_at;			/* ms: when what a program asked for has gone wrong, or 0 */
-	/* written by the sender */
-	__u64 checkpoint[16];		/* sent_bytes, MESSAGES_PER_SAMPLE messages apart */
+	struct checkpoint checkpoint[16];	/* one for each grant */
 
 	/* written by listings */
 	struct sample sample[2];	/* newer, older */
 	struct owner owner;		/* the first process met that has this socket open */
 	__u32 owners;			/* processes that have */
 	__u32 listing;			/* in which owner and owners were found */
-	__u32 pad;
+	__u32 pad2;
 };
 
 /*
@@ -188,9 +204,6 @@ inline_fn void full_barrier(struct sock_state *st)
 	__sync_lock_test_and_set(&st->barrier, 1);
 }
 
-#define BYTES_PER_SAMPLE 65536
-#define MESSAGES_PER_SAMPLE 256		/* x 16 checkpoints: at most 4096 (+256) unread messages */
-
 /* A single pair on its way off the sockhash; touched by the iterator only. */
 struct leaving {
 	__u32 created;		/* epoch of the first visit */
@@ -211,6 +224,11 @@ struct settings {
 	__u32 excludes;		/* number of excluded cgroups */
 	__u32 learn;		/* leave alone listeners that acceleration does no good */
 	__u32 ktls;		/* the kernel has TCP_ULP "tls", as far as the daemon has seen */
+	__u32 blocking;		/* [scope] blocking_readers = "accelerate" */
+	__u32 revalidate;	/* jiffies: how often a busy direction sends a message by TCP */
+	__u32 grants;		/* a budget of another number is not valid any more */
+	__u32 pad;
+	__u64 memory_bytes;	/* the most that is unread, overhead included, of all connections */
 	__u64 trial;		/* id of a cgroup left to a datapath that is being tried; 0: none */
 	__u64 seed;		/* so that nobody knows which addresses share a slot */
 };
@@ -297,12 +315,17 @@ struct member {
 	__u32 mode;
 	__u32 leaving;		/* or LEFT_UNREAD, or BROKEN */
 	__u32 unread;		/* bytes in this socket's psock queue */
+	__u32 border;		/* 0, BORDER_AHEAD or BORDER_REACHED: of the direction that starts here */
+	__u32 waiting;		/* the next walk decides whether its peer's reader polls */
+	__u32 charged;		/* bytes of settings.memory_bytes that it holds */
 	__u64 since;
 	__u64 sent_bytes;
 	__u64 sent_messages;
 	struct flow flow;
 };
 
+#define BORDER_AHEAD 1	/* the reader has redirected data to read, and TCP data behind it */
+#define BORDER_REACHED 2	/* it has read that, and has to be woken again for the TCP data */
 #define LEFT_UNREAD 2	/* the pair is off the sockhash, see leave/rewake.c */
 #define BROKEN 3	/* it is to be reset, see leave/detect.c */
 
@@ -346,11 +369,13 @@ struct connection {
 /* Per CPU. A pair counts once, and a message once for each time the sk_msg program runs. */
 struct counters {
 	__u64 accelerated_connections;
+	__u64 joined_connections;	/* of these, those put on the sockhash after they were established */
 	__u64 redirected_messages;
 	__u64 redirected_bytes;
 	__u64 dropped_events;
 	__u64 declined[CAUSE_SLOTS];	/* by enum cause */
 	__u64 retired[CAUSE_SLOTS];
+	__u64 paused[CAUSE_SLOTS];	/* a direction went to TCP, to come back at a quiet point */
 };
 
 /* The daemon's own notes (JSON): what these pins are, found again after a restart. */

@@ -20,7 +20,7 @@ from sockredird.control.health import Health
 from sockredird.control.state import Intent
 from sockredird.control.totals import Totals
 from sockredird.datapath import inventory
-from sockredird.datapath.generation import Generation, Walked, discard
+from sockredird.datapath.generation import WALK_SHARE, Generation, Walked, discard
 from sockredird.datapath.learned import Learned, has_kernel_tls
 from sockredird.datapath.plan import Plan
 from sockredird.datapath.resets import Resets
@@ -229,6 +229,9 @@ class Manager:
             max_connections=self.config.limits.max_connections,
             window_bytes=self.config.limits.window_bytes,
             learn=self.config.learning.unprofitable,
+            blocking_readers=scope.blocking_readers,
+            memory_bytes=self.config.limits.memory_bytes,
+            revalidate_s=float(self.config.limits.revalidate_s),
         )
 
     def _cgroups(self, scope: Scope) -> tuple[Path, ...]:
@@ -314,6 +317,11 @@ class Manager:
         done = self.live is None or self.live.retire(RETIRE_SLICE_S, self._resets.then_done)
         self.unfinished = not done or bool(self.draining)
         return not self.unfinished
+
+    def walk_rest(self) -> float:
+        """Seconds between the end of a walk and the next one; from another thread."""
+        live = self.live
+        return WALK_SHARE * live.walk_seconds if live else 0.0
 
     def check(self) -> None:
         """Looks whether somebody else changed what is pinned, attached, or in the way."""

@@ -30,9 +30,12 @@ SENTENCES = {
     "no_memory": "there was no memory for the state of a socket",
     "window": "unread data reached window_bytes, or the reader's SO_RCVBUF",
     "messages": "too many messages were unread, however small",
-    "small_stream": "it was a one-way stream of small messages, which TCP merges",
-    "late_pairing": "its first message came before both ends were paired, or a thread had waited "
-    "for it since before",
+    "memory": "limits.memory_bytes were unread, of all connections",
+    "pressure": "memory is short: tcp_mem, or the memory limit of a cgroup of either end",
+    "peer_busy": "a call of the other end held its socket for long: its memory was slow to come",
+    "revalidation": "a message went by TCP, so that firewalls and conntrack see the connection",
+    "blocking_reader": "a program sleeps inside recv(), which a signal or a pause would end with "
+    'EAGAIN (blocking_readers = "tcp"); a timeout set in a client often makes it poll',
     "half_closed": "one end has shut down its side or closed, and the other is on TCP since",
     "peer_gone": "its peer was taken off the sockhash by somebody else",
     "splice": "used splice(2) from the socket",

@@ -22,6 +22,7 @@ from sockredird.loader.header import record
 from sockredird.loader.records import ADDRESSES, CAPACITIES, PROGRAMS, Settings
 
 _ZERO = bytes(4)
+_CLOCK_MONOTONIC_COARSE = 6  # include/uapi/linux/time.h
 
 
 def fill(staging: Path, plan: Plan) -> None:
@@ -46,6 +47,9 @@ def fill(staging: Path, plan: Plan) -> None:
         excludes=len(plan.exclude_cgroups),
         seed=int.from_bytes(os.urandom(8), "little"),
         learn=int(plan.learn),
+        blocking=int(plan.blocking_readers == "accelerate"),
+        revalidate=max(1, round(plan.revalidate_s * hz())),
+        memory_bytes=plan.memory,
     )
     libbpf.update(pins["settings"], _ZERO, settings.pack())
     write_own_addresses(pins["own_addresses"])
@@ -60,6 +64,11 @@ def fill(staging: Path, plan: Plan) -> None:
     write_manifest(pins["manifest"], manifest)
     for fd in pins.values():
         fd.close()
+
+
+def hz() -> int:
+    """Jiffies per second: what the resolution of the coarse clocks is, clock_getres(2)."""
+    return round(1 / time.clock_getres(_CLOCK_MONOTONIC_COARSE))
 
 
 def port_bits(ports: Set[int]) -> bytes:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import logging
 import os
 import struct
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -34,6 +35,7 @@ from sockredird.kernel.libbpf import Fd
 from sockredird.loader import compiler
 from sockredird.loader.header import record
 from sockredird.loader.records import (
+    BORDER_REACHED,
     BROKEN,
     CAPACITIES,
     CAUSES,
@@ -42,6 +44,7 @@ from sockredird.loader.records import (
     FLOW,
     LEFT_UNREAD,
     LISTENER,
+    PAUSED,
     PLAIN_COUNTERS,
     PROGRAMS,
     RETIRED,
@@ -53,6 +56,7 @@ from sockredird.loader.records import (
 log = logging.getLogger(__name__)
 
 RELEASE_TIMEOUT_S = 0.5
+WALK_SHARE = 20  # a walk begins no sooner after the last one than this times what that took
 _ZERO = bytes(4)
 
 
@@ -64,6 +68,7 @@ class Walked:
     connections: int
     leaving: int
     broken: frozenset[tuple[bytes, int]] = frozenset()  # struct flow and side of the end to reset
+    unsettled: int = 0  # directions that the next walk has to look at again
 
 
 Trial = Callable[["Generation"], None]
@@ -87,6 +92,7 @@ class Generation:
             libbpf.lookup(pins["settings"], _ZERO, record("settings").size)
         )
         self._settings.listing = self._settings.trial = 0  # a crash may have left them set
+        self.walk_seconds = 0.0  # that the last walk took
 
     # -- creation and adoption ---------------------------------------------------------------
 
@@ -176,7 +182,14 @@ class Generation:
         before = self._settings
         libbpf.update(self._pins["ports"], _ZERO, contents.port_bits({port}))
         # no more of the scope than the port: what it leaves out may be where the trial is
-        self._settings = Settings(stopped=1, epoch=before.epoch, window_bytes=window_bytes)
+        self._settings = Settings(
+            stopped=1,
+            epoch=before.epoch,
+            window_bytes=window_bytes,
+            blocking=1,
+            revalidate=before.revalidate,
+            memory_bytes=before.memory_bytes,
+        )
         try:
             with links.held(self._pins, cgroup):
                 self._start()
@@ -256,6 +269,9 @@ class Generation:
         for name in RETIRED:
             at = CAUSES.index(name)
             values[f"retired_{name}"] = sum(one.retired[at] for one in each)
+        for name in PAUSED:
+            at = CAUSES.index(name)
+            values[f"paused_{name}"] = sum(one.paused[at] for one in each)
         return {name: values[name] for name in COUNTERS}
 
     def program_ids(self) -> frozenset[int]:
@@ -370,27 +386,45 @@ class Generation:
 
     def walk(self) -> Walked:
         """Visits every socket on the sockhash and takes the retirements one step further."""
+        started = time.monotonic()
+        recount = self._begin_recount()
         with libbpf.open_iterator(self._pins[MEMBERS]) as lines:
             data = bytearray()
             while chunk := os.read(lines.number, 1 << 20):
                 data += chunk
-        # sets, as the kernel visits a bucket again when its output did not fit in one read()
-        ends: set[tuple[int, int, int]] = set()
-        leaving: set[tuple[int, int, int]] = set()
-        broken: set[tuple[bytes, int]] = set()
-        overlooked = False
-        for member in record("member").iter_unpack(data):
-            end = (*member.self.pair, member.self.side)
-            if member.leaving == BROKEN:
-                broken.add((FLOW.pack(**member.flow._asdict()), member.self.side))
-            if member.leaving == LEFT_UNREAD:
-                overlooked = True
-            else:
-                (leaving if member.leaving else ends).add(end)
-        if overlooked:
+        # by end, as the kernel visits a bucket again when its output did not fit in one read()
+        members = {(*m.self.pair, m.self.side): m for m in record("member").iter_unpack(data)}
+        found = [m for m in members.values() if m.leaving != LEFT_UNREAD]
+        if len(found) < len(members) or any(m.border == BORDER_REACHED for m in found):
             self._rewake()
-        connections = len({end[:2] for end in ends})
-        return Walked(len(ends) + len(leaving), connections, len(leaving), frozenset(broken))
+        if recount:
+            held = sum(m.charged for m in found)
+            libbpf.update(self._pins["unread_memory"], _ZERO, held.to_bytes(8, sys.byteorder))
+        staying = [m for m in found if not m.leaving]
+        self.walk_seconds = time.monotonic() - started
+        return Walked(
+            entries=len(found),
+            connections=len({m.self.pair for m in staying}),
+            leaving=len(found) - len(staying),
+            broken=frozenset(
+                (FLOW.pack(**m.flow._asdict()), m.self.side) for m in found if m.leaving == BROKEN
+            ),
+            unsettled=sum(1 for m in staying if m.border or m.waiting),
+        )
+
+    def _begin_recount(self) -> bool:
+        """Whether what is charged for unread data is to be counted anew.
+
+        Connections that are idle, or have ended unseen, hold more of the budget than they need.
+        With another number of grants each sender asks for a new one before its next message.
+        """
+        raw = libbpf.lookup(self._pins["unread_memory"], _ZERO, 8)
+        charged = int.from_bytes(raw, sys.byteorder, signed=True)
+        if 0 <= charged < self._settings.memory_bytes // 2:
+            return False
+        self._settings.grants = (self._settings.grants + 1) & 0xFFFFFFFF
+        self._write_settings()
+        return True
 
     def _rewake(self) -> None:
         """Tells the pollers of sockets that left of data in them, see leave/rewake.c."""
@@ -420,7 +454,7 @@ class Generation:
             if time.monotonic() + pause > deadline:
                 return False
             time.sleep(pause)
-            pause = min(pause * 2, 0.05)
+            pause = min(max(pause * 2, WALK_SHARE * self.walk_seconds), 0.05)
 
     def remove(self) -> None:
         """Deletes the pins; the sockhash must be empty, as deleting it purges unread data."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from sockredird import __version__
 from sockredird.loader import compiler
 
-LAYOUT_VERSION = 4
+LAYOUT_VERSION = 5
 
 
 @dataclass(frozen=True)
@@ -21,9 +22,17 @@ class Plan:
     ports: frozenset[int]
     max_connections: int
     window_bytes: int
-    addresses: str = "loopback"  # of layout.ADDRESSES
+    addresses: str = "loopback"  # of records.ADDRESSES
     exclude_cgroups: tuple[str, ...] = ()
     learn: bool = True
+    blocking_readers: str = "tcp"
+    memory_bytes: int = 0  # kernel memory of all that is unread; 0: a thirty-second of RAM
+    revalidate_s: float = 10.0
+
+    @property
+    def memory(self) -> int:
+        """The budget for unread data, in bytes."""
+        return self.memory_bytes or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 32
 
     def manifest(self) -> dict[str, Any]:
         """What creating a generation for this plan now would note down."""
@@ -35,4 +44,6 @@ class Plan:
             "max_connections": self.max_connections,
             "window_bytes": self.window_bytes,
             "learn": self.learn,
+            "memory_bytes": self.memory,
+            "revalidate_s": self.revalidate_s,
         }

@@ -29,7 +29,7 @@ class Resets:
                 what = f"cannot be reset ({error}) and may hang" if error else "was reset"
                 log.warning("%s -> %s %s, see sockredird(8)", ends.client, ends.server, what)
         self._told = walked.broken
-        return walked.leaving == 0
+        return walked.leaving == 0 and walked.unsettled == 0
 
 
 def _reset(flow: bytes, side: int) -> str:

@@ -105,6 +105,10 @@ class KernelTypes:
         _address, prototype = self._type(header.size_or_type)
         return int(prototype.info & 0xFFFF)
 
+    def struct(self, name: str) -> int | None:
+        """The id of a struct; None if there is no such one."""
+        return self._find(name, KIND_STRUCT)
+
     def function(self, name: str) -> int | None:
         """The id of its type; None if there is no such function."""
         return self._find(name, KIND_FUNC)

@@ -25,6 +25,10 @@ from sockredird.loader.btf import KernelTypes
 
 _LOAD_IMMEDIATE = 0x18  # BPF_LD | BPF_IMM | BPF_DW, bpf_common.h
 _MAP_FD = 1  # BPF_PSEUDO_MAP_FD, bpf.h: the source register of such an instruction
+_CALL = 0x85  # BPF_JMP | BPF_CALL
+_KFUNC_CALL = 2  # BPF_PSEUDO_KFUNC_CALL: the source register of a call to a kernel function
+# The helper number that stands for bpf_rdonly_cast() in the C; no kernel has as many helpers.
+RDONLY_CAST = 0x6B660001
 _INSTRUCTION = struct.Struct("=BBhi")  # struct bpf_insn: opcode, registers, offset, immediate
 
 
@@ -123,6 +127,23 @@ def with_maps(code: bytes, replacements: Mapping[int, int]) -> bytes:
     return bytes(changed)
 
 
+def with_kernel_functions(code: bytes, kernel: KernelTypes) -> bytes:
+    """Instructions in which the call of RDONLY_CAST is one of the running kernel's function.
+
+    BCC knows helpers only, which are called by number.
+    """
+    changed = bytearray(code)
+    for place in range(0, len(code), _INSTRUCTION.size):
+        opcode, registers, offset, immediate = _INSTRUCTION.unpack_from(code, place)
+        if opcode == _CALL and immediate == RDONLY_CAST:
+            found = kernel.function("bpf_rdonly_cast")
+            if found is None:
+                raise LoadFailed("bpf_rdonly_cast() is not in the kernel's BTF")
+            source = _KFUNC_CALL << 4 if sys.byteorder == "little" else _KFUNC_CALL
+            _INSTRUCTION.pack_into(changed, place, opcode, registers | source, offset, found)
+    return bytes(changed)
+
+
 def _make(raw: bytes, entries: int) -> Fd:
     info = MapInfo.from_buffer_copy(raw)
     info.max_entries = entries
@@ -140,7 +161,7 @@ def _load(program: Program, places: Mapping[int, int], kernel: KernelTypes) -> F
         return libbpf.load_program(
             program.kind,
             program.name,
-            with_maps(program.code, places),
+            with_kernel_functions(with_maps(program.code, places), kernel),
             program.attach_type,
             target,
         )

@@ -4,9 +4,23 @@ from __future__ import annotations
 
 from sockredird.errors import UnsupportedKernel
 from sockredird.loader.btf import Field, KernelTypes
+from sockredird.loader.objects import RDONLY_CAST
 
 # Struct and path, named OFF_<struct>_<last component> in the C source.
 _REQUIRED = (
+    ("list_head", "next"),
+    ("sock", "sk_lock.owned"),
+    ("sock", "sk_write_pending"),
+    ("sock", "sk_sndbuf"),
+    ("sock", "__sk_common.skc_prot"),
+    ("sock", "__sk_common.skc_net.net"),
+    ("proto", "memory_pressure"),
+    ("socket", "file"),
+    ("file", "f_flags"),
+    ("tcp_sock", "copied_seq"),
+    ("tcp_sock", "rcv_nxt"),
+    ("tcp_sock", "urg_data"),
+    ("tcp_sock", "notsent_lowat"),
     ("sock", "sk_user_data"),
     ("sock", "sk_shutdown"),
     ("sock", "sk_err"),
@@ -59,7 +73,19 @@ _OPTIONAL = (
     ("sk_psock", "msg_tot_len"),  # 6.6.128, 6.12.75, 6.18.14, 7.0
     ("tcp_sock", "is_mptcp"),  # CONFIG_MPTCP
     ("tcp_sock", "syn_smc"),  # CONFIG_SMC
+    ("sock", "sk_memcg"),  # CONFIG_MEMCG
+    ("page_counter", "usage"),
+    ("page_counter", "max"),
+    ("page_counter", "parent"),
+    ("mem_cgroup", "memory"),
+    ("mem_cgroup", "tcpmem"),  # CONFIG_MEMCG_V1
+    ("net", "ct.nf_ct_proto.tcp.timeouts"),  # CONFIG_NF_CONNTRACK
     *_EXCLUDING,
+)
+# Structs that kernel.h reads through bpf_rdonly_cast(), where the kernel has it.
+_CAST = (
+    *("sock", "inet_connection_sock", "tcp_sock", "sk_psock", "task_struct"),
+    *("wait_queue_entry", "list_head", "proto", "page_counter"),
 )
 # Each of their timers holds a reference to the socket while it is armed. Which there are differs:
 # 6.12.117 has one for keepalive that 6.12.107 has not, and 6.19 moved two.
@@ -106,11 +132,20 @@ def compiler_flags(kernel: KernelTypes) -> list[str]:
     flags += ["-DEACH_TIMER(do,sk)=" + "+".join(f"do(sk,{at})" for at in sorted(timers))]
     flags += [f"-DBIT_{name}={bit}" for name, bit in sock_flags.items()]
     flags += [f"-DOFF_timer_list_pprev={pprev.offset}"]
+    flags += _cast_flags(kernel)
     for function in ("tcp_bpf_recvmsg", "tcp_bpf_ioctl"):
         arguments = kernel.arguments(function)
         if arguments is not None:
             flags += [f"-DARGS_{function}={arguments}"]
     return flags
+
+
+def _cast_flags(kernel: KernelTypes) -> list[str]:
+    """What the programs need to call bpf_rdonly_cast(); nothing before Linux 6.2."""
+    if kernel.function("bpf_rdonly_cast") is None:
+        return []
+    ids = {name: kernel.struct(name) for name in _CAST}
+    return [f"-DRDONLY_CAST={RDONLY_CAST}", *(f"-DID_{name}={n}" for name, n in ids.items())]
 
 
 def absent() -> list[str]:

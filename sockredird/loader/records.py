@@ -71,15 +71,17 @@ DECLINED_CLIENTS = 8192  # that their server end has not met yet
 
 CAUSES = ("", *causes())  # by enum cause
 PLAIN_COUNTERS = tuple(
-    name for name in record("counters").offsets if name not in ("declined", "retired")
+    name for name in record("counters").offsets if name not in ("declined", "retired", "paused")
 )
 DECLINED = tuple(name for name, flags in causes().items() if "DECLINES" in flags)
 RETIRED = tuple(name for name, flags in causes().items() if "RETIRES" in flags)
+PAUSED = tuple(name for name, flags in causes().items() if "PAUSES" in flags)
 # What Stats() counts.
 COUNTERS = (
     *PLAIN_COUNTERS,
     *(f"declined_{name}" for name in DECLINED),
     *(f"retired_{name}" for name in RETIRED),
+    *(f"paused_{name}" for name in PAUSED),
 )
 # Causes for which a listener is left alone: for good, or as long as samples say so.
 LEARNED_FOR_GOOD = tuple(name for name, flags in causes().items() if "LISTENER" in flags)
@@ -88,12 +90,14 @@ UNPROFITABLE = tuple(name for name, flags in causes().items() if "UNPROFITABLE" 
 FLOW = record("flow")
 LISTENER = record("listener")
 ADDRESSES = ("loopback", "host", "any")  # enum addresses
-MODES = ("unused", "redirected", "tcp")  # enum mode
+MODES = ("tcp", "redirected", "leaving")  # enum mode
 SIDES = ("client", "server")  # enum side
 EVENT_KINDS = ("active_established", "accelerated", "declined", "retired", "closed", "learned")
 REQUEST_WALK, REQUEST_LEARNED, REQUEST_ULP = range(len(enumerators("request")))
 EXCLUDED = 1 << 31  # pair/cgroup.h: the path ends here
-LEFT_UNREAD, BROKEN = constant("LEFT_UNREAD"), constant("BROKEN")  # in struct member
+# In struct member.
+LEFT_UNREAD, BROKEN = constant("LEFT_UNREAD"), constant("BROKEN")
+BORDER_REACHED = constant("BORDER_REACHED")
 _V4_MAPPED = bytes(10) + b"\xff\xff"
 
 
@@ -139,6 +143,7 @@ def map_shapes(max_connections: int, page_size: int) -> dict[str, MapShape]:
         "balances": lru("listener", 4, room["BALANCED_LISTENERS"]),
         "settings": _array(size["settings"]),
         "change_count": _array(8),
+        "unread_memory": _array(8),
         "ports": _array(size["ports"]),
         "counters": MapShape(MapType.PERCPU_ARRAY, 4, size["counters"], 1),
         "line": MapShape(MapType.PERCPU_ARRAY, 4, size["connection"], 1),
@@ -186,6 +191,11 @@ class Settings:
     excludes: int = 0
     learn: int = 0
     ktls: int = 0
+    blocking: int = 0
+    revalidate: int = 0  # jiffies
+    grants: int = 0
+    pad: int = 0
+    memory_bytes: int = 0
     trial: int = 0
     seed: int = 0
 

@@ -46,6 +46,7 @@ SCOPE_SIGNATURES = {
     "exclude_ports": "au",
     "only_ports": "au",
     "exclude_cgroups": "as",
+    "blocking_readers": "s",
 }
 
 _Result = TypeVar("_Result")
@@ -78,6 +79,7 @@ class Daemon:
         self._retire_pause = RETIRE_PAUSE_S[0]
         self._retire_timer: asyncio.TimerHandle | None = None
         self._retire_again = False  # asked for since the walk under way began
+        self._retired_at = 0.0  # when the last walk ended
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def run(self) -> None:
@@ -354,7 +356,9 @@ class Daemon:
         self._retire_again = True
         self._retire_pause = RETIRE_PAUSE_S[0]
         if self._retire_timer is None:
-            self._retire_after(0)
+            # anybody's sockets ask for walks, but get no more than a share of a processor
+            rested = self._loop.time() - self._retired_at
+            self._retire_after(max(0.0, self._manager.walk_rest() - rested))
 
     def _retire_after(self, pause: float) -> None:
         self._retire_timer = self._loop.call_later(pause, lambda: self._spawn(self._retire()))
@@ -366,10 +370,11 @@ class Daemon:
             done = await self._worker.run(self._manager.finish_retirements)
         finally:
             self._retire_timer = None
+            self._retired_at = self._loop.time()
         if self._retire_again:
-            self._retire_after(0)
+            self._retire_after(self._manager.walk_rest())
         elif not done:
-            self._retire_after(self._retire_pause)
+            self._retire_after(max(self._retire_pause, self._manager.walk_rest()))
             self._retire_pause = min(self._retire_pause * 2, RETIRE_PAUSE_S[1])
 
     # -- systemd -----------------------------------------------------------------------------

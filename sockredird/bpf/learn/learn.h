@@ -15,7 +15,6 @@
 #include "../show/events.h"
 
 #define PAIRING_COST 4		/* messages */
-#define SPILL_COST 64		/* a direction that filled its window: 32 in a row are left alone */
 #define EARLY_DATA_COST 16	/* a pair undone: 128 in a row, as with TCP_DEFER_ACCEPT */
 #define BALANCE_LIMIT 2048	/* 1024 connections of one request and one answer in a row */
 #define LOOK_EVERY 4		/* connections: whether a sample is due, which takes the time of day */

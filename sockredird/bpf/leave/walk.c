@@ -9,6 +9,8 @@
  */
 #pragma once
 #include "rewake.c"
+#include "../carry/reader.h"
+#include "../carry/bounds.h"
 #include "../show/list.c"
 
 /* The kernel's struct bpf_iter__sockmap; every member is a pointer in an 8-byte slot. */
@@ -43,15 +45,16 @@ inline_fn int quiet(__u64 sk, __u64 sender)
 	return none_in_flight(sk, sender) && psock_queue_empty(psock);
 }
 
+#define SHOWS_WITHIN_MS 50		/* from poll() to poll(), for a reader that polls */
 #define PAIRED_WITHIN_NS 10000000000ULL	/* SYN-ACK retransmissions included */
 
 /* A client end that was answered by a listener of somebody else, and has not noticed. */
-inline_fn int left_waiting(struct sock_state *st)
+inline_fn int left_waiting(const struct sock_state *st)
 {
 	struct pair pair = st->self.pair;
 	struct handshake *hs;
 
-	if (!st->provisional || st->mode != UNDECIDED ||
+	if (!st->provisional || st->peer_sk ||
 	    bpf_ktime_get_ns() - st->since < PAIRED_WITHIN_NS)
 		return 0;
 	hs = handshakes.lookup(&pair);
@@ -80,40 +83,70 @@ inline_fn __u8 reason_of_peer(const struct sock_state *st, __u64 peer_st)
 	return reason ? reason : CAUSE_HALF_CLOSED;
 }
 
-/*
- * Whether both directions of a pair were stopped before the last grace period; stops them, one
- * visit each, if one has gone over to TCP.
- */
-inline_fn int both_stopped(__u64 sk, struct sock_state *st, __u64 peer_sk, __u64 peer_st,
-			   struct pair *pair, const struct settings *s)
+/* Whether a reader of whom nothing shows that it polls has had time to show it. */
+inline_fn int may_block(const struct sock_state *st, const struct settings *s)
 {
-	struct leaving *l;
+	return !s->blocking && st->unknown_since && st->reader == READER_UNKNOWN &&
+	       (__s32)(now_ms() - st->unknown_since) >= SHOWS_WITHIN_MS &&
+	       psock_of(st->peer_sk) && !polls(st->peer_sk);
+}
+
+/* CAUSE_NONE, or why a pair begins to leave, as far as this end shows. */
+inline_fn __u8 why_leave(__u64 sk, const struct sock_state *st, __u64 peer_sk, __u64 peer_st,
+			 const struct settings *s)
+{
+	if (st->guard_cause)
+		return st->guard_cause;
+	if (st->mode == NATIVE)
+		return st->reason;
+	if (left_waiting(st))
+		return CAUSE_PEER_OUTSIDE;
+	if (left_behind(sk, st, peer_sk, peer_st))
+		return reason_of_peer(st, peer_st);
+	if (may_block(st, s))
+		return CAUSE_BLOCKING_READER;
+	if (tcp_under_pressure(sk))
+		return CAUSE_PRESSURE;
+	return CAUSE_NONE;
+}
+
+/* Stops this end of a leaving pair, and notes in which epoch the later one was stopped. */
+inline_fn void stop_end(struct sock_state *st, struct leaving *l, const struct settings *s)
+{
 	__u8 side = 1 << (st->self.side & 1);
 
+	if (l->stopped & side)
+		return;
+	WRITE_ONCE(st->stop, 1);
+	if (st->mode != NATIVE)
+		st->reason = l->reason;
+	l->stopped |= side;
+	l->stopped_in = s->epoch;
+}
+
+/* The record of a pair that leaves; NULL if it has no reason to. */
+inline_fn struct leaving *leaving_of(__u64 sk, struct sock_state *st, __u64 peer_sk, __u64 peer_st,
+				     struct pair *pair, const struct settings *s)
+{
+	struct leaving new = { .created = s->epoch, .stopped_in = s->epoch };
+	struct leaving *l = leaving.lookup(pair);
+
+	if (l)
+		return l;
+	new.reason = why_leave(sk, st, peer_sk, peer_st, s);
+	if (!new.reason)
+		return NULL;
+	leaving.update(pair, &new);
+	return leaving.lookup(pair);
+}
+
+/* Whether both directions of a pair were stopped before the last grace period. */
+inline_fn int both_stopped(const struct leaving *l, const struct settings *s)
+{
 	if (s->stopped)
 		return s->epoch != s->stopped_in;
-	l = leaving.lookup(pair);
-	if (!l) {
-		struct leaving new = { .created = s->epoch, .stopped_in = s->epoch };
-
-		new.reason = st->guard_cause ? st->guard_cause : st->reason;
-		if (st->mode != NATIVE && !st->guard_cause && !left_waiting(st)) {
-			if (!left_behind(sk, st, peer_sk, peer_st))
-				return 0;
-			new.reason = reason_of_peer(st, peer_st);
-		}
-		leaving.update(pair, &new);
-		l = leaving.lookup(pair);
-		if (!l)
-			return 0;
-	}
-	if (!(l->stopped & side)) {
-		WRITE_ONCE(st->stop, 1);
-		if (st->mode != NATIVE)
-			st->reason = l->reason;
-		l->stopped |= side;
-		l->stopped_in = s->epoch;
-	}
+	if (!l)
+		return 0;
 	/* An end that two whole walks did not meet is not on the map. */
 	if (l->stopped != 3 && s->epoch - l->created < 2)
 		return 0;
@@ -121,10 +154,8 @@ inline_fn int both_stopped(__u64 sk, struct sock_state *st, __u64 peer_sk, __u64
 }
 
 /* Whether the server end of a leaving pair was seen on the map. */
-inline_fn int server_met(struct pair *pair)
+inline_fn int server_met(const struct leaving *l)
 {
-	struct leaving *l = leaving.lookup(pair);
-
 	return l && l->stopped == 3;
 }
 
@@ -168,6 +199,7 @@ inline_fn int retire(__u64 sk, struct sock_state *st, const struct settings *s)
 	struct end self = st->self, peer = st->peer;
 	__u64 peer_sk = st->peer_sk, peer_st = st->peer_st;
 	struct totals totals[2] = {};
+	struct leaving *l = NULL;
 	__u32 reason;
 
 	if (!peer_sk) {
@@ -181,11 +213,15 @@ inline_fn int retire(__u64 sk, struct sock_state *st, const struct settings *s)
 	reason = guard_cause_of(st, peer_st);
 	if (!reason)
 		reason = READ_ONCE(st->reason);
-	if (!both_stopped(sk, st, peer_sk, peer_st, &pair, s) &&
-	    !guarded_and_idle(sk, st, peer_sk, peer_st))
+	if (!s->stopped) {
+		l = leaving_of(sk, st, peer_sk, peer_st, &pair, s);
+		if (l)
+			stop_end(st, l, s);
+	}
+	if (!both_stopped(l, s) && !guarded_and_idle(sk, st, peer_sk, peer_st))
 		return 0;
 	/* That end knows this one, so it retires both, and sees what is in flight between them. */
-	if (!peer_sk && server_met(&pair))
+	if (!peer_sk && server_met(l))
 		return 0;
 	if (!quiet(sk, peer_sk) || !quiet(peer_sk, sk))
 		return 0;
@@ -197,6 +233,7 @@ inline_fn int retire(__u64 sk, struct sock_state *st, const struct settings *s)
 	leaving.delete(&pair);
 	peers.delete(&peer);
 	peers.delete(&self);
+	discharge(st);
 	/* A client whose server end never joined was not accelerated; that end will decline it. */
 	if (peer_sk) {
 		handshakes.delete(&pair);
@@ -210,6 +247,29 @@ inline_fn int retire(__u64 sk, struct sock_state *st, const struct settings *s)
 	return note_unread_left(sk, &self) + note_unread_left(peer_sk, &peer) ? LEFT_UNREAD : 1;
 }
 
+/*
+ * Whether a reader may have taken the end of its redirected data for the end of all (carry/redirect.c:
+ * force_to_tcp()); notes it for leave/rewake.c if it can read on now. 0 once it has read what there was.
+ */
+inline_fn int at_border(struct sock_state *st)
+{
+	struct end peer = st->peer;
+	__u32 borders = READ_ONCE(st->borders);
+	__u64 psock;
+
+	if (borders == st->borders_seen)
+		return 0;
+	psock = psock_of(st->peer_sk);
+	if (!psock)
+		return 0;
+	if (!psock_queue_empty(psock))
+		return BORDER_AHEAD;
+	if (note_unread_left(st->peer_sk, &peer))
+		return BORDER_REACHED;
+	st->borders_seen = borders;
+	return 0;
+}
+
 inline_fn int to_be_reset(struct sock_state *st, int unread)
 {
 	__u32 at = READ_ONCE(st->reset_at);
@@ -220,6 +280,27 @@ inline_fn int to_be_reset(struct sock_state *st, int unread)
 	if (!at || (__s32)(now_ms() - at) < 0)
 		return 0;
 	return unread || st->guard_cause != CAUSE_FIONREAD;
+}
+
+/* Kernel memory that this direction has in its peer's queue, from above. */
+inline_fn __u32 held(struct sock_state *st)
+{
+	__u64 psock = psock_of(st->peer_sk), unread;
+
+	if (!psock || psock_queue_empty(psock))
+		return 0;
+	unread = st->sent_bytes - st->drained.bytes;
+#ifdef PSOCK_COUNTS_BYTES
+	unread = kernel_psock_msg_tot_len(psock);
+#endif
+	return unread + unread_messages(st, unread) * MESSAGE_BYTES;
+}
+
+/* Whether the next walk has to decide about this end's reader. */
+inline_fn int awaits_look(const struct sock_state *st, const struct settings *s)
+{
+	return !s->blocking && st->unknown_since && st->reader == READER_UNKNOWN &&
+	       psock_of(st->peer_sk) && !polls(st->peer_sk);
 }
 
 int sockredir_walk(struct bpf_iter__sockmap *ctx)
@@ -250,8 +331,11 @@ int sockredir_walk(struct bpf_iter__sockmap *ctx)
 			bpf_seq_write(*(struct seq_file **)ctx->meta, &m, sizeof(m));
 		return 0;
 	}
+	m.border = at_border(st);
+	m.charged = st->grants == s->grants ? st->charged : held(st);
 	m.mode = st->mode;
 	m.leaving = s->stopped || READ_ONCE(st->stop) || st->mode == NATIVE || st->guard_cause;
+	m.waiting = awaits_look(st, s);
 	m.since = st->since;
 	m.sent_bytes = st->sent_bytes;
 	m.sent_messages = st->sent_messages;

@@ -14,6 +14,7 @@
 #include "cgroup.h"
 #include "suitable.h"
 #include "../leave/half_closed.h"
+#include "../carry/bounds.h"
 #include "../learn/learn.h"
 
 #define TCPHDR_SYN 0x02
@@ -55,14 +56,7 @@ inline_fn enum cause asked_while_connecting(struct bpf_sock *sk)
 	return st ? st->guard_cause : CAUSE_NONE;
 }
 
-/*
- * Puts one end on the sockhash; 0, or why it could not.
- *
- * A client may have been waited for since before: by connect(), which is about to return, or by a
- * thread in recv() or send(). That one stays in TCP's code (tcp_recvmsg(), tcp_sendmsg_locked()),
- * where it would not see redirected data, or overtake it. Which it is shows when the first message
- * is sent: see first_message().
- */
+/* Puts one end on the sockhash; CAUSE_NONE, or why it could not. */
 inline_fn enum cause join(struct bpf_sock_ops *skops, struct bpf_sock *sk, struct tcp_sock *tp,
 			    enum side side, const struct flow *flow, const struct pair *pair,
 			    struct handshake *hs)
@@ -82,7 +76,6 @@ inline_fn enum cause join(struct bpf_sock_ops *skops, struct bpf_sock *sk, struc
 		st->peer_st = hs->client_st;
 		hs->server_st = (__u64)st;
 	} else {
-		st->early = sleeper_on((__u64)tp);
 		hs->client_st = (__u64)st;
 	}
 	st->since = bpf_ktime_get_ns();
@@ -120,7 +113,7 @@ inline_fn void segment_received(struct bpf_sock_ops *skops)
 	if (!sk)
 		return;
 	st = sockets.sk_storage_get(sk, NULL, 0);
-	if (!st || !st->provisional || st->mode != UNDECIDED || READ_ONCE(st->stop))
+	if (!st || !st->provisional || st->sent_messages || READ_ONCE(st->stop))
 		return;
 	self = st->self;
 	flow = st->flow;
@@ -213,8 +206,10 @@ inline_fn void client_established(struct bpf_sock_ops *skops, __u64 netns)
 	reason = unsuitable(tp);
 	if (!reason)
 		reason = asked_while_connecting(sk);
+#ifdef FIONREAD_OMITS_TCP
 	if (!reason && own_write_seq(tp) != pair.client_seq)
 		reason = CAUSE_EARLY_DATA;
+#endif
 	if (!reason)
 		reason = join(skops, sk, tp, CLIENT, &hs.flow, &pair, &hs);
 	if (!reason)
@@ -267,19 +262,64 @@ inline_fn void client_outside(const struct pair *pair, struct flow *flow, enum r
 		     &of_client, flow);
 }
 
+/*
+ * Whether data went by TCP before the pair was complete. The client's first message may even have
+ * overtaken its ACK (RPS). The direction is redirected once that is read (carry/begin.h), except where a
+ * reader that asks FIONREAD would not learn of it.
+ */
+inline_fn int has_early_data(struct bpf_sock_ops *skops, const struct handshake *hs,
+			     const struct pair *pair)
+{
+#ifdef FIONREAD_OMITS_TCP
+	return segment_has_data(skops) || kernel_write_seq(hs->client_sk) != pair->client_seq;
+#else
+	return 0;
+#endif
+}
+
+/* CAUSE_NONE, or why the server end does not join the client end that has left `hs`. */
+inline_fn enum cause unfit_for(struct bpf_sock_ops *skops, struct tcp_sock *tp,
+			       const struct handshake *hs, const struct pair *pair)
+{
+	enum cause cause = is_excluded((__u64)tp) ? CAUSE_PEER_OUTSIDE : unsuitable(tp);
+	__u32 asked = CAUSE_NONE;
+
+	if (!cause && has_early_data(skops, hs, pair))
+		cause = CAUSE_EARLY_DATA;
+	if (!cause) {
+		STATE_FIELD(asked, hs->client_st, guard_cause);
+		cause = asked;
+	}
+	return cause;
+}
+
+/* Takes the client end off again. Nothing was ever redirected to it, so this loses nothing (I5). */
+inline_fn void part(enum cause cause, struct handshake *hs, const struct pair *pair,
+		    struct flow *flow, struct tcp_sock *tp)
+{
+	struct end client = { .pair = *pair, .side = CLIENT };
+	struct flow client_flow = hs->flow;
+
+	peers.delete(&client);
+	handshakes.delete((struct pair *)pair);
+	if (cause == CAUSE_EARLY_DATA) {
+		struct listener l = listener_in(flow);
+
+		add_to_balance(&l, &client_flow, (__u64)tp, -EARLY_DATA_COST, CAUSE_EARLY_DATA);
+	}
+	decline_both(cause, &client_flow, flow);
+}
+
 inline_fn void server_established(struct bpf_sock_ops *skops, __u64 netns)
 {
 	struct flow flow;
 	struct pair pair = {};
-	struct end client = {};
 	struct bpf_sock *sk = skops->sk;
-	struct flow client_flow;
 	struct server_address here;
 	struct handshake *hs;
 	struct tcp_sock *tp;
-	enum cause reason;
+	enum cause cause;
 	enum reach reach;
-	__u32 asked = 0;
 
 	if (!sk || !read_flow(skops, netns, SERVER, &flow) || on_trial(sk))
 		return;
@@ -290,55 +330,34 @@ inline_fn void server_established(struct bpf_sock_ops *skops, __u64 netns)
 		return decline(CAUSE_EARLY_DATA, &flow);
 	pair.client_seq = skops->rcv_nxt;
 	pair.server_seq = skops->snd_nxt;
-	/* most that are out of scope are told by the first, at a fraction of what the second takes */
+	/* the first look-up, a fraction of the second, answers for most clients that are out of scope */
 	hs = client_in_scope(claim_syn(&flow, reach)) ? handshakes.lookup(&pair) : NULL;
 	if (!hs)
-		return client_outside(&pair, &flow, reach, learned_of(netns, flow.server_port) != NULL);
+		return client_outside(&pair, &flow, reach,
+				      learned_of(netns, flow.server_port) != NULL);
 	if (hs->server_sk || !(hs->answered ? same_flow(&flow, &hs->flow) :
 					      same_client(&flow, &hs->flow)))
 		return decline(CAUSE_MISMATCH, &flow);
-	if (!hs->client_sk) {
+	if (!hs->client_sk) {	/* the client has declined, and counted it */
 		handshakes.delete(&pair);
 		return;
 	}
-
 	tp = bpf_skc_to_tcp_sock(sk);
 	if (!tp)
 		return;
-	reason = is_excluded((__u64)tp) ? CAUSE_PEER_OUTSIDE : unsuitable(tp);
-	/* The client's first message may have overtaken its ACK (RPS): it went through TCP. */
-	if (!reason && (segment_has_data(skops) ||
-			kernel_write_seq(hs->client_sk) != pair.client_seq))
-		reason = CAUSE_EARLY_DATA;
-	if (!reason)
-		STATE_FIELD(asked, hs->client_st, guard_cause);
-	if (!reason)
-		reason = asked;
-	if (!reason)
-		reason = join(skops, sk, tp, SERVER, &flow, &pair, hs);
-	if (!reason) {
-		/* The client's first message finds the pair complete through this. */
-		WRITE_ONCE(hs->server_sk, (__u64)tp);
-		count_accelerated();
-		read_server_address(&here, &flow);
-		report(EVENT_ACCELERATED, 0, &hs->flow, &here, NOW, NULL);
-		return;
-	}
-	/* Nothing was ever redirected to the client end, so taking it off loses nothing (I5). */
-	client.pair = pair;
-	client.side = CLIENT;
-	peers.delete(&client);
-	client_flow = hs->flow;
-	handshakes.delete(&pair);
-	if (reason == CAUSE_EARLY_DATA) {
-		struct listener l = listener_in(&flow);
-
-		add_to_balance(&l, &client_flow, (__u64)tp, -EARLY_DATA_COST, CAUSE_EARLY_DATA);
-	}
-	decline_both(reason, &client_flow, &flow);
+	cause = unfit_for(skops, tp, hs, &pair);
+	if (!cause)
+		cause = join(skops, sk, tp, SERVER, &flow, &pair, hs);
+	if (cause)
+		return part(cause, hs, &pair, &flow, tp);
+	/* The client's first message finds the pair complete through this. */
+	WRITE_ONCE(hs->server_sk, (__u64)tp);
+	count_accelerated();
+	read_server_address(&here, &flow);
+	report(EVENT_ACCELERATED, 0, &hs->flow, &here, NOW, NULL);
 }
 
-/* A client end is closed that never sent anything: see first_message(). */
+/* A client end is closed that never sent anything: see find_server(). */
 inline_fn void forget_handshake(struct bpf_sock_ops *skops)
 {
 	struct bpf_sock *sk = skops->sk;
@@ -397,6 +416,15 @@ inline_fn void syn_received(struct bpf_sock_ops *skops)
 		syn_answered(skops, netns);
 }
 
+inline_fn void give_back_memory(struct bpf_sock_ops *skops)
+{
+	struct bpf_sock *sk = skops->sk;
+	struct sock_state *st = sk ? sockets.sk_storage_get(sk, NULL, 0) : NULL;
+
+	if (st)
+		discharge(st);
+}
+
 inline_fn void state_changed(struct bpf_sock_ops *skops)
 {
 	if (skops->args[0] == BPF_TCP_ESTABLISHED)
@@ -405,6 +433,7 @@ inline_fn void state_changed(struct bpf_sock_ops *skops)
 		half_closed(skops);
 	if (skops->args[1] == BPF_TCP_CLOSE) {
 		forget_handshake(skops);
+		give_back_memory(skops);
 		if (tracing())
 			closed(skops);
 		ended(skops);

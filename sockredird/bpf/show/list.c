@@ -111,13 +111,14 @@ inline_fn __u32 queued(__u64 sk, __u64 sender_st)
 #ifdef PSOCK_COUNTS_BYTES
 	return psock ? kernel_psock_msg_tot_len(psock) : 0;
 #else
-	__u64 sent = 0, drained = 0;
+	__u64 sent = 0;
+	struct checkpoint drained = {};
 
 	if (!psock || psock_queue_empty(psock))
 		return 0;
 	STATE_FIELD(sent, sender_st, sent_bytes);
-	STATE_FIELD(drained, sender_st, drained_bytes);
-	return sent - drained;
+	STATE_FIELD(drained, sender_st, drained);
+	return sent - drained.bytes;
 #endif
 }
 

@@ -1,0 +1,111 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * When a direction may begin to be redirected (I1), and when it may pause.
+ *
+ * A reader empties its psock queue before it looks at TCP's queue, so a message may be redirected only if
+ * the reader has read every byte that went by TCP: its copied_seq is our write_seq. Each condition
+ * below stands for a way in which that alone goes wrong.
+ */
+#pragma once
+#include "reader.h"
+
+/* Orders loads: what is read after it was not read before it. */
+inline_fn void load_barrier(struct sock_state *st)
+{
+#ifdef __x86_64__
+	asm volatile("" ::: "memory");	/* loads are not reordered with loads */
+#else
+	full_barrier(st);
+#endif
+}
+
+/*
+ * Whether no thread is in TCP's own receive code on `sk`, where it would not see redirected data. Reads
+ * copied_seq before and after, so that a reader that came and went in between is noticed; the lock's owner
+ * before and after the wait queue, as a reader is on one or the other; pairs with the socket lock.
+ *
+ * One sleeper may be there if it has a reference to the psock: it sleeps in tcp_bpf_recvmsg(), which sees
+ * both queues, while a sleeper in tcp_recvmsg(), or in connect(), has none.
+ */
+inline_fn int nobody_in_tcp_recvmsg(__u64 sk, struct sock_state *st, __u32 copied)
+{
+	__u64 sleeper;
+
+	load_barrier(st);
+	if (kernel_lock_owned(sk))
+		return 0;
+	load_barrier(st);
+	sleeper = sleeper_on(sk);
+	if (sleeper && (sleeper == CROWD || kernel_psock_refcnt(psock_of(sk)) != 2))
+		return 0;
+	load_barrier(st);
+	return !kernel_lock_owned(sk) && kernel_copied_seq(sk) == copied;
+}
+
+/* Finds the server end, of which the client end does not know until it sends. */
+inline_fn int find_server(struct sock_state *st)
+{
+	struct pair pair = st->self.pair;
+	struct handshake *hs = handshakes.lookup(&pair);
+
+	if (!hs || !hs->server_sk)
+		return 0;
+	st->peer_sk = hs->server_sk;
+	st->peer_st = hs->server_st;
+	handshakes.delete(&pair);
+	return 1;
+}
+
+/*
+ * Of an end that was joined: a recv() may have begun in TCP's code before that, and wait for the lock
+ * where nobody sees it. It is over once something that was sent since has been read.
+ */
+inline_fn int read_since_join(struct sock_state *st, __u32 copied)
+{
+	if (!st->joined)
+		return 1;
+	if (st->joined == 1) {
+		st->begin_after = copied;
+		st->joined = 2;
+		return 0;
+	}
+	return copied != st->begin_after;
+}
+
+/* Under the sender's socket lock: may the next byte of this direction be redirected? */
+inline_fn int may_begin(struct bpf_sock *sk, struct sock_state *st)
+{
+	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+	__u64 peer;
+	__u32 copied;
+
+	if (!tp)
+		return 0;
+	peer = st->peer_sk;
+	/* a FIN takes a sequence number: behind it a redirect would be read after the end */
+	if (kernel_state(peer) != BPF_TCP_ESTABLISHED)
+		return 0;
+	copied = kernel_copied_seq(peer);
+	/* both together: each end has what the other one sent, so the two are one connection (I4) */
+	if (!read_since_join(st, copied) || copied != own_write_seq(tp) ||
+	    own_rcv_nxt(tp) != kernel_write_seq(peer))
+		return 0;
+	/* sequence numbers mean something else while these last */
+	if (own_urg_data(tp) || kernel_urg_data(peer) || own_repair(tp) || kernel_repairs(peer))
+		return 0;
+	return nobody_in_tcp_recvmsg(peer, st, copied);
+}
+
+/*
+ * Whether nothing redirected is unread or on its way, so that the direction may go to TCP and no reader
+ * notices: one that takes a short recv() for the end of what there is (epoll(7) allows it) would
+ * otherwise wait for ever. Two references to our psock are the sockhash's and this call's.
+ */
+inline_fn int may_pause(struct bpf_sock *sk, const struct sock_state *st)
+{
+	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+	__u64 psock = psock_of(st->peer_sk);
+
+	return tp && psock && kernel_psock_refcnt(psock_of((__u64)tp)) == 2 &&
+	       psock_queue_empty(psock);
+}

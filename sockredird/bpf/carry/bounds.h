@@ -1,0 +1,184 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * How much of a direction may be unread (I3): like TCP, in memory, and of all connections together.
+ *
+ * A direction has a budget of bytes and messages; while that lasts, a message costs two subtractions.
+ * Each grant of a budget looks at what is unread, at the window of the direction, at the memory limits of
+ * both ends' cgroups, and at the budget of the whole host.
+ */
+#pragma once
+#include "../peer_state.h"
+#include "../kernel.h"
+
+#define GRANT_BYTES 65536
+#define GRANT_MESSAGES 64
+#define SMALL_GRANT_BYTES 4096		/* at first, and while memory is short */
+#define SMALL_GRANT_MESSAGES 2
+#define FIRST_WINDOW_BYTES 1048576	/* TCP holds 2.5 MB of large messages for a stalled reader */
+#define FIRST_WINDOW_MESSAGES 64	/* and 30 KB of small ones */
+#define MESSAGE_BYTES 1344		/* of kernel memory, besides its payload: struct sk_msg and a page's rest */
+#define PAGE_BYTES 4096
+
+/* Redirected bytes the peer has not read. Exact where the kernel counts them, else from above. */
+inline_fn __u64 unread_bytes(struct sock_state *st, __u64 psock)
+{
+#ifdef PSOCK_COUNTS_BYTES
+	return kernel_psock_msg_tot_len(psock);
+#else
+	if (psock_queue_empty(psock)) {
+		st->drained.bytes = st->sent_bytes;
+		st->drained.messages = st->sent_messages;
+	}
+	return st->sent_bytes - st->drained.bytes;
+#endif
+}
+
+/* Messages that are unread, from above: those since the newest checkpoint that is read. */
+inline_fn __u32 unread_messages(const struct sock_state *st, __u64 unread)
+{
+	__u64 read = st->sent_bytes - unread, known = 0;
+
+	if (!unread)
+		return 0;
+#ifdef PSOCK_COUNTS_BYTES
+#pragma unroll
+	for (int i = 0; i < 16; i++)
+		if (st->checkpoint[i].bytes <= read && st->checkpoint[i].messages > known)
+			known = st->checkpoint[i].messages;
+#else
+	known = st->drained.messages;
+#endif
+	return st->sent_messages - known;
+}
+
+/*
+ * The most bytes that may be unread: window_bytes, or less where a program chose a smaller buffer (kept
+ * doubled, socket(7)) or TCP_NOTSENT_LOWAT.
+ */
+inline_fn __u32 most_bytes(struct tcp_sock *tp, const struct sock_state *st,
+			   const struct settings *s)
+{
+	__u32 most = s->window_bytes, lowat = own_notsent_lowat(tp), size;
+
+	if (buffer_locks(st->peer_sk) & SOCK_RCVBUF_LOCK) {
+		size = kernel_rcvbuf(st->peer_sk) / 2;
+		if (size < most)
+			most = size;
+	}
+	if (buffer_locks((__u64)tp) & SOCK_SNDBUF_LOCK) {
+		size = own_sndbuf(tp) / 2;
+		if (size < most)
+			most = size;
+	}
+	if (lowat && lowat < most)
+		most = lowat;
+	return most;
+}
+
+/*
+ * The memory that a grant may use without bringing either end's cgroup near its limit: the reader's is
+ * charged what is redirected to it, and killed for it; the sender's, what it is about to send. 0: none.
+ */
+inline_fn __u32 room_for(struct tcp_sock *tp, __u64 peer)
+{
+#ifdef OFF_sock_sk_memcg
+	struct room room = room_of(peer), own = room_of((__u64)tp);
+
+	if (own.pages < room.pages)
+		room = own;
+	if (room.of == UNLIMITED)
+		return ~0U;
+	return room.pages > room.of / 4 ? SMALL_GRANT_BYTES : 0;
+#else
+	return ~0U;
+#endif
+}
+
+/* Whether the host's budget has room for what a direction holds; takes it then. */
+inline_fn int charge(struct sock_state *st, __u32 bytes, const struct settings *s)
+{
+	int zero = 0;
+	__u64 *total = unread_memory.lookup(&zero);
+	__s64 more;
+
+	if (!total)
+		return 0;
+	more = (__s64)bytes - (st->grants == s->grants ? st->charged : 0);
+	if (more > 0 && READ_ONCE(*total) + more > s->memory_bytes)
+		return 0;
+	__sync_fetch_and_add(total, more);
+	st->charged = bytes;
+	return 1;
+}
+
+/* Gives back what a direction has of the host's budget, as it ends. */
+inline_fn void discharge(struct sock_state *st)
+{
+	int zero = 0;
+	__u64 *total = unread_memory.lookup(&zero);
+
+	if (total && st->charged)
+		__sync_fetch_and_add(total, -(__s64)st->charged);
+	st->charged = 0;
+}
+
+/* The window grows while the reader keeps up, and starts with what TCP would hold. */
+inline_fn void adjust_window(struct sock_state *st, __u64 unread, __u32 messages, __u32 most)
+{
+	if (!st->window_bytes) {
+		st->window_bytes = FIRST_WINDOW_BYTES;
+		st->window_messages = FIRST_WINDOW_MESSAGES;
+	} else if (st->sent_messages && unread <= st->window_bytes / 4 &&
+		   messages <= st->window_messages / 4) {
+		if (st->window_bytes < most)
+			st->window_bytes *= 2;
+		if (st->window_messages < most / MESSAGE_BYTES)
+			st->window_messages *= 2;
+	}
+	if (st->window_bytes > most)
+		st->window_bytes = most;
+}
+
+/*
+ * Looks at the peer's queue and grants the next budget, for a message of `size` at least; CAUSE_NONE, or
+ * why there is none. A message that fits the window when it begins may exceed it: as on TCP, by one.
+ */
+inline_fn enum cause grant(struct tcp_sock *tp, struct sock_state *st, __u64 psock, __u32 size,
+			   const struct settings *s)
+{
+	__u64 unread = unread_bytes(st, psock);
+	__u32 messages = unread_messages(st, unread);
+	__u32 slot = st->checkpoints & 15, held, bytes, count;
+	__u32 most = most_bytes(tp, st, s), room = room_for(tp, st->peer_sk);
+
+	if (!room || tcp_under_pressure((__u64)tp))
+		return CAUSE_PRESSURE;
+	/* charged to the reader's cgroup no more than TCP would charge it */
+	if (room != ~0U && kernel_rcvbuf(st->peer_sk) < most)
+		most = kernel_rcvbuf(st->peer_sk);
+	adjust_window(st, unread, messages, most);
+	if (unread >= st->window_bytes)
+		return CAUSE_WINDOW;
+	if (messages >= st->window_messages)
+		return CAUSE_MESSAGES;
+	bytes = st->sent_messages ? GRANT_BYTES : SMALL_GRANT_BYTES;
+	count = st->sent_messages ? GRANT_MESSAGES : SMALL_GRANT_MESSAGES;
+	held = unread + messages * MESSAGE_BYTES;
+	if (room != ~0U || !charge(st, held + bytes + count * MESSAGE_BYTES + size, s)) {
+		bytes = SMALL_GRANT_BYTES;
+		count = SMALL_GRANT_MESSAGES;
+		if (!charge(st, held + bytes + count * MESSAGE_BYTES + size, s))
+			return CAUSE_MEMORY;
+	}
+	if (bytes > st->window_bytes - unread)
+		bytes = st->window_bytes - unread;
+	if (count > st->window_messages - messages)
+		count = st->window_messages - messages;
+	st->budget_bytes = bytes < size ? size : bytes;
+	st->budget_messages = count;
+	st->grants = s->grants;
+	st->checkpoint[slot].bytes = st->sent_bytes;
+	st->checkpoint[slot].messages = st->sent_messages;
+	st->checkpoints++;
+	return CAUSE_NONE;
+}
