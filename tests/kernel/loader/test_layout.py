@@ -1,4 +1,4 @@
-"""loader/header.py lays structs out, and numbers enumerations, as the compiler of the programs does.
+"""loader/header.py lays structs out, and numbers enumerations, as the programs' compiler does.
 
 The compiler itself is asked: what header.py says is put as assertions behind the program text.
 """
