@@ -2,7 +2,7 @@
 /*
  * Why a connection, or the connections of a listener, are not accelerated. One row per cause; all
  * else is read from here: counters, names and flags in Python (loader/records.py), and a test that
- * each has its sentence (observe/causes.py) and its line in the manual.
+ * each has its sentence (datapath/causes.py) and its line in the manual.
  *
  * DECLINES   a connection is left on TCP as it is established
  * RETIRES    an accelerated connection is handed back to TCP

@@ -16,6 +16,7 @@ from typing import Any
 
 BPF_DIR = Path(__file__).parents[1] / "bpf"
 HEADERS = ("causes.h", "state.h", "peer_state.h")
+CAUSE_FLAGS = frozenset({"DECLINES", "RETIRES", "LISTENER", "UNPROFITABLE"})  # see causes.h
 _CODES = {
     **{"char": "s", "__u8": "B", "__s8": "b", "__u16": "H", "__s16": "h"},
     **{"__u32": "I", "__s32": "i", "__u64": "Q", "__s64": "q"},
@@ -142,11 +143,33 @@ def enumerators(enum: str) -> tuple[str, ...]:
     body = re.search(rf"enum {enum} \{{(.*?)\}};", _text(), re.DOTALL)
     if body is None:
         raise KeyError(f"no enum {enum}")
-    return tuple(one.split("=")[0].strip() for one in body[1].split(",") if one.strip())
+    names = []
+    for number, one in enumerate(filter(str.strip, body[1].split(","))):
+        name, _, value = map(str.strip, one.partition("="))
+        if value and value != str(number):
+            raise KeyError(f"enum {enum}: {name} is not {number}")
+        names.append(name)
+    return tuple(names)
 
 
 @cache
 def causes() -> dict[str, frozenset[str]]:
     """The rows of causes.h: names in lower case, in the order of enum cause, with their flags."""
-    rows = re.findall(r"^\s+CAUSE\((\w+), ([A-Z| ]+)\)", _text(), re.MULTILINE)
-    return {name.lower(): frozenset(flags.split(" | ")) for name, flags in rows}
+    return read_causes(_text())
+
+
+def read_causes(text: str) -> dict[str, frozenset[str]]:
+    """causes() of a text without comments. Raises KeyError for a row that it cannot read."""
+    table = re.search(r"^#define FOR_EACH_CAUSE\(CAUSE\)((?:.*\\\n)*.*)$", text, re.MULTILINE)
+    if table is None:
+        raise KeyError("no table of causes")
+    found = {}
+    for row in filter(None, (line.strip() for line in table[1].split("\\\n"))):
+        match = re.fullmatch(r"CAUSE\((\w+),\s*([\w\s|]+)\)", row)
+        if match is None:
+            raise KeyError(f"cannot read the cause {row!r}")
+        flags = frozenset(flag.strip() for flag in match[2].split("|"))
+        if unknown := flags - CAUSE_FLAGS:
+            raise KeyError(f"cause {match[1]} has the unknown flag {', '.join(unknown)}")
+        found[match[1].lower()] = flags
+    return found

@@ -157,15 +157,8 @@ def map_shapes(max_connections: int, page_size: int) -> dict[str, MapShape]:
 _VALUES = (
     *("end", "pair", "flow", "sock_state", "handshake", "flow_syn", "client_syn"),
     *("unmatched_client", "address", "step", "leaving", "caller", "owner", "listener", "closing"),
-    *(
-        "recorded_reason",
-        "learned_entry",
-        "settings",
-        "ports",
-        "counters",
-        "connection",
-        "manifest",
-    ),
+    *("recorded_reason", "learned_entry", "settings", "ports", "counters", "connection"),
+    "manifest",
 )
 
 
@@ -204,7 +197,7 @@ class Settings:
 
     @classmethod
     def unpack(cls, raw: bytes) -> Settings:
-        return cls(*record("settings").unpack(raw))
+        return cls(**record("settings").unpack(raw)._asdict())
 
 
 def ip_bytes(parts: tuple[int, ...]) -> bytes:

@@ -114,10 +114,10 @@ def test_ours(host: Host) -> None:
 
 
 ORDER: list[Edit] = [
-    ("bpf/pair.c", "if (!reason && (segment_has_data(skops) ||",
+    ("bpf/pair/pair.c", "if (!reason && (segment_has_data(skops) ||",
      "if (0 && (segment_has_data(skops) ||"),
-    ("bpf/redirect.c", "|| write_seq != isn_1)", ")"),
-    ("bpf/redirect.c", "return leave(st, RETIRED_LATE_PAIRING);", "return SK_PASS;"),
+    ("bpf/carry/redirect.c", "|| own_write_seq(tp) != isn_1)", ")"),
+    ("bpf/carry/redirect.c", "return leave(st, CAUSE_LATE_PAIRING);", "return SK_PASS;"),
 ]  # fmt: skip
 _ASK = 'pair.client.setsockopt(socket.IPPROTO_TCP, TCP_ULP, b"tls")'
 BROKEN: dict[str, tuple[str, str, list[Edit]]] = {
@@ -126,7 +126,7 @@ BROKEN: dict[str, tuple[str, str, list[Edit]]] = {
         FAIL,
         [
             (
-                "bpf/redirect.c",
+                "bpf/carry/redirect.c",
                 "verdict = peers.msg_redirect_hash(msg, &peer, BPF_F_INGRESS);",
                 "verdict = SK_DROP;",
             )
@@ -135,31 +135,31 @@ BROKEN: dict[str, tuple[str, str, list[Edit]]] = {
     "no listing": (
         "iterator",
         FAIL,
-        [("bpf/walk.c", "bpf_seq_write(*(struct seq_file **)ctx->meta, &m, sizeof(m));", "")],
+        [("bpf/leave/walk.c", "bpf_seq_write(*(struct seq_file **)ctx->meta, &m, sizeof(m));", "")],
     ),
     "early data accelerated": ("order", FAIL, ORDER),
     "bytes unbounded": (
         "backpressure",
         FAIL,
-        [("bpf/redirect.c", "if (unread >= limit)", "if (0)"),
-         ("bpf/redirect.c", "limit -= unread;", "")],
+        [("bpf/carry/redirect.c", "if (unread >= limit)", "if (0)"),
+         ("bpf/carry/redirect.c", "limit -= unread;", "")],
     ),
     "messages unbounded": (
         "backpressure",
         FAIL,
-        [("bpf/redirect.c", "return RETIRED_MESSAGES;", ";")],
+        [("bpf/carry/redirect.c", "return CAUSE_MESSAGES;", ";")],
     ),
     "unread data purged": (
         "unload",
         FAIL,
-        [("bpf/walk.c", "none_in_flight(sk, sender) && psock_queue_empty(psock)", "1"),
+        [("bpf/leave/walk.c", "none_in_flight(sk, sender) && psock_queue_empty(psock)", "1"),
          ("probes.py", "        self.generation.stop()\n",
           "        self.generation.stop()\n        self.finish_unload()\n")],
     ),
     "never off the sockhash": (
         "unload",
         FAIL,
-        [("bpf/walk.c", "none_in_flight(sk, sender) && psock_queue_empty(psock)", "0")],
+        [("bpf/leave/walk.c", "none_in_flight(sk, sender) && psock_queue_empty(psock)", "0")],
     ),
     "wrong offset": (
         "unload",
@@ -170,9 +170,9 @@ BROKEN: dict[str, tuple[str, str, list[Edit]]] = {
     "unknown helper": (
         "programs",
         FAIL,
-        [("bpf/pair.c", "\tswitch (skops->op) {\n\tcase BPF_SOCK_OPS_TCP_CONNECT_CB:\n",
+        [("bpf/pair/pair.c", "\tswitch (skops->op) {\n\tcase BPF_SOCK_OPS_RWND_INIT:\n",
           "\t((long (*)(void))9999)();\n"
-          "\tswitch (skops->op) {\n\tcase BPF_SOCK_OPS_TCP_CONNECT_CB:\n")],
+          "\tswitch (skops->op) {\n\tcase BPF_SOCK_OPS_RWND_INIT:\n")],
     ),
     "missing field": (
         "btf",

@@ -144,13 +144,13 @@ def test_a_boot(host: Host, daemon: DaemonProcess, enabled: Client) -> None:
     daemon.stop()
     path = host.state / "learned.json"
     kept = json.loads(path.read_text())
-    assert len(kept["lessons"]) == 2
+    assert len(kept["entries"]) == 2
     kept["boot"], kept["host"] = "another", 4711
-    kept["lessons"][0]["netns"] = 4711
+    kept["entries"][0]["netns"] = 4711
     path.write_text(json.dumps(kept))
     host.start()
     client = host.client()
-    port = kept["lessons"][0]["port"]
+    port = kept["entries"][0]["port"]
     assert ids(client) == [f"host:{port}"]
     client.call("Enable")
     assert not accelerated(client, actor, port)
@@ -160,11 +160,11 @@ def test_a_boot(host: Host, daemon: DaemonProcess, enabled: Client) -> None:
 DAMAGED: dict[str, Any] = {
     "no JSON": "{",
     "another type": [1],
-    "lessons of another type": {"lessons": 7},
-    "an entry of another type": {"lessons": [3, None, []]},
-    "a missing key": {"lessons": [{"netns": 1, "port": 2}]},
+    "entries of another type": {"entries": 7},
+    "an entry of another type": {"entries": [3, None, []]},
+    "a missing key": {"entries": [{"netns": 1, "port": 2}]},
     "a number out of range": {
-        "lessons": [
+        "entries": [
             {
                 "netns": -1,
                 "port": 1 << 40,
@@ -177,7 +177,7 @@ DAMAGED: dict[str, Any] = {
         ]
     },
     "an unknown reason": {
-        "lessons": [
+        "entries": [
             {
                 "netns": 1,
                 "port": 2,

@@ -9,11 +9,11 @@ from support.checkout import REPOSITORY
 
 
 def other_build(directory: Path, code: str) -> Path:
-    """A copy in `directory` with `code` after that of walk.c."""
+    """A copy in `directory` with `code` at the end of that of the datapath."""
     build = directory / "other-build"
     for package in ("sockredird", "sockredirctl"):
         shutil.copytree(REPOSITORY / package, build / package)
-    with (build / "sockredird" / "bpf" / "walk.c").open("a") as source:
+    with (build / "sockredird" / "bpf" / "datapath.c").open("a") as source:
         source.write(f"{code}\n")
     return build
 

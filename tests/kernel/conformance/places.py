@@ -84,8 +84,8 @@ class Accelerated(Plain):
 
     def prepare(self) -> None:
         # or a listener that has the same port by chance would be left alone
-        for listener, _lesson in list(self._generation.lessons()):
-            self._generation.unteach(listener)
+        for listener, _entry in list(self._generation.learned()):
+            self._generation.remove_learned(listener)
 
     def wakes(self) -> list[int]:
         return [self._rings.fileno()]
@@ -103,7 +103,7 @@ class Accelerated(Plain):
         return counters["accelerated_connections"], counters["redirected_messages"]
 
     def seen(self) -> bool:
-        return any(True for _lesson in self._generation.lessons())
+        return any(True for _entry in self._generation.learned())
 
     def missing(self, state: str, port: int) -> str:
         found = listing.busiest([self._generation], 2, listing.Query(port=port))

@@ -25,7 +25,7 @@ from support.topology import Family, Network
 LEFT_OUT = {
     "eof_after_data",  # needs the buffers that loopback's packets of 64 KiB lead to
     # Stops half way now and then: pollers can be told in the namespace of the daemon only
-    # (bpf/nudge.c); sockredird(8), LIMITATIONS.
+    # (bpf/leave/rewake.c); sockredird(8), LIMITATIONS.
     "read_much_by_events_and_fionread",
     # TCP does not keep messages of threads whole that have to wait for room, as they do here.
     "threads_send",

@@ -80,8 +80,8 @@ def test_alike(plain: Plain, cgroup: Path, generation: Generation, leaves: str) 
     @given(steps(without=UNLIKE))
     def check(sequence: list[Step]) -> None:
         # what one sequence does, the listener of another with the same port is not left alone for
-        for listener, _lesson in list(generation.lessons()):
-            generation.unteach(listener)
+        for listener, _entry in list(generation.learned()):
+            generation.remove_learned(listener)
         with twins(plain, cgroup, look) as both:
             both.run(sequence)
             both.read_all()

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from sockredird.datapath.generation import Generation
-from sockredird.loader.compiler import BPF_DIR
-from sockredird.loader.records import LESSON, LESSON_KINDS, LISTENER
+from sockredird.loader.header import BPF_DIR, record
+from sockredird.loader.records import CAUSES, LISTENER
 from support.background import retiring
 from support.processes import inside
 from support.traffic import Connection, connect, dial, echo, listen
 
-NAMES = dict(re.findall(r"#define (\w+) (\d+)", (BPF_DIR / "learn.c").read_text()))
+NAMES = dict(re.findall(r"#define (\w+) (\d+)", (BPF_DIR / "learn" / "learn.h").read_text()))
 LIMIT, EVERY = int(NAMES["BALANCE_LIMIT"]), int(NAMES["SAMPLE_EVERY"])
 GAP, SECOND = int(NAMES["SAMPLE_GAP_NS"]) / 1e9, int(NAMES["SAMPLE_AFTER_NS"]) / 1e9
 SHORT = LIMIT // (int(NAMES["PAIRING_COST"]) - 2)  # connections of two messages
@@ -27,7 +27,8 @@ TCP_DEFER_ACCEPT = 9
 
 
 def whys(generation: Generation) -> list[str]:
-    return [LESSON_KINDS[LESSON.unpack(value)[2]] for _key, value in generation.lessons()]
+    entries = [record("learned_entry").unpack(entry) for _key, entry in generation.learned()]
+    return [CAUSES[entry.cause] for entry in entries]
 
 
 def accelerated(generation: Generation) -> int:
@@ -43,9 +44,8 @@ def exchange(listener: socket.socket, rounds: int = 1) -> None:
     both.server.close()
 
 
-@pytest.mark.parametrize("shortcut", [False, True], ids=["looked-up", "shortcut"])
 @inside(timeout=120)
-def test_short_connections(cgroup: Path, generation: Generation, shortcut: bool) -> None:
+def test_short_connections(cgroup: Path, generation: Generation) -> None:
     with listen() as listener, listen() as other:
         for _ in range(SHORT - 1):
             exchange(listener)
@@ -53,10 +53,7 @@ def test_short_connections(cgroup: Path, generation: Generation, shortcut: bool)
         assert whys(generation) == []
         began = time.monotonic()
         exchange(listener)
-        assert whys(generation) == ["short connections"]
-        if shortcut:  # as the daemon makes them
-            for listener_and_lesson in generation.lessons():
-                generation.make_shortcut(*listener_and_lesson)
+        assert whys(generation) == ["short_connections"]
 
         before, number = accelerated(generation), 0
         while accelerated(generation) < before + 3:
@@ -139,7 +136,7 @@ def test_early_data(cgroup: Path, generation: Generation) -> None:
             assert whys(generation) == []
             began = time.monotonic()
             once()
-        assert whys(generation) == ["early data"]
+        assert whys(generation) == ["early_data"]
         assert generation.counters()["declined_early_data"] == EARLY
         # one a second is tried, however many there are
         number = 0
@@ -155,9 +152,9 @@ def test_forgetting_begins_again(cgroup: Path, generation: Generation) -> None:
     with listen() as listener:
         for _ in range(SHORT):
             exchange(listener)
-        ((key, _),) = generation.lessons()
-        assert LISTENER.unpack(key)[1] == listener.getsockname()[1]
-        generation.unteach(key)
+        ((key, _),) = generation.learned()
+        assert LISTENER.unpack(key).port == listener.getsockname()[1]
+        generation.remove_learned(key)
         before = accelerated(generation)
         for _ in range(SHORT - 1):
             exchange(listener)

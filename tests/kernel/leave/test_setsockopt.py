@@ -13,7 +13,8 @@ import pytest
 
 from sockredird.datapath.generation import Generation
 from sockredird.kernel import libbpf
-from sockredird.loader.records import LESSON, LESSON_KINDS, LISTENER
+from sockredird.loader.header import record
+from sockredird.loader.records import CAUSES, LISTENER
 from support import processes, textbook
 from support.background import Background, retiring
 from support.options import (
@@ -57,8 +58,8 @@ CASES = [
 def learned(generation: Generation) -> dict[int, str]:
     """By port."""
     return {
-        LISTENER.unpack(key)[1]: LESSON_KINDS[LESSON.unpack(value)[2]]
-        for key, value in generation.lessons()
+        LISTENER.unpack(key).port: CAUSES[record("learned_entry").unpack(entry).cause]
+        for key, entry in generation.learned()
     }
 
 

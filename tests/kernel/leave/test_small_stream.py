@@ -15,7 +15,7 @@ from support.traffic import Connection, Stream, connection, echo, pattern
 
 BATCH = 64
 BATCHES = 200
-# redirect.c: STREAM_NS, STREAM_MESSAGES; sockredir.h: MESSAGES_PER_SAMPLE
+# carry/redirect.c: STREAM_NS, STREAM_MESSAGES; state.h: MESSAGES_PER_SAMPLE
 LIMIT_NS, FEWEST, SAMPLE = 4000, 1024, 256
 
 

@@ -12,7 +12,8 @@ import pytest
 from sockredird.datapath.excluded_cgroups import steps
 from sockredird.datapath.generation import Generation
 from sockredird.errors import InvalidConfig
-from sockredird.loader.records import EXCLUDED, STEP
+from sockredird.loader.header import record
+from sockredird.loader.records import EXCLUDED, text
 from support import cgroups
 from support.datapath import plan, tear_down
 from support.processes import outside
@@ -100,8 +101,8 @@ def test_made_anew(cgroup: Path, other_cgroup: Path, excluding: Generation) -> N
 def test_steps() -> None:
     step = {}
     for key, leads_to in steps(["/a/b", "/a", "/a/c/d", "/x/y/z", "/x/y//w/"]).items():
-        directory, name = STEP.unpack(key)
-        step[directory, name.rstrip(b"\0").decode()] = leads_to
+        found = record("step").unpack(key)
+        step[found.directory, text(found.name)] = leads_to
     assert step[0, "a"] == EXCLUDED
     assert step[0, "x"] != EXCLUDED
     y = step[step[0, "x"], "y"]

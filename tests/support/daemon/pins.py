@@ -12,7 +12,8 @@ from pathlib import Path
 from sockredird.datapath.generation import Generation
 from sockredird.kernel import libbpf
 from sockredird.kernel.mounts import mounts
-from sockredird.loader.records import PROGRAMS, SETTINGS, Settings, map_shapes
+from sockredird.loader.header import record
+from sockredird.loader.records import PROGRAMS, Settings, map_shapes
 from support.waiting import eventually
 
 RETIRE_TIMEOUT_S = 10.0
@@ -65,7 +66,7 @@ def settings(root: Path) -> Settings:
     """What the programs read, not what an object in the daemon remembers."""
     (name,) = directories(root)
     with libbpf.open_pin(root / name / "settings") as fd:
-        return Settings.unpack(libbpf.lookup(fd, bytes(4), SETTINGS.size))
+        return Settings.unpack(libbpf.lookup(fd, bytes(4), record("settings").size))
 
 
 def machine() -> Ids:
