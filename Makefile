@@ -1,4 +1,5 @@
 # make test     everything the tests need, and the tests; as root, or through sudo
+# make unit     those of the tests that need no root: as the user who calls it, in half a minute
 # make torture  the lifecycle tests, for an hour
 # make bench    figures for docs/benchmarks and the README, in ten minutes; QUICK=1: in one, beside them
 # make vm-test  the package on Debian kernels in virtual machines; KERNEL=6.1, 6.12, 7.3 or all
@@ -40,7 +41,7 @@ SOURCES := $(wildcard sockredird sockredirctl tests bench) \
 	$(shell grep -lsE '^\#!.*python3' packaging/* tools/*)
 MANPAGES := $(wildcard man/*.[58])
 
-.PHONY: all install-deps test torture semantics bench vm-test vm-deps vm-roots kernels \
+.PHONY: all install-deps test unit torture semantics bench vm-test vm-deps vm-roots kernels \
 	check check-deps check-python check-man check-systemd check-dbus check-packaging \
 	deb lintian demo clean
 all: deb
@@ -53,6 +54,12 @@ test: install-deps
 	@test -z "$(ROOT)" || command -v sudo >/dev/null || \
 		{ echo "make test: needs root, to load BPF programs" >&2; exit 1; }
 	$(ROOT) env PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m pytest $(PYTEST_ARGS)
+
+# Called by root, they run as nobody: nothing may depend on privileges here.
+AS_NOBODY := $(if $(ROOT),,setpriv --reuid=65534 --regid=65534 --clear-groups)
+unit: install-deps
+	$(AS_NOBODY) env PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m pytest -p no:cacheprovider \
+		$(PYTEST_ARGS) tests/unit
 
 # An hour or so: kills, upgrades and cycles by the hundreds, where `make test` has a few.
 torture: install-deps

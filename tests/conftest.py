@@ -9,15 +9,22 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from hypothesis.database import DirectoryBasedExampleDatabase
 
 # both ways of starting pytest, with and without `python3 -m`, find the packages of this checkout
-sys.path.insert(0, str(Path(__file__).parents[1]))
+REPOSITORY = Path(__file__).parents[1]
+sys.path.insert(0, str(REPOSITORY))
 
 pytest_plugins = ("support.fixtures",)
 
 # whoever starts the tests in the background has them, and all their children, ignore it
 signal.signal(signal.SIGINT, signal.default_int_handler)
-settings.register_profile("any-load", deadline=None)  # a loaded machine is no finding
+# A loaded machine is no finding. Failed examples are kept in build/, which belongs to root once
+# `make test` has run.
+DATABASE = DirectoryBasedExampleDatabase(str(REPOSITORY / "build" / "hypothesis"))
+settings.register_profile(
+    "any-load", deadline=None, database=DATABASE if os.geteuid() == 0 else None
+)
 settings.load_profile("any-load")
 
 

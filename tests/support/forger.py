@@ -11,13 +11,14 @@ import fcntl
 import os
 import socket
 import struct
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing.connection import Connection as Channel
 from pathlib import Path
 
 from support import namespaces, topology
+from support.child import Child, receive_result, send_result
 
 CLONE_NEWUSER = 0x10000000
 TCP_REPAIR, TCP_REPAIR_QUEUE, TCP_QUEUE_SEQ = 19, 20, 21
@@ -138,31 +139,26 @@ class Forger:
         return b""
 
 
+def _forge(channel: Channel, numbers: Numbers, way: str) -> None:
+    made: list[tuple[Forger, socket.socket]] = []
+
+    def forge() -> None:
+        forger = Forger(numbers)
+        forger.have_a_syn_answered()
+        made.append((forger, getattr(forger, way)()))
+
+    send_result(channel, forge)
+    channel.recv()  # the end of the with block
+    ((forger, sock),) = made
+    send_result(channel, forger.loot, sock)
+
+
 @contextmanager
 def forging(numbers: Numbers, way: str) -> Iterator[None]:
     """The forged connection is there inside the with block; it must not have got anything then."""
-    told, tell = os.pipe()
-    ending, end = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            forger = Forger(numbers)
-            forger.have_a_syn_answered()
-            sock = getattr(forger, way)()
-            os.write(tell, b"forged")
-            os.close(end)
-            os.read(ending, 1)
-            os.write(tell, forger.loot(sock))
-        except BaseException:
-            os.write(tell, traceback.format_exc().encode())
-        os._exit(0)
-    os.close(tell)
-    try:
-        said = os.read(told, 1 << 16).decode()
-        assert said == "forged", said
+    with Child(_forge, numbers, way) as child:
+        receive_result(child.channel)
         yield
-    finally:
-        os.close(end)
-        loot = os.read(told, 1 << 16)
-        os.waitpid(pid, 0)
-    assert loot == b"", loot
+        child.channel.send("end")
+        loot = receive_result(child.channel)
+        assert loot == b"", loot

@@ -8,21 +8,16 @@ from __future__ import annotations
 
 import faulthandler
 import functools
-import gc
-import multiprocessing
-import os
-import signal
 import tempfile
-import traceback
 from collections.abc import Callable
-from contextlib import suppress
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection as Channel
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 
 from support import cgroups
+from support.child import Child, receive_result, send_result
 from support.emulated import PATIENCE
 
 Test = TypeVar("Test", bound=Callable[..., None])
@@ -30,26 +25,17 @@ TIMEOUT_S = 60.0
 _DUMP_AHEAD_S = 1.0
 
 
-def _child(
-    answers: Connection,
+def _body(
+    channel: Channel,
     stacks: int,
     timeout: float,
     cgroup: Path | None,
-    function: Callable[..., Any],
-    arguments: tuple[Any, ...],
-    keywords: dict[str, Any],
+    function: Callable[[], Any],
 ) -> None:
     faulthandler.dump_traceback_later(timeout - _DUMP_AHEAD_S, file=stacks)
-    gc.freeze()  # objects of the parent must not be finalised here
-    try:
-        if cgroup is not None:
-            cgroups.join(cgroup)
-        answers.send((True, function(*arguments, **keywords)))
-    except BaseException:
-        answers.send((False, traceback.format_exc()))
-    answers.close()
-    # no interpreter shutdown: it would wait for threads blocked in recv()
-    os._exit(0)
+    if cgroup is not None:
+        cgroups.join(cgroup)
+    send_result(channel, function)
 
 
 def run(
@@ -61,35 +47,21 @@ def run(
 ) -> Any:
     """Result of `function` in a child, inside `cgroup` if given; fails the test if it raised.
 
-    A child that does not answer in time is killed, and the test fails with its stacks.
+    A child that does not answer in `timeout` seconds is killed, and the test fails with its stacks.
     """
     timeout *= PATIENCE
-    answers, theirs = multiprocessing.Pipe(duplex=False)
-    with tempfile.TemporaryFile("w+") as stacks:
-        pid = os.fork()
-        if pid == 0:
-            _child(theirs, stacks.fileno(), timeout, cgroup, function, arguments, keywords)
-        theirs.close()
-        try:
-            if not answers.poll(timeout):
-                stacks.seek(0)
-                pytest.fail(
-                    f"{function.__qualname__} hung for {timeout:.0f} s, its threads:\n"
-                    f"{stacks.read()}",
-                    pytrace=False,
-                )
-            try:
-                succeeded, value = answers.recv()
-            except EOFError:
-                pytest.fail(f"{function.__qualname__}: the child died unheard", pytrace=False)
-        finally:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-            answers.close()
-    if not succeeded:
-        pytest.fail(value, pytrace=False)
-    return value
+    call = functools.partial(function, *arguments, **keywords)
+    with (
+        tempfile.TemporaryFile("w+") as stacks,
+        Child(_body, stacks.fileno(), timeout, cgroup, call) as child,
+    ):
+        if not child.channel.poll(timeout):
+            stacks.seek(0)
+            pytest.fail(
+                f"{function.__qualname__} hung for {timeout:.0f} s, its threads:\n{stacks.read()}",
+                pytrace=False,
+            )
+        return receive_result(child.channel)
 
 
 def inside(timeout: float = TIMEOUT_S) -> Callable[[Test], Test]:

@@ -11,6 +11,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing.connection import Connection as Channel
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from sockredird.errors import SockredirError
 from sockredird.kernel.cgroup import mount_point
 from sockredird.loader import compiler
 from support import processes
+from support.child import Child
 from support.daemon import pins
 from support.daemon.actor import Actor
 from support.emulated import EMULATED
@@ -30,7 +32,6 @@ from support.emulated import EMULATED
 CONVERSATIONS = 4
 # every step by `make torture`; else some, failing and killing at different ones
 STRIDE = 1 if "SOCKREDIR_TORTURE" in os.environ else 73 if EMULATED else 13
-NEVER_REACHED, REACHED = 0, 1
 _numbers = itertools.count(1)
 
 
@@ -127,41 +128,39 @@ def settle(ground: Ground, *, enabled: bool) -> str:
     return str(processes.run(body))
 
 
-def attempt(ground: Ground, name: str, index: int, mode: str) -> tuple[int, str]:
-    """The operation in a child whose `index`-th step goes wrong; whether it has that many."""
+def operate(channel: Channel, ground: Ground, name: str, index: int, mode: str) -> None:
+    """The child of attempt(): sends whether the step was reached, and what the operation raised."""
     _, upgraded, operation, _ = OPERATIONS[name]
-    answer, theirs = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        status = 99
+    if upgraded:
+        other_code()
+    manager = ground.manager()
+    faults = Faults(index, mode)
+    raised = ""
+    if operation is nothing:
+        faults.arm()
+    try:
+        manager.start()
+        faults.arm()
+        operation(manager)
+    except (SockredirError, OSError) as error:  # both are told to the caller
+        raised = f"{faults.hit}: {error}"
+    faults.disarm()
+    channel.send((bool(faults.hit), raised))
+
+
+def attempt(ground: Ground, name: str, index: int, mode: str) -> tuple[bool, str]:
+    """The operation in a child whose `index`-th step goes wrong; whether it has that many.
+
+    With KILL the child ends at that step, and nothing else may end it.
+    """
+    with Child(operate, ground, name, index, mode) as child:
         try:
-            if upgraded:
-                other_code()
-            manager = ground.manager()
-            faults = Faults(index, mode)
-            if operation is nothing:
-                faults.arm()
-            try:
-                manager.start()
-                faults.arm()
-                operation(manager)
-            except (SockredirError, OSError) as error:  # both are told to the caller
-                os.write(theirs, f"{faults.hit}: {error}".encode())
-            faults.disarm()
-            status = REACHED if faults.hit else NEVER_REACHED
-        except BaseException as error:
-            os.write(theirs, f"{faults.hit}: {error!r}".encode())
-        finally:
-            os._exit(status)
-    os.close(theirs)
-    _, status = os.waitpid(pid, 0)
-    said = os.read(answer, 65536).decode()
-    os.close(answer)
-    if os.WIFSIGNALED(status):
-        assert (os.WTERMSIG(status), mode) == (signal.SIGKILL, KILL), said
-        return REACHED, said
-    assert os.WEXITSTATUS(status) in (NEVER_REACHED, REACHED), f"step {index} {mode}: {said}"
-    return os.WEXITSTATUS(status), said
+            reached, raised = child.channel.recv()
+        except EOFError:
+            assert (child.wait(), mode) == (-signal.SIGKILL, KILL), f"step {index} {mode}"
+            return True, "killed"
+        assert child.wait() == 0, f"step {index} {mode}: {raised}"
+        return reached, raised
 
 
 @pytest.mark.parametrize("mode", [FAIL, KILL])
@@ -173,7 +172,7 @@ def test_every_step(ground: Ground, name: str, mode: str) -> None:
         ground.traffic.do(trickle.renew)  # something is accelerated, if it is enabled
         reached, said = attempt(ground, name, index, mode)
         found = settle(ground, enabled=enabled)
-        if reached == NEVER_REACHED:
+        if not reached:
             break
         assert found in allowed, f"step {index} {mode} ({said}): {found}"
     assert index > 5, "the faults were not armed"

@@ -15,7 +15,6 @@ import pytest
 
 from sockredird.check import host_facts, splicers
 from sockredird.check.findings import PASS, WARN, Finding
-from sockredird.check.gobinary import is_go
 from sockredird.check.splicers import likely
 from sockredird.datapath.generation import Generation
 from sockredird.kernel import libbpf
@@ -109,42 +108,6 @@ def test_listeners(candidate: Generation, go_program: Path, tmp_path: Path) -> N
     assert not again & {go, docker, haproxy}
 
 
-def test_go_by_its_magic(tmp_path: Path) -> None:
-    """Stripped of its sections, a Go binary still has it where its data begins."""
-    raw = bytearray(Path(sys.executable).resolve().read_bytes())
-    (phoff,) = struct.unpack_from("=Q", raw, 32)
-    size, count = struct.unpack_from("=2H", raw, 54)
-    struct.pack_into("=QHHH", raw, 40, 0, *struct.unpack_from("=2H", raw, 48), 0)
-    struct.pack_into("=2H", raw, 60, 0, 0)
-    file = tmp_path / "program"
-    for magic in (b"", b"\xff Go buildinf:"):
-        for i in range(count):
-            kind, flags, offset = struct.unpack_from("=IIQ", raw, phoff + i * size)
-            if (kind, flags & 2) == (1, 2):
-                raw[offset : offset + len(magic)] = magic
-        file.write_bytes(raw)
-        with file.open("rb") as opened:
-            assert is_go(opened.fileno()) is bool(magic)
-
-
-@pytest.mark.parametrize(
-    "content", [b"", b"\x7fELF\x02\x01", b"\x7fELF\x02\x01" + b"\xff" * 200, b"#!/bin/sh\n" * 99]
-)
-def test_what_is_no_program(tmp_path: Path, content: bytes) -> None:
-    file = tmp_path / "file"
-    file.write_bytes(content)
-    with file.open("rb") as opened:
-        assert not is_go(opened.fileno())
-
-
-def test_a_name_that_is_no_file(tmp_path: Path) -> None:
-    """A program chooses what its command line says: no device is opened, no FIFO waited for."""
-    os.mkfifo(tmp_path / "fifo")
-    for path in (tmp_path / "fifo", Path("/dev/null"), tmp_path):
-        with pytest.raises(OSError):
-            splicers.open_file(str(path))
-
-
 def test_other_programs(candidate: Generation, bpffs: Path, cgroup: Path) -> None:
     ours = candidate.program_ids()
     directory = bpffs / "other"
@@ -208,19 +171,3 @@ def test_firewall() -> None:
     assert "secret" in found[4].private
     assert "secret" not in found[4].detail
     assert "NFQUEUE" in found[5].private
-
-
-@pytest.mark.parametrize(
-    ("rule", "inside"),
-    [
-        ('iifname "lo" @th,160,32 0x47455420 drop', True),
-        ('iifname "eth0" @th,160,32 0x47455420 drop', False),
-        ('oifname != "lo" quota over 1 mbytes drop', False),
-        ("tcp dport 80 queue to 3", True),
-        ("ct original bytes > 1000 drop", True),
-        ("tcp dport 80 counter packets 4 bytes 3 accept", False),
-        ('iif "lo" accept', False),
-    ],
-)
-def test_rules_of_nft(rule: str, inside: bool) -> None:
-    assert host_facts.looks_inside(rule) is inside

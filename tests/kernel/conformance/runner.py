@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import gc
-import os
-import signal
 import time
 import traceback
 import warnings
-from contextlib import suppress
-from multiprocessing import Pipe
 from multiprocessing.connection import Connection as Channel
 from multiprocessing.connection import wait
 from typing import Any
@@ -23,6 +18,7 @@ from kernel.conformance.observe import error
 from kernel.conformance.places import Plain
 from kernel.conformance.scene import Scene
 from support import cgroups
+from support.child import Child
 
 LOOK_S = 0.25
 # Every thread asleep, and none has run for so many looks: it waits for what does not come. Or for a
@@ -43,7 +39,6 @@ class Unproven(AssertionError):
 
 
 def _perform(channel: Channel, place: Plain, behaviour: Behaviour, variant: Variant) -> None:
-    gc.freeze()  # objects of the parent must not be finalised here
     # behaviours fork beside threads, which Python 3.12 warns of
     warnings.simplefilter("ignore", DeprecationWarning)
     try:
@@ -71,24 +66,10 @@ def run(behaviour: Behaviour, variant: Variant, place: Plain) -> Notes:
     """
     place.prepare()
     before = place.figures()
-    ours, theirs = Pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            ours.close()
-            _perform(theirs, place, behaviour, variant)
-        finally:
-            # nothing of the parent's may run here, nor an end of the interpreter, which would wait
-            # for threads blocked in recv()
-            os._exit(0)
-    theirs.close()
     try:
-        begun, notes = _listen(ours, behaviour, place)
+        with Child(_perform, place, behaviour, variant) as child:
+            begun, notes = _listen(child.channel, behaviour, place)
     finally:
-        ours.close()
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
         cgroups.empty(place.cgroup)
     _check_proof(behaviour, variant, place, before, begun)
     return notes

@@ -19,12 +19,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection as Channel
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from kernel.conformance import observe
 from kernel.conformance.catalogue import LEFT, USED, Variant
 from kernel.conformance.places import Plain
 from support.background import Background
+from support.child import Child
 from support.traffic import pattern, read_exactly
 
 WAIT_S = 20.0
@@ -33,31 +34,27 @@ SPILL_CHUNKS = 66  # more than the window, 4 MiB
 SIOCOUTQ = termios.TIOCOUTQ
 
 
-class Process:
+def _send_outcome(channel: Channel, function: Callable[..., Any], *arguments: Any) -> None:
+    try:
+        answer = str(observe.outcome(function, *arguments))
+    except BaseException:
+        answer = traceback.format_exc()
+    channel.send(answer)
+
+
+class Process(Child):
     """A forked child of the behaviour; join() gives what its function returned."""
 
     def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
-        self._read, write = os.pipe()
-        self.pid = os.fork()
-        if self.pid == 0:
-            self._run(write, function, arguments)
-        os.close(write)
-
-    @staticmethod
-    def _run(write: int, function: Callable[..., Any], arguments: tuple[Any, ...]) -> NoReturn:
-        try:
-            try:
-                answer = str(observe.outcome(function, *arguments))
-            except BaseException:
-                answer = traceback.format_exc()
-            os.write(write, answer.encode())
-        finally:
-            os._exit(0)
+        super().__init__(_send_outcome, function, *arguments)
 
     def join(self) -> str:
-        with os.fdopen(self._read) as answer:
-            text = answer.read()
-        os.waitpid(self.pid, 0)
+        """The outcome as text; empty if the child was killed."""
+        text = ""
+        with suppress(EOFError):
+            text = self.channel.recv()
+        self.wait()
+        self.close()
         return text
 
     def wait_blocked(self) -> None:

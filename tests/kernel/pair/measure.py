@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from multiprocessing.connection import Connection as Channel
 from pathlib import Path
 
 from sockredird.datapath.generation import Generation
@@ -25,6 +26,7 @@ from sockredird.kernel import libbpf
 from sockredird.kernel.libbpf import Fd
 from sockredird.loader.records import ATTACHMENTS, PROGRAMS, map_shapes
 from support import cgroups, processes, topology
+from support.child import Child
 from support.daemon.actor import Actor
 from support.datapath import RETIRE_TIMEOUT_S, plan
 from support.topology import Family, Network
@@ -80,17 +82,18 @@ def streams(network: Network, listener: socket.socket) -> float:
     client = network.dial()
     server, _ = listener.accept()
     chunk, buffer = bytes(1 << 18), bytearray(1 << 18)
-    pid = os.fork()
-    if pid == 0:
+
+    def send(channel: Channel) -> None:
         for _ in range(MEGABYTES * 4):
             client.sendall(chunk)
-        os._exit(0)
-    client.close()
-    started = time.perf_counter()
-    while server.recv_into(buffer):
-        pass
-    elapsed = time.perf_counter() - started
-    os.waitpid(pid, 0)
+
+    with Child(send) as sender:
+        client.close()
+        started = time.perf_counter()
+        while server.recv_into(buffer):
+            pass
+        elapsed = time.perf_counter() - started
+        assert sender.wait() == 0
     server.close()
     return MEGABYTES / elapsed
 

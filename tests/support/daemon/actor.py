@@ -6,56 +6,40 @@ What the functions keep between calls are globals of their modules, in the child
 from __future__ import annotations
 
 import faulthandler
-import gc
-import multiprocessing
 import os
 import signal
 import tempfile
-import traceback
 from collections.abc import Callable
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection as Channel
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import pytest
 
 from support import cgroups
+from support.child import Child, receive_result, send_result
 from support.emulated import PATIENCE
 
 TIMEOUT_S = 30.0 * PATIENCE
 
 
-def _serve(orders: Connection, cgroup: Path | None) -> None:
+def _serve(channel: Channel, stacks: int, cgroup: Path | None) -> None:
+    faulthandler.register(signal.SIGUSR1, stacks)
     if cgroup is not None:
         cgroups.join(cgroup)
     while True:
         try:
-            function, arguments = orders.recv()
+            function, arguments = channel.recv()
         except EOFError:
             return
-        try:
-            orders.send((True, function(*arguments)))
-        except BaseException:
-            orders.send((False, traceback.format_exc()))
+        send_result(channel, function, *arguments)
 
 
-class Actor:
+class Actor(Child):
     def __init__(self, cgroup: Path | None = None) -> None:
-        # asked for the stacks of a child that does not answer
+        # filled by a child that does not answer, with the stacks of its threads
         self._stacks = tempfile.TemporaryFile("w+")  # noqa: SIM115
-        self._orders, theirs = multiprocessing.Pipe()
-        self.pid = os.fork()
-        if self.pid == 0:
-            faulthandler.register(signal.SIGUSR1, self._stacks)
-            self._orders.close()
-            gc.freeze()  # objects of the parent must not be finalised here
-            try:
-                _serve(theirs, cgroup)
-            finally:
-                # no interpreter shutdown: it would wait for threads blocked in recv()
-                os._exit(0)
-        theirs.close()
+        super().__init__(_serve, self._stacks.fileno(), cgroup)
 
     def do(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Result of a module-level function in the child; fails the test if it raised or hung."""
@@ -63,38 +47,19 @@ class Actor:
         return self.finish()
 
     def begin(self, function: Callable[..., Any], *arguments: Any) -> None:
-        self._orders.send((function, arguments))
+        self.channel.send((function, arguments))
 
     def finish(self) -> Any:
-        if not self._orders.poll(TIMEOUT_S):
+        if not self.channel.poll(TIMEOUT_S):
             os.kill(self.pid, signal.SIGUSR1)
-            self._orders.poll(1)
+            self.channel.poll(1)
             self._stacks.seek(0)
             pytest.fail(f"no answer for {TIMEOUT_S:.0f} s:\n{self._stacks.read()}", pytrace=False)
-        try:
-            succeeded, value = self._orders.recv()
-        except EOFError:
-            pytest.fail("the child died unheard", pytrace=False)
-        if not succeeded:
-            pytest.fail(value, pytrace=False)
-        return value
+        return receive_result(self.channel)
 
     def close(self) -> None:
-        if self.pid == 0:
-            return  # a test ended it already
-        os.kill(self.pid, signal.SIGKILL)
-        os.waitpid(self.pid, 0)
-        self.pid = 0
-        self._orders.close()
+        super().close()
         self._stacks.close()
 
     def __enter__(self) -> Actor:
         return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import itertools
 import os
-import select
-import signal
 import socket
 import time
+from multiprocessing.connection import Connection as Channel
+from multiprocessing.connection import wait
+
+from support.child import Child
 
 _END = "the test has heard all"
 _numbers = itertools.count()
+
+
+def _pass_on(channel: Channel, receiver: socket.socket) -> None:
+    while True:
+        channel.send(receiver.recv(1 << 16).decode())
 
 
 class NotifySocket:
@@ -21,15 +28,9 @@ class NotifySocket:
         self.address = f"@srt-notify-{os.getpid()}-{next(_numbers)}"
         self.messages: list[str] = []
         self._awaited = 0
-        self._partial = b""
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
             receiver.bind("\0" + self.address[1:])
-            self._pipe, theirs = os.pipe()
-            self._pid = os.fork()
-            if self._pid == 0:
-                while True:
-                    os.write(theirs, receiver.recv(1 << 16) + b"\0")
-        os.close(theirs)
+            self._reader = Child(_pass_on, receiver)
 
     def wait_for(self, wanted: str, timeout: float, end: int) -> str | None:
         """The next message not awaited yet that has `wanted` as one of its lines.
@@ -37,32 +38,23 @@ class NotifySocket:
         None after the timeout, or when pid file descriptor `end` says that the sender has ended.
         """
         deadline = time.monotonic() + timeout
+        channel = self._reader.channel
         while True:
             while self._awaited < len(self.messages):
                 self._awaited += 1
                 if wanted in self.messages[self._awaited - 1].split("\n"):
                     return self.messages[self._awaited - 1]
-            poll = select.poll()
-            poll.register(self._pipe, select.POLLIN)
-            poll.register(end, select.POLLIN)
-            ready = [fd for fd, _ in poll.poll(max(0.0, deadline - time.monotonic()) * 1000)]
-            if self._pipe not in ready:
+            if channel not in wait([channel, end], max(0.0, deadline - time.monotonic())):
                 return None
-            self._read()
+            self.messages.append(channel.recv())
 
     def hear_all(self) -> None:
         """Returns when everything sent so far is in `messages`."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
             sender.sendto(_END.encode(), "\0" + self.address[1:])
         while _END not in self.messages:
-            self._read()
+            self.messages.append(self._reader.channel.recv())
         self.messages.remove(_END)
 
-    def _read(self) -> None:
-        *whole, self._partial = (self._partial + os.read(self._pipe, 1 << 16)).split(b"\0")
-        self.messages += [message.decode() for message in whole]
-
     def close(self) -> None:
-        os.kill(self._pid, signal.SIGKILL)
-        os.waitpid(self._pid, 0)
-        os.close(self._pipe)
+        self._reader.close()

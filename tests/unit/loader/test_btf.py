@@ -67,12 +67,12 @@ class Dump:
 
 
 @pytest.fixture(scope="module")
-def dump(capable: None) -> Dump:
+def dump() -> Dump:
     return Dump()
 
 
 @pytest.fixture(scope="module")
-def kernel(capable: None) -> Iterator[KernelTypes]:
+def kernel() -> Iterator[KernelTypes]:
     types = KernelTypes()
     yield types
     types.close()

@@ -1,0 +1,1 @@
+"""What sockredird does with the kernel but for BPF, as root."""

@@ -1,0 +1,1 @@
+"""What check reads of programs and of firewall rules."""
