@@ -16,7 +16,15 @@ from random import Random
 
 from support.traffic import free_port, listen
 
-Count = tuple[int, int]  # bytes sent and received
+
+@dataclass(frozen=True, order=True)
+class Count:
+    """What a client counted, by both addresses: a client's port may have two connections."""
+
+    client: str
+    server: str
+    sent: int
+    received: int
 
 
 @dataclass
@@ -45,9 +53,10 @@ class Counted:
         return bytes(line)
 
     @property
-    def name(self) -> str:
-        host, port = self.sock.getsockname()[:2]
-        return f"{host}:{port}"
+    def count(self) -> Count:
+        ends = self.sock.getsockname(), self.sock.getpeername()
+        client, server = (f"{host}:{port}" for host, port in ends)
+        return Count(client, server, self.sent, self.received)
 
 
 class _Pages(BaseHTTPRequestHandler):
@@ -70,7 +79,7 @@ _redis: list[subprocess.Popen[bytes]] = []
 
 
 def serve() -> dict[str, int]:
-    """Starts redis, an HTTP server and an echo server; their ports."""
+    """Starts redis, an HTTP server and two echo servers; their ports."""
     port = free_port()
     # it saves nothing
     options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", "/"]
@@ -84,9 +93,11 @@ def serve() -> dict[str, int]:
     pages = ThreadingHTTPServer(("127.0.0.1", 0), _Pages)
     pages.daemon_threads = True
     threading.Thread(target=pages.serve_forever, daemon=True).start()
-    echo = listen()
-    threading.Thread(target=_echo, args=[echo], daemon=True).start()
-    _ports.update(redis=port, http=pages.server_port, echo=echo.getsockname()[1])
+    _ports.update(redis=port, http=pages.server_port)
+    for name in ("echo", "other echo"):
+        echo = listen()
+        threading.Thread(target=_echo, args=[echo], daemon=True).start()
+        _ports[name] = echo.getsockname()[1]
     return dict(_ports)
 
 
@@ -120,25 +131,25 @@ def _get_page(one: Counted, random: Random) -> None:
     one.read(size)
 
 
-def talk(redis: int, http: int, rounds: int) -> dict[str, Count]:
-    """So many connections of each kind, all used and left open; their counts by client address."""
+def talk(redis: int, http: int, rounds: int) -> list[Count]:
+    """So many connections of each kind, all used and left open; counts of all that are open."""
     for number in range(redis + http):
         random = Random(number)
         one = _dial("redis" if number < redis else "http")
         for _ in range(rounds):
             (_set_and_get if number < redis else _get_page)(one, random)
         _held.append(one)
-    return {one.name: (one.sent, one.received) for one in _held}
+    return [one.count for one in _held]
 
 
-def storm(connections: int) -> dict[str, Count]:
+def storm(connections: int, service: str = "echo") -> list[Count]:
     """One request and one answer on a connection of its own, one after the other."""
-    counts = {}
+    counts = []
     for number in range(connections):
-        one = _dial("echo")
+        one = _dial(service)
         one.send(b"x" * (number % 50 + 1))
         one.read(number % 50 + 1)
-        counts[one.name] = (one.sent, one.received)
+        counts.append(one.count)
         one.sock.close()
     return counts
 

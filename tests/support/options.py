@@ -6,6 +6,8 @@ import fcntl
 import select
 import socket
 import struct
+import termios
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +25,15 @@ def poll(sock: socket.socket, wait: int, events: int = select.POLLIN) -> bool:
     waiter = select.poll()
     waiter.register(sock, events)
     return bool(waiter.poll(wait))
+
+
+def wait_acknowledged(sock: socket.socket) -> None:
+    """Returns once all that TCP sent has reached the peer's queue; nothing tells, so this looks."""
+    deadline = time.monotonic() + LONG_MS / 1000
+    while any(fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4))):  # SIOCOUTQ: not acknowledged yet
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"data is not acknowledged within {LONG_MS} ms")
+        time.sleep(0.001)
 
 
 def rcvlowat(own: socket.socket, other: socket.socket) -> list[Any]:
@@ -45,7 +56,7 @@ def zerocopy(own: socket.socket, other: socket.socket) -> list[Any]:
         own.send(b"x" * size, MSG_ZEROCOPY)
     received = len(read_exactly(other, 3 * size))
     completed: set[int] = set()
-    while len(completed) < 3 and poll(own, 1000, 0):
+    while len(completed) < 3 and poll(own, LONG_MS, 0):
         _data, control, _flags, _address = own.recvmsg(0, 512, socket.MSG_ERRQUEUE)
         for _level, _type, data in control:
             _errno, origin, _, _, _, first, last = struct.unpack_from("=IBBBBII", data)
@@ -59,6 +70,7 @@ def oobinline(own: socket.socket, other: socket.socket) -> list[Any]:
     other.sendall(b"normal")
     other.send(b"!", socket.MSG_OOB)
     other.sendall(b"more")
+    wait_acknowledged(other)  # how much one recv() gives depends on what has arrived
     seen: list[Any] = []
     for _ in range(3):
         if not poll(own, LONG_MS):

@@ -81,17 +81,18 @@ class Systemd:
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
         self._manager = _Manager(self._load)
-        self._bus: MessageBus = self._do(self._connect(address))
+        self._bus: MessageBus
+        self._do(self._connect(address))
 
     def _do(self, job: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(job, self._loop).result(TIMEOUT_S)
 
-    async def _connect(self, address: str) -> MessageBus:
-        bus = await MessageBus(address).connect()
-        bus.add_message_handler(self._manager.note_caller)
-        bus.export("/org/freedesktop/systemd1", self._manager)
-        await bus.request_name(NAME)
-        return bus
+    async def _connect(self, address: str) -> None:
+        self._bus = await MessageBus(address).connect()
+        self._bus.add_message_handler(self._manager.note_caller)
+        self._bus.export("/org/freedesktop/systemd1", self._manager)
+        # last: who waits for the name calls at once, and its calls are answered in this thread
+        await self._bus.request_name(NAME)
 
     def _load(self, name: str) -> str:
         # bus_label_escape(): what is neither letter nor digit as _xx

@@ -43,9 +43,12 @@ def traffic(host: Host, enabled: Client) -> Iterator[Actor]:
     actor.do(mix.stop)
 
 
-def settled(connections: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def settled(connections: list[dict[str, Any]]) -> dict[tuple[str, str], dict[str, Any]]:
+    """By both addresses: a client's port may be used towards two servers at once."""
     return {
-        one["client"]: {key: value for key, value in one.items() if not MOVING.fullmatch(key)}
+        (one["client"], one["server"]): {
+            key: value for key, value in one.items() if not MOVING.fullmatch(key)
+        }
         for one in connections
     }
 

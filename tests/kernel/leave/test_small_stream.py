@@ -53,13 +53,29 @@ def test_a_stream_of_small_messages_leaves(cgroup: Path, generation: Generation)
         paces = fastest(times, 0), fastest(times, SAMPLE)
         redirected = generation.counters()["redirected_messages"]
         generation.retire(10, lambda walked: not walked.leaving)
-        # by how fast this machine is; between the two it may be either
-        if max(paces) < LIMIT_NS * 0.75:
-            assert (retired(generation), generation.walk().entries) == (1, 0)
+        left = bool(retired(generation))
+        assert (retired(generation), generation.walk().entries) == ((1, 0) if left else (0, 2))
+        if left:
             assert FEWEST <= redirected < BATCH * BATCHES
-        elif min(paces) > LIMIT_NS * 1.5:
-            assert (retired(generation), redirected) == (0, BATCH * BATCHES)
+        else:
+            assert redirected == BATCH * BATCHES
+        # Which of both depends on how fast this machine is; near the limit it may be either.
+        if max(paces) < LIMIT_NS * 0.75:
+            assert left, paces
+        if min(paces) > LIMIT_NS * 1.5:
+            assert not left, paces
         echo(both, 10)
+
+
+def test_a_sender_that_works_between_stays(cgroup: Path, generation: Generation) -> None:
+    """As on a slow machine: with twice the limit for each message there is little to merge."""
+
+    def work() -> None:
+        end = time.thread_time_ns() + 2 * LIMIT_NS * BATCH
+        while time.thread_time_ns() < end:
+            pass
+
+    stays(cgroup, generation, lambda both: stream(both, 64, work))
 
 
 @pytest.mark.parametrize("size", [4096, 16384])
