@@ -222,42 +222,54 @@ KERNEL(__u64, counter_parent, page_counter, parent)
 #define COUNTER_LEVELS 8	/* cgroups above that of the socket that are looked at */
 #define UNLIMITED 0x1000000000000ULL	/* pages; PAGE_COUNTER_MAX is about 2^51 */
 
-struct room {
-	__u64 pages;	/* the least that any cgroup on the way to the root has left; or UNLIMITED */
-	__u64 of;	/* the limit of that cgroup, in pages */
+/* The struct page_counter with the lowest limit from a cgroup to the root. */
+struct tightest {
+	__u64 counter;	/* kernel address; 0: there is no limit */
+	__u64 max;	/* pages */
 };
 
-/* Narrows `room` to what a struct page_counter and those above it have left. */
-inline_fn void narrow(struct room *room, __u64 counter)
+inline_fn struct tightest tightest_of(__u64 counter)
 {
+	struct tightest found = { .max = UNLIMITED };
+
 #pragma clang loop unroll(disable)
 	for (int i = 0; i < COUNTER_LEVELS && counter; i++) {
-		__u64 usage, max, left;
+		__u64 max = kernel_counter_max(counter);
 
-		usage = kernel_counter_usage(counter);
-		max = kernel_counter_max(counter);
-		left = max > usage ? max - usage : 0;
-		if (max < UNLIMITED && left < room->pages) {
-			room->pages = left;
-			room->of = max;
+		if (max < found.max) {
+			found.max = max;
+			found.counter = counter;
 		}
 		counter = kernel_counter_parent(counter);
 	}
+	return found;
 }
 
-/* How much more memory the cgroup of a socket may be charged. */
-inline_fn struct room room_of(__u64 sk)
+/* The memory limit that what is queued at a socket counts for. */
+inline_fn struct tightest memory_limit_of(__u64 sk)
 {
-	struct room room = { .pages = UNLIMITED, .of = UNLIMITED };
+	struct tightest none = { .max = UNLIMITED };
 	__u64 memcg = kernel_memcg(sk);
 
-	if (!memcg)
-		return room;
-	narrow(&room, memcg + OFF_mem_cgroup_memory);
-#ifdef OFF_mem_cgroup_tcpmem	/* cgroup v1: memory.kmem.tcp.limit_in_bytes */
-	narrow(&room, memcg + OFF_mem_cgroup_tcpmem);
+	return memcg ? tightest_of(memcg + OFF_mem_cgroup_memory) : none;
+}
+
+/*
+ * Whether the limit of a cgroup for TCP's memory alone (cgroup v1: memory.kmem.tcp.limit_in_bytes) is
+ * near. The other one says little: page cache fills it, and gives way.
+ */
+inline_fn int near_socket_limit(__u64 sk)
+{
+#ifdef OFF_mem_cgroup_tcpmem
+	__u64 memcg = kernel_memcg(sk);
+	struct tightest limit = { .max = UNLIMITED };
+
+	if (memcg)
+		limit = tightest_of(memcg + OFF_mem_cgroup_tcpmem);
+	return limit.counter && kernel_counter_usage(limit.counter) > limit.max / 4 * 3;
+#else
+	return 0;
 #endif
-	return room;
 }
 #endif
 

@@ -162,6 +162,7 @@ struct sock_state {
 	__u32 charged;			/* bytes of kernel memory this direction has of unread_memory */
 	__u32 grants;			/* settings.grants when the budget was granted */
 	__u32 checkpoints;		/* taken so far */
+	__u64 charged_cgroup;		/* key in cgroup_memory, or 0 */
 	__u32 borders;			/* how often TCP data came to lie behind redirected data */
 	/* written by the walk */
 	__u32 borders_seen;		/* those whose reader needs no more waking */

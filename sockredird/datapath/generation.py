@@ -418,10 +418,15 @@ class Generation:
         Connections that are idle, or have ended unseen, hold more of the budget than they need.
         With another number of grants each sender asks for a new one before its next message.
         """
-        raw = libbpf.lookup(self._pins["unread_memory"], _ZERO, 8)
-        charged = int.from_bytes(raw, sys.byteorder, signed=True)
-        if 0 <= charged < self._settings.memory_bytes // 2:
+        total, wanted = self._pins["unread_memory"], (1).to_bytes(4, sys.byteorder)
+        charged = int.from_bytes(libbpf.lookup(total, _ZERO, 8), sys.byteorder, signed=True)
+        asked = any(libbpf.lookup(total, wanted, 8))
+        if not asked and 0 <= charged < self._settings.memory_bytes // 2:
             return False
+        libbpf.update(total, wanted, bytes(8))
+        for cgroup in list(libbpf.keys(self._pins["cgroup_memory"], 8)):
+            with suppress(FileNotFoundError):
+                libbpf.delete(self._pins["cgroup_memory"], cgroup)
         self._settings.grants = (self._settings.grants + 1) & 0xFFFFFFFF
         self._write_settings()
         return True

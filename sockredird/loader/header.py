@@ -16,7 +16,9 @@ from typing import Any
 
 BPF_DIR = Path(__file__).parents[1] / "bpf"
 HEADERS = ("causes.h", "state.h", "peer_state.h")
-CAUSE_FLAGS = frozenset({"DECLINES", "RETIRES", "LISTENER", "UNPROFITABLE"})  # see causes.h
+CAUSE_FLAGS = frozenset(
+    {"DECLINES", "RETIRES", "LISTENER", "UNPROFITABLE", "PAUSES"}
+)  # see causes.h
 _CODES = {
     **{"char": "s", "__u8": "B", "__s8": "b", "__u16": "H", "__s16": "h"},
     **{"__u32": "I", "__s32": "i", "__u64": "Q", "__s64": "q"},

@@ -64,6 +64,7 @@ CAPACITIES = {
     "LEAVING_PAIRS": 16384,  # that leave the sockhash one by one, at the same time
     "TRACED_CONNECTIONS": 8192,  # whose programs are known by name, or one of whose ends has closed
     "REASONS": 16384,  # connections that explain knows a reason for; a power of two
+    "LIMITED_CGROUPS": 4096,  # with a memory limit, and accelerated readers
     "OWN_ADDRESSES": 4096,  # of the daemon's network namespace
     "EXCLUDED_STEPS": 1024,  # names on the paths of excluded cgroups
 }
@@ -143,7 +144,8 @@ def map_shapes(max_connections: int, page_size: int) -> dict[str, MapShape]:
         "balances": lru("listener", 4, room["BALANCED_LISTENERS"]),
         "settings": _array(size["settings"]),
         "change_count": _array(8),
-        "unread_memory": _array(8),
+        "unread_memory": _array(8, 2),
+        "cgroup_memory": MapShape(MapType.LRU_HASH, 8, 8, room["LIMITED_CGROUPS"]),
         "ports": _array(size["ports"]),
         "counters": MapShape(MapType.PERCPU_ARRAY, 4, size["counters"], 1),
         "line": MapShape(MapType.PERCPU_ARRAY, 4, size["connection"], 1),

@@ -21,7 +21,11 @@ def plan(
     max_connections: int = 65536,
     window_bytes: int = 4 << 20,
     learn: bool = True,
+    blocking_readers: str = "accelerate",
+    memory_bytes: int = 0,
+    revalidate_s: float = 10.0,
 ) -> Plan:
+    """A plan for one cgroup. Many tests read by recv() without a poll()."""
     return Plan(
         scope={},
         cgroups=(cgroup,),
@@ -31,6 +35,9 @@ def plan(
         max_connections=max_connections,
         window_bytes=window_bytes,
         learn=learn,
+        blocking_readers=blocking_readers,
+        memory_bytes=memory_bytes,
+        revalidate_s=revalidate_s,
     )
 
 

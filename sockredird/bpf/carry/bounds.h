@@ -18,6 +18,7 @@
 #define FIRST_WINDOW_MESSAGES 64	/* and 30 KB of small ones */
 #define MESSAGE_BYTES 1344		/* of kernel memory, besides its payload: struct sk_msg and a page's rest */
 #define PAGE_BYTES 4096
+#define CGROUP_SHARE 16
 
 /* Redirected bytes the peer has not read. Exact where the kernel counts them, else from above. */
 inline_fn __u64 unread_bytes(struct sock_state *st, __u64 psock)
@@ -75,50 +76,71 @@ inline_fn __u32 most_bytes(struct tcp_sock *tp, const struct sock_state *st,
 	return most;
 }
 
+/* Adds to a total unless that would exceed a limit, in bytes. */
+inline_fn int take(__u64 *total, __s64 more, __u64 limit)
+{
+	if (more > 0 && READ_ONCE(*total) + more > limit)
+		return 0;
+	__sync_fetch_and_add(total, more);
+	return 1;
+}
+
 /*
- * The memory that a grant may use without bringing either end's cgroup near its limit: the reader's is
- * charged what is redirected to it, and killed for it; the sender's, what it is about to send. 0: none.
+ * Whether the reader's cgroup has room. It is charged for what is redirected to it, by an allocation that
+ * would rather have somebody killed than fail, where TCP's would fail: so all connections together get
+ * a sixteenth of its memory limit.
  */
-inline_fn __u32 room_for(struct tcp_sock *tp, __u64 peer)
+inline_fn int charge_cgroup(struct sock_state *st, __s64 more)
 {
 #ifdef OFF_sock_sk_memcg
-	struct room room = room_of(peer), own = room_of((__u64)tp);
+	struct tightest limit = memory_limit_of(st->peer_sk);
+	__u64 key = limit.counter, zero = 0, *total;
 
-	if (own.pages < room.pages)
-		room = own;
-	if (room.of == UNLIMITED)
-		return ~0U;
-	return room.pages > room.of / 4 ? SMALL_GRANT_BYTES : 0;
+	if (!key)
+		return 1;
+	total = cgroup_memory.lookup_or_try_init(&key, &zero);
+	st->charged_cgroup = key;
+	return total && take(total, more, limit.max * PAGE_BYTES / CGROUP_SHARE);
 #else
-	return ~0U;
+	return 1;
 #endif
 }
 
-/* Whether the host's budget has room for what a direction holds; takes it then. */
+/* Whether the host's budget, and that of the reader's cgroup, have room; takes it then. */
 inline_fn int charge(struct sock_state *st, __u32 bytes, const struct settings *s)
 {
-	int zero = 0;
-	__u64 *total = unread_memory.lookup(&zero);
-	__s64 more;
+	int zero = 0, one = 1;
+	__u64 *total = unread_memory.lookup(&zero), *recount = unread_memory.lookup(&one);
+	__s64 more = (__s64)bytes - (st->grants == s->grants ? st->charged : 0);
 
-	if (!total)
+	if (!total || !recount)
 		return 0;
-	more = (__s64)bytes - (st->grants == s->grants ? st->charged : 0);
-	if (more > 0 && READ_ONCE(*total) + more > s->memory_bytes)
+	if (!charge_cgroup(st, more)) {
+		WRITE_ONCE(*recount, 1);
 		return 0;
-	__sync_fetch_and_add(total, more);
+	}
+	if (!take(total, more, s->memory_bytes)) {
+		charge_cgroup(st, -more);
+		return 0;
+	}
 	st->charged = bytes;
+	st->grants = s->grants;
 	return 1;
 }
 
 /* Gives back what a direction has of the host's budget, as it ends. */
-inline_fn void discharge(struct sock_state *st)
+inline_fn void discharge(struct sock_state *st, const struct settings *s)
 {
 	int zero = 0;
 	__u64 *total = unread_memory.lookup(&zero);
 
-	if (total && st->charged)
-		__sync_fetch_and_add(total, -(__s64)st->charged);
+	__u64 key = st->charged_cgroup, *of_cgroup = key ? cgroup_memory.lookup(&key) : NULL;
+	__s64 held = st->grants == s->grants ? st->charged : 0;
+
+	if (total)
+		__sync_fetch_and_add(total, -held);
+	if (of_cgroup)
+		__sync_fetch_and_add(of_cgroup, -held);
 	st->charged = 0;
 }
 
@@ -149,13 +171,11 @@ inline_fn enum cause grant(struct tcp_sock *tp, struct sock_state *st, __u64 pso
 	__u64 unread = unread_bytes(st, psock);
 	__u32 messages = unread_messages(st, unread);
 	__u32 slot = st->checkpoints & 15, held, bytes, count;
-	__u32 most = most_bytes(tp, st, s), room = room_for(tp, st->peer_sk);
+	__u32 most = most_bytes(tp, st, s);
 
-	if (!room || tcp_under_pressure((__u64)tp))
+	if (tcp_under_pressure((__u64)tp) || near_socket_limit((__u64)tp) ||
+	    near_socket_limit(st->peer_sk))
 		return CAUSE_PRESSURE;
-	/* charged to the reader's cgroup no more than TCP would charge it */
-	if (room != ~0U && kernel_rcvbuf(st->peer_sk) < most)
-		most = kernel_rcvbuf(st->peer_sk);
 	adjust_window(st, unread, messages, most);
 	if (unread >= st->window_bytes)
 		return CAUSE_WINDOW;
@@ -164,7 +184,7 @@ inline_fn enum cause grant(struct tcp_sock *tp, struct sock_state *st, __u64 pso
 	bytes = st->sent_messages ? GRANT_BYTES : SMALL_GRANT_BYTES;
 	count = st->sent_messages ? GRANT_MESSAGES : SMALL_GRANT_MESSAGES;
 	held = unread + messages * MESSAGE_BYTES;
-	if (room != ~0U || !charge(st, held + bytes + count * MESSAGE_BYTES + size, s)) {
+	if (!charge(st, held + bytes + count * MESSAGE_BYTES + size, s)) {
 		bytes = SMALL_GRANT_BYTES;
 		count = SMALL_GRANT_MESSAGES;
 		if (!charge(st, held + bytes + count * MESSAGE_BYTES + size, s))
@@ -176,7 +196,6 @@ inline_fn enum cause grant(struct tcp_sock *tp, struct sock_state *st, __u64 pso
 		count = st->window_messages - messages;
 	st->budget_bytes = bytes < size ? size : bytes;
 	st->budget_messages = count;
-	st->grants = s->grants;
 	st->checkpoint[slot].bytes = st->sent_bytes;
 	st->checkpoint[slot].messages = st->sent_messages;
 	st->checkpoints++;

@@ -233,7 +233,7 @@ inline_fn int retire(__u64 sk, struct sock_state *st, const struct settings *s)
 	leaving.delete(&pair);
 	peers.delete(&peer);
 	peers.delete(&self);
-	discharge(st);
+	discharge(st, s);
 	/* A client whose server end never joined was not accelerated; that end will decline it. */
 	if (peer_sk) {
 		handshakes.delete(&pair);

@@ -419,10 +419,15 @@ inline_fn void syn_received(struct bpf_sock_ops *skops)
 inline_fn void give_back_memory(struct bpf_sock_ops *skops)
 {
 	struct bpf_sock *sk = skops->sk;
-	struct sock_state *st = sk ? sockets.sk_storage_get(sk, NULL, 0) : NULL;
+	int zero = 0;
+	struct settings *s = settings.lookup(&zero);
+	struct sock_state *st;
 
+	if (!sk || !s)
+		return;
+	st = sockets.sk_storage_get(sk, NULL, 0);
 	if (st)
-		discharge(st);
+		discharge(st, s);
 }
 
 inline_fn void state_changed(struct bpf_sock_ops *skops)

@@ -169,7 +169,8 @@ def test_every_spill_keeps_the_order(cgroup: Path, generation: Generation) -> No
             both.close()
     counters = generation.counters()
     assert counters["accelerated_connections"] == SPILLS
-    assert counters["retired_window"] == SPILLS
+    # which limit is met first depends on how far the reader is behind at each grant
+    assert counters["retired_window"] + counters["retired_messages"] == SPILLS
     assert SPILLS * 65536 <= counters["redirected_bytes"] < SPILLS * (65536 + chunk)
 
 

@@ -46,7 +46,8 @@ class Host:
 
     def tables(self) -> Tables:
         tables: dict[str, dict[str, Any]] = {
-            "scope": {"cgroup": self.scope},
+            # much of the tests' traffic reads by recv() without a poll()
+            "scope": {"cgroup": self.scope, "blocking_readers": "accelerate"},
             "limits": {"drain_timeout_s": 10.0},
             "paths": {
                 "bpffs": str(self.root),

@@ -18,6 +18,7 @@ from sockredird.loader.records import (
     EVENT_KINDS,
     LEARNED_FOR_GOOD,
     MODES,
+    PAUSED,
     REQUEST_LEARNED,
     REQUEST_ULP,
     REQUEST_WALK,
@@ -47,7 +48,7 @@ def names(enum: str, prefix: str = "") -> tuple[str, ...]:
 def test_enumerations() -> None:
     assert names("addresses", "ADDRESSES_") == ADDRESSES
     assert names("side") == SIDES
-    words = {"undecided": "unused", "redirect": "redirected", "native": "tcp"}
+    words = {"by_tcp": "tcp", "redirect": "redirected", "native": "leaving"}
     assert tuple(words[name] for name in names("mode")) == MODES
     assert names("event_kind", "EVENT_") == ("active", *EVENT_KINDS[1:])
     requests = {"walk": REQUEST_WALK, "learned": REQUEST_LEARNED, "ulp": REQUEST_ULP}
@@ -55,7 +56,10 @@ def test_enumerations() -> None:
 
 
 def test_each_cause_happens_to_something() -> None:
-    of_connections, of_listeners = {*DECLINED, *RETIRED}, {*LEARNED_FOR_GOOD, *UNPROFITABLE}
+    of_connections, of_listeners = (
+        {*DECLINED, *RETIRED, *PAUSED},
+        {*LEARNED_FOR_GOOD, *UNPROFITABLE},
+    )
     assert of_connections | of_listeners == causes().keys()
     assert not {*LEARNED_FOR_GOOD} & {*UNPROFITABLE}
     # what a listener is learned for is seen in one of its connections, or in many
