@@ -31,3 +31,4 @@
 #include "leave/guard.c"
 #include "leave/detect.c"
 #include "leave/walk.c"
+#include "pair/join.c"

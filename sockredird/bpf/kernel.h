@@ -101,6 +101,11 @@ KERNEL(__u32, lock_owned, sock, owned)
 KERNEL(__s32, write_pending, sock, sk_write_pending)
 KERNEL(__u64, prot, sock, skc_prot)
 KERNEL(__u64, net, sock, net)
+KERNEL(__u16, family, sock, skc_family)
+KERNEL(__u16, num, sock, skc_num)
+KERNEL(__u16, dport, sock, skc_dport)
+KERNEL(__u32, rcv_saddr, sock, skc_rcv_saddr)
+KERNEL(__u32, daddr, sock, skc_daddr)
 KERNEL(__s32, rcvlowat, sock, sk_rcvlowat)
 KERNEL(__s64, rcvtimeo, sock, sk_rcvtimeo)
 KERNEL(__u32, uid, sock, sk_uid)
@@ -108,6 +113,11 @@ KERNEL(__u16, protocol, sock, sk_protocol)
 KERNEL(__u8, state, sock, skc_state)
 KERNEL(__u32, refcnt, sock, skc_refcnt)
 KERNEL(__u32, write_seq, tcp_sock, write_seq)
+KERNEL(__u32, snd_una, tcp_sock, snd_una)
+KERNEL(__u64, bytes_received, tcp_sock, bytes_received)
+KERNEL(__u32, data_segs_out, tcp_sock, data_segs_out)
+KERNEL(__u32, data_segs_in, tcp_sock, data_segs_in)
+KERNEL(__u32, last_sent, tcp_sock, lsndtime)
 KERNEL(__u32, copied_seq, tcp_sock, copied_seq)
 KERNEL(__u32, rcv_nxt, tcp_sock, rcv_nxt)
 KERNEL(__u16, urg_data, tcp_sock, urg_data)
@@ -330,6 +340,17 @@ inline_fn __s32 cgroup_level(__u64 cgroup)
 	return !cgroup || KERNEL_FIELD(level, cgroup, OFF_cgroup_level) ? -1 : level;
 }
 
+/* Id of the ancestor at a level below the root; 0 on a fault. */
+inline_fn __u64 ancestor_id(__u64 cgroup, __u32 level)
+{
+	__u64 ancestor = 0, node = 0, id = 0;
+
+	if (!KERNEL_FIELD(ancestor, cgroup + OFF_cgroup_ancestors + 8 * level, 0) &&
+	    !KERNEL_FIELD(node, ancestor, OFF_cgroup_kn))
+		KERNEL_FIELD(id, node, OFF_kernfs_node_id);
+	return id;
+}
+
 /* Reads the name of the ancestor at a level below the root; not 0 on a fault. */
 inline_fn int read_ancestor_name(char *name, __u32 size, __u64 cgroup, __u32 level)
 {
@@ -341,6 +362,32 @@ inline_fn int read_ancestor_name(char *name, __u32 size, __u64 cgroup, __u32 lev
 	       read_kernel_str(name, size, (void *)text) < 0;
 }
 #endif
+
+/* Cookie of the socket's network namespace, as bpf_get_netns_cookie() gives it. */
+inline_fn __u64 netns_cookie_of(__u64 sk)
+{
+	__u64 net = kernel_net(sk), cookie = 0;
+
+	if (net)
+		KERNEL_FIELD(cookie, net, OFF_net_net_cookie);
+	return cookie;
+}
+
+/* The addresses of an IPv6 socket, 16 bytes each. */
+inline_fn void read_ip6(__u32 *local, __u32 *remote, __u64 sk)
+{
+	read_kernel(local, 16, (void *)(sk + OFF_sock_skc_v6_rcv_saddr));
+	read_kernel(remote, 16, (void *)(sk + OFF_sock_skc_v6_daddr));
+}
+
+/* When data last came in, in jiffies modulo 2^32. */
+inline_fn __u32 last_received(__u64 sk)
+{
+	__u32 when = 0;
+
+	KERNEL_FIELD(when, sk, OFF_inet_connection_sock_lrcvtime);
+	return when;
+}
 
 /* The psock of a socket on a sockhash, or 0. */
 inline_fn __u64 psock_of(__u64 sk)

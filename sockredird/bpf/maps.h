@@ -24,6 +24,10 @@ BPF_F_TABLE("hash", struct step, __u32, excluded, EXCLUDED_STEPS, BPF_F_NO_PREAL
 BPF_TABLE("lru_hash", struct pair, struct leaving, leaving, LEAVING_PAIRS);
 /* Ends that left with unread TCP data, of which their pollers may not know. */
 BPF_TABLE("lru_hash", struct end, __u32, unread_left, LEAVING_PAIRS);
+/* Ends that sockredir_join puts on the sockhash, by the address of their struct sock. */
+BPF_F_TABLE("hash", __u64, struct joining, joining, JOINING, BPF_F_NO_PREALLOC);
+/* Ids of the cgroups to which the programs are attached: only sockets there, or below, may join. */
+BPF_F_TABLE("hash", __u64, __u32, scope_cgroups, SCOPE_CGROUPS, BPF_F_NO_PREALLOC);
 BPF_ARRAY(settings, struct settings, 1);
 BPF_ARRAY(ports, struct ports, 1);
 /*

@@ -75,11 +75,42 @@ struct step {
 struct handshake {
 	struct flow flow;	/* as the client end sees it */
 	__u32 answered;		/* by a listener in its netns, under the addresses in `flow` */
-	__u32 pad;
+	__u32 joined;		/* bit per side: of a pair that is joined after it was established */
 	__u64 client_sk;	/* kernel address; 0: the client declined */
 	__u64 server_sk;	/* kernel address; 0: the server has not joined */
 	__u64 client_st;	/* kernel addresses of their sock_state */
 	__u64 server_st;
+};
+
+/* One end of a connection that is not accelerated, and could be; written by sockredir_candidates. */
+struct candidate {
+	__u64 sk;		/* kernel address of the struct sock */
+	__u64 netns;		/* cookie */
+	__u32 local_ip[4];
+	__u32 remote_ip[4];
+	__u16 local_port;	/* host byte order */
+	__u16 remote_port;
+	__u32 listens;		/* it is a listener: nothing below is set */
+	__u32 isn_1;		/* its initial sequence number + 1, or one less */
+	__u32 peer_isn_1;	/* its peer's, exactly */
+	__u32 segments;		/* with data, sent and received so far */
+	__u32 polls;		/* its program polls, see carry/reader.h */
+};
+
+/* One end of a pair that is to be put on the sockhash; by the address of its struct sock. */
+struct joining {
+	struct pair pair;
+	__u32 side;
+	__u32 pad;
+	struct flow flow;		/* as the client end sees it */
+	struct server_address server;
+};
+
+/* What came of it. */
+struct joined {
+	__u64 sk;
+	__s32 error;		/* 0, or a negative errno */
+	__u32 cause;		/* enum cause: why it was not tried */
 };
 
 enum mode {
@@ -226,9 +257,9 @@ struct settings {
 	__u32 learn;		/* leave alone listeners that acceleration does no good */
 	__u32 ktls;		/* the kernel has TCP_ULP "tls", as far as the daemon has seen */
 	__u32 blocking;		/* [scope] blocking_readers = "accelerate" */
+	__u32 recent;		/* jiffies: a candidate has sent or received within these */
 	__u32 revalidate;	/* jiffies: how often a busy direction sends a message by TCP */
 	__u32 grants;		/* a budget of another number is not valid any more */
-	__u32 pad;
 	__u64 memory_bytes;	/* the most that is unread, overhead included, of all connections */
 	__u64 trial;		/* id of a cgroup left to a datapath that is being tried; 0: none */
 	__u64 seed;		/* so that nobody knows which addresses share a slot */
@@ -248,6 +279,7 @@ enum event_kind {
 	EVENT_RETIRED,
 	EVENT_CLOSED,
 	EVENT_LEARNED,
+	EVENT_JOINED,
 };
 
 /* What one direction carried. */

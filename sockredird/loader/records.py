@@ -34,6 +34,10 @@ PROGRAMS = {
     "guard": ProgramShape("sockredir_guard", ProgType.CGROUP_SOCKOPT, AttachType.CGROUP_SETSOCKOPT),
     "walk": _tracing("sockredir_walk", AttachType.TRACE_ITER, "bpf_iter_sockmap"),
     "owners": _tracing("sockredir_owners", AttachType.TRACE_ITER, "bpf_iter_task_file"),
+    "candidates": _tracing(
+        "sockredir_candidates", AttachType.TRACE_ITER, "bpf_iter_task_file"
+    ),
+    "join": _tracing("sockredir_join", AttachType.TRACE_ITER, "bpf_iter_task_file"),
     "rewake": _tracing("sockredir_rewake", AttachType.TRACE_ITER, "bpf_iter_tcp"),
 }
 # Programs of leave/detect.c, where the kernel has fentry, by the words for what they see.
@@ -65,6 +69,8 @@ CAPACITIES = {
     "TRACED_CONNECTIONS": 8192,  # whose programs are known by name, or one of whose ends has closed
     "REASONS": 16384,  # connections that explain knows a reason for; a power of two
     "LIMITED_CGROUPS": 4096,  # with a memory limit, and accelerated readers
+    "JOINING": 8192,  # ends that are put on the sockhash at a time
+    "SCOPE_CGROUPS": 4096,  # cgroups to which the programs are attached
     "OWN_ADDRESSES": 4096,  # of the daemon's network namespace
     "EXCLUDED_STEPS": 1024,  # names on the paths of excluded cgroups
 }
@@ -93,7 +99,10 @@ LISTENER = record("listener")
 ADDRESSES = ("loopback", "host", "any")  # enum addresses
 MODES = ("tcp", "redirected", "leaving")  # enum mode
 SIDES = ("client", "server")  # enum side
-EVENT_KINDS = ("active_established", "accelerated", "declined", "retired", "closed", "learned")
+EVENT_KINDS = (
+    *("active_established", "accelerated", "declined", "retired", "closed", "learned"),
+    "joined",
+)
 REQUEST_WALK, REQUEST_LEARNED, REQUEST_ULP = range(len(enumerators("request")))
 EXCLUDED = 1 << 31  # pair/cgroup.h: the path ends here
 # In struct member.
@@ -122,6 +131,9 @@ def map_shapes(max_connections: int, page_size: int) -> dict[str, MapShape]:
     def lru(key: str, value: int, entries: int) -> MapShape:
         return MapShape(MapType.LRU_HASH, size[key], value, entries)
 
+    def hashed_by_address(value: int, entries: int) -> MapShape:
+        return MapShape(MapType.HASH, 8, value, entries)
+
     def hashed(key: str, value: int, entries: int) -> MapShape:
         return MapShape(MapType.HASH, size[key], value, entries)
 
@@ -144,6 +156,8 @@ def map_shapes(max_connections: int, page_size: int) -> dict[str, MapShape]:
         "balances": lru("listener", 4, room["BALANCED_LISTENERS"]),
         "settings": _array(size["settings"]),
         "change_count": _array(8),
+        "joining": hashed_by_address(size["joining"], room["JOINING"]),
+        "scope_cgroups": hashed_by_address(4, room["SCOPE_CGROUPS"]),
         "unread_memory": _array(8, 2),
         "cgroup_memory": MapShape(MapType.LRU_HASH, 8, 8, room["LIMITED_CGROUPS"]),
         "ports": _array(size["ports"]),
@@ -159,7 +173,7 @@ def map_shapes(max_connections: int, page_size: int) -> dict[str, MapShape]:
 _VALUES = (
     *("end", "pair", "flow", "sock_state", "handshake", "flow_syn", "client_syn"),
     *("unmatched_client", "address", "step", "leaving", "caller", "owner", "listener", "closing"),
-    *("recorded_reason", "learned_entry", "settings", "ports", "counters", "connection"),
+    *("recorded_reason", "learned_entry", "joining", "settings", "ports", "counters", "connection"),
     "manifest",
 )
 
@@ -187,9 +201,9 @@ class Settings:
     learn: int = 0
     ktls: int = 0
     blocking: int = 0
+    recent: int = 0  # jiffies
     revalidate: int = 0  # jiffies
     grants: int = 0
-    pad: int = 0
     memory_bytes: int = 0
     trial: int = 0
     seed: int = 0

@@ -42,17 +42,23 @@ inline_fn int nobody_in_tcp_recvmsg(__u64 sk, struct sock_state *st, __u32 copie
 	return !kernel_lock_owned(sk) && kernel_copied_seq(sk) == copied;
 }
 
-/* Finds the server end, of which the client end does not know until it sends. */
-inline_fn int find_server(struct sock_state *st)
+/*
+ * Finds the other end, which a client end does not know until it sends, nor does a joined end. A joined
+ * pair's entry goes when the second end has found the first.
+ */
+inline_fn int find_peer(struct sock_state *st)
 {
 	struct pair pair = st->self.pair;
 	struct handshake *hs = handshakes.lookup(&pair);
 
-	if (!hs || !hs->server_sk)
+	if (!hs || !hs->server_sk || (st->joined && hs->joined < 3))
 		return 0;
-	st->peer_sk = hs->server_sk;
-	st->peer_st = hs->server_st;
-	handshakes.delete(&pair);
+	st->peer_sk = st->self.side == CLIENT ? hs->server_sk : hs->client_sk;
+	st->peer_st = st->self.side == CLIENT ? hs->server_st : hs->client_st;
+	if (!st->joined || hs->joined > 3)
+		handshakes.delete(&pair);
+	else
+		WRITE_ONCE(hs->joined, 4);	/* one end has found the other */
 	return 1;
 }
 
@@ -83,7 +89,7 @@ inline_fn int may_begin(struct bpf_sock *sk, struct sock_state *st)
 		return 0;
 	peer = st->peer_sk;
 	/* a FIN takes a sequence number: behind it a redirect would be read after the end */
-	if (kernel_state(peer) != BPF_TCP_ESTABLISHED)
+	if (kernel_state(peer) != BPF_TCP_ESTABLISHED || !psock_of(peer))
 		return 0;
 	copied = kernel_copied_seq(peer);
 	/* both together: each end has what the other one sent, so the two are one connection (I4) */

@@ -263,7 +263,7 @@ int sockredir_msg(struct sk_msg_md *msg)
 		st->mode = NATIVE;
 		return SK_PASS;
 	}
-	if (!st->peer_sk && !find_server(st))
+	if (!st->peer_sk && !find_peer(st))
 		return SK_PASS;
 #ifndef __x86_64__	/* where taking the psock reference was one */
 	full_barrier(st);

@@ -357,7 +357,7 @@ inline_fn void server_established(struct bpf_sock_ops *skops, __u64 netns)
 	report(EVENT_ACCELERATED, 0, &hs->flow, &here, NOW, NULL);
 }
 
-/* A client end is closed that never sent anything: see find_server(). */
+/* A client end is closed that never sent anything: see find_peer(). */
 inline_fn void forget_handshake(struct bpf_sock_ops *skops)
 {
 	struct bpf_sock *sk = skops->sk;

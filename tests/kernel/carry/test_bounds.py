@@ -12,7 +12,7 @@ from sockredird.datapath.generation import Generation
 from support.processes import inside
 from support.traffic import Connection, connect, dial, echo, listen, readable_bytes, wait_readable
 
-RCVBUF, MESSAGE, SAMPLE = 128 << 10, 1024, 64 << 10
+RCVBUF, MESSAGE, SAMPLE = 128 << 10, 16 << 10, 64 << 10
 RETIRE_TIMEOUT_S = 20.0
 
 
@@ -34,7 +34,7 @@ def shrink(sock: socket.socket) -> None:
 @inside()
 def test_without_it_more_is_taken(cgroup: Path, generation: Generation) -> None:
     with listen() as listener:
-        assert redirected_unread(generation, connect(listener)) > 3 << 20
+        assert redirected_unread(generation, connect(listener)) > 4 * RCVBUF
 
 
 @pytest.mark.parametrize("end", ["listener", "client"])
