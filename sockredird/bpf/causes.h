@@ -4,6 +4,8 @@
  * else is read from here: counters, names and flags in Python (loader/records.py), and a test that
  * each has its sentence (datapath/causes.py) and its line in the manual.
  *
+ * A new one is the last row: what an older version has pinned is adopted, and counts by its numbers.
+ *
  * DECLINES   a connection is left on TCP as it is established
  * RETIRES    an accelerated connection is handed back to TCP
  * PAUSES     a direction sends by TCP until its reader has caught up

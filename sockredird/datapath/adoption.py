@@ -18,7 +18,7 @@ from sockredird.kernel import libbpf
 from sockredird.kernel.libbpf import Fd
 from sockredird.kernel.uapi import LinkType, MapType
 from sockredird.loader.header import record
-from sockredird.loader.records import PROGRAMS, map_shapes
+from sockredird.loader.records import CAUSES, PROGRAMS, map_shapes
 
 MEMBERS = "members"
 MAPS = frozenset(map_shapes(1, resource.getpagesize()))
@@ -79,6 +79,10 @@ def _check_maps(directory: Path, pins: dict[str, Fd]) -> dict[str, Any]:
         raise refuse(path, f"unreadable notes ({error!r})", "sockredird's") from error
     if layout != LAYOUT_VERSION:
         raise refuse(path, f"layout {layout}", f"layout {LAYOUT_VERSION}")
+    causes = manifest.get("causes")
+    # an older version may know fewer, but its counters have the same numbers
+    if not isinstance(causes, list) or not causes or tuple(causes) != CAUSES[: len(causes)]:
+        raise refuse(path, "causes with other numbers", "those of bpf/causes.h")
     for name, shape in shapes.items():
         info = libbpf.map_info(pins[name])
         found = (info.type, info.key_size, info.value_size, info.max_entries)

@@ -9,6 +9,7 @@ from typing import Any
 
 from sockredird import __version__
 from sockredird.loader import compiler
+from sockredird.loader.records import CAUSES
 
 LAYOUT_VERSION = 5
 
@@ -40,6 +41,7 @@ class Plan:
             "layout": LAYOUT_VERSION,
             "version": __version__,
             "source": compiler.source_digest(),
+            "causes": [*CAUSES],
             "scope": self.scope,
             "max_connections": self.max_connections,
             "window_bytes": self.window_bytes,

@@ -114,10 +114,8 @@ def test_ours(host: Host) -> None:
 
 
 ORDER: list[Edit] = [
-    ("bpf/pair/pair.c", "if (!reason && (segment_has_data(skops) ||",
-     "if (0 && (segment_has_data(skops) ||"),
-    ("bpf/carry/redirect.c", "|| own_write_seq(tp) != isn_1)", ")"),
-    ("bpf/carry/redirect.c", "return leave(st, CAUSE_LATE_PAIRING);", "return SK_PASS;"),
+    ("bpf/pair/pair.c", "return segment_has_data(skops) ||", "return 0 &&"),
+    ("bpf/carry/begin.h", "|| copied != own_write_seq(tp) ||", "||"),
 ]  # fmt: skip
 _ASK = 'pair.client.setsockopt(socket.IPPROTO_TCP, TCP_ULP, b"tls")'
 BROKEN: dict[str, tuple[str, str, list[Edit]]] = {
@@ -141,19 +139,19 @@ BROKEN: dict[str, tuple[str, str, list[Edit]]] = {
     "bytes unbounded": (
         "backpressure",
         FAIL,
-        [("bpf/carry/redirect.c", "if (unread >= limit)", "if (0)"),
-         ("bpf/carry/redirect.c", "limit -= unread;", "")],
+        [("bpf/carry/bounds.h", "if (unread >= st->window_bytes)", "if (0)"),
+         ("bpf/carry/bounds.h", "if (messages >= st->window_messages)", "if (0)")],
     ),
     "messages unbounded": (
         "backpressure",
         FAIL,
-        [("bpf/carry/redirect.c", "return CAUSE_MESSAGES;", ";")],
+        [("bpf/carry/bounds.h", "if (messages >= st->window_messages)", "if (0)")],
     ),
     "unread data purged": (
         "unload",
         FAIL,
         [("bpf/leave/walk.c", "none_in_flight(sk, sender) && psock_queue_empty(psock)", "1"),
-         ("probes.py", "        self.generation.stop()\n",
+         ("check/probes.py", "        self.generation.stop()\n",
           "        self.generation.stop()\n        self.finish_unload()\n")],
     ),
     "never off the sockhash": (
@@ -164,8 +162,9 @@ BROKEN: dict[str, tuple[str, str, list[Edit]]] = {
     "wrong offset": (
         "unload",
         FAIL,
-        [("offsets.py", '("sk_psock", "ingress_msg"),', '("sk_psock", "refcnt"),'),
-         ("offsets.py", "    return flags", "    return [*flags, '-DOFF_sk_psock_ingress_msg=8']")],
+        [("loader/offsets.py", '("sk_psock", "ingress_msg"),', '("sk_psock", "refcnt"),'),
+         ("loader/offsets.py", "    return flags",
+          "    return [*flags, '-DOFF_sk_psock_ingress_msg=8']")],
     ),
     "unknown helper": (
         "programs",
@@ -177,43 +176,44 @@ BROKEN: dict[str, tuple[str, str, list[Edit]]] = {
     "missing field": (
         "btf",
         FAIL,
-        [("offsets.py", '    ("sock", "sk_shutdown"),', '    ("sock", "sk_shutdown"),\n'
+        [("loader/offsets.py", '    ("sock", "sk_shutdown"),', '    ("sock", "sk_shutdown"),\n'
           '    ("sock", "sk_nothing"),')],
     ),
     "locked down": (
         "lockdown",
         FAIL,
-        [("kernel_facts.py", "def lockdown(path: Path = LOCKDOWN) -> str:",
+        [("check/kernel_facts.py", "def lockdown(path: Path = LOCKDOWN) -> str:",
           "def lockdown(path: Path = LOCKDOWN) -> str:\n    return 'confidentiality'\n\n\n"
           "def _lockdown(path: Path = LOCKDOWN) -> str:")],
     ),
     "MPTCP accelerated": (
         "mptcp",
         FAIL,
-        [("exercise.py", "IPPROTO_MPTCP = 262", "IPPROTO_MPTCP = 0")],
+        [("check/exercise.py", "IPPROTO_MPTCP = 262", "IPPROTO_MPTCP = 0")],
     ),
     "kTLS breaks it": (
         "ktls",
         WARN,
-        [("exercise.py", 'if "tls" not in', 'if "tls" in'),
-         ("exercise.py", _ASK, "pair.client.shutdown(socket.SHUT_WR)")],
+        [("check/exercise.py", 'if "tls" not in', 'if "tls" in'),
+         ("check/exercise.py", _ASK, "pair.client.shutdown(socket.SHUT_WR)")],
     ),
     "kTLS refused": (
         "ktls",
         PASS,
-        [("exercise.py", 'if "tls" not in', 'if "tls" in')],
+        [("check/exercise.py", 'if "tls" not in', 'if "tls" in')],
     ),
     "FIONREAD of nothing": (
         "fionread_redirected",
         WARN,
-        [("exercise.py", "waiting = fionread(pair.server)", "waiting = fionread(pair.client)")],
+        [("check/exercise.py", "waiting = fionread(pair.server)",
+          "waiting = fionread(pair.client)")],
     ),
     # an iterator's function can be watched everywhere
     "fentry works": (
         "fentry",
         PASS,
-        [("kernel_facts.py", "tcp_splice_read", "bpf_iter_task"),
-         ("kernel_facts.py", "TRACE_FENTRY", "TRACE_ITER")],
+        [("check/kernel_facts.py", "tcp_splice_read", "bpf_iter_task"),
+         ("check/kernel_facts.py", "TRACE_FENTRY", "TRACE_ITER")],
     ),
 }  # fmt: skip
 

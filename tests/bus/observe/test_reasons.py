@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 import pytest
 from dbus_next import Variant
 
+from sockredird.datapath.causes import SENTENCES
 from sockredird.loader.records import COUNTERS
-from sockredird.observe import explain
 from support import cgroups, kernel_echo, namespaces, textbook, topology
 from support.daemon import pins
 from support.daemon.client import Client
@@ -421,7 +421,7 @@ def test_disable(
 def test_all_reasons_are_here() -> None:
     assert _produced | IN_A_VM == REASONS
     assert not _produced & IN_A_VM
-    assert {name.partition("_")[2] for name in REASONS} <= explain.WORDS.keys()
+    assert {name.partition("_")[2] for name in REASONS} <= SENTENCES.keys()
 
 
 def test_reasons_of_explain_alone(

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,7 @@ from sockredird.errors import LoadFailed
 from sockredird.kernel import libbpf
 from sockredird.kernel.libbpf import Fd
 from sockredird.kernel.uapi import AttachType, MapType
+from sockredird.loader import records
 from support import pins
 from support.datapath import plan, tear_down
 from support.processes import inside
@@ -209,6 +211,29 @@ def test_unreadable_notes(generation: Generation, content: dict[str, object] | b
     try:
         with refused(generation, ""):
             pass
+    finally:
+        pins.write_manifest(generation.directory, before)
+
+
+CAUSES: dict[str, tuple[Any, bool]] = {
+    "of a version that knew fewer": (records.CAUSES[:-1], True),
+    "of a version that knows more": ((*records.CAUSES, "weather"), False),
+    "in another order": ((*records.CAUSES[:-2], *records.CAUSES[:-3:-1]), False),
+    "one in the middle": ((*records.CAUSES[:-1], "weather", records.CAUSES[-1]), False),
+    "none": ((), False),
+    "another type": (7, False),
+}
+
+
+@pytest.mark.parametrize(("causes", "adopted"), CAUSES.values(), ids=CAUSES)
+def test_causes_have_the_same_numbers(generation: Generation, causes: Any, adopted: bool) -> None:
+    before = pins.write_manifest(generation.directory, {**generation.manifest, "causes": causes})
+    try:
+        if adopted:
+            Generation.adopt(generation.directory).close()
+        else:
+            with refused(generation, "manifest"):
+                pass
     finally:
         pins.write_manifest(generation.directory, before)
 

@@ -5,23 +5,18 @@ from __future__ import annotations
 import re
 import socket
 import time
-from contextlib import closing, suppress
 from pathlib import Path
-
-import pytest
 
 from sockredird.datapath.generation import Generation
 from sockredird.loader.header import BPF_DIR, record
 from sockredird.loader.records import CAUSES, LISTENER
-from support.background import retiring
 from support.processes import inside
-from support.traffic import Connection, connect, dial, echo, listen
+from support.traffic import connect, dial, echo, listen
 
 NAMES = dict(re.findall(r"#define (\w+) (\d+)", (BPF_DIR / "learn" / "learn.h").read_text()))
 LIMIT, EVERY = int(NAMES["BALANCE_LIMIT"]), int(NAMES["SAMPLE_EVERY"])
 GAP, SECOND = int(NAMES["SAMPLE_GAP_NS"]) / 1e9, int(NAMES["SAMPLE_AFTER_NS"]) / 1e9
 SHORT = LIMIT // (int(NAMES["PAIRING_COST"]) - 2)  # connections of two messages
-SPILLS = LIMIT // int(NAMES["SPILL_COST"])
 EARLY = LIMIT // int(NAMES["EARLY_DATA_COST"])
 TCP_DEFER_ACCEPT = 9
 
@@ -100,25 +95,6 @@ def test_open_connections_are_not_learned(cgroup: Path, generation: Generation) 
             echo(both, 1)
         assert accelerated(generation) == 400
         assert whys(generation) == []
-
-
-def fill(both: Connection) -> None:
-    both.client.setblocking(False)
-    with suppress(BlockingIOError):
-        for _ in range(1000):
-            both.client.send(b"x" * 65536)
-
-
-@pytest.mark.parametrize("generation", [{"window_bytes": 65536}], indirect=True)
-@inside(timeout=120)
-def test_spills(cgroup: Path, generation: Generation) -> None:
-    with retiring(generation), listen() as listener:
-        for number in range(SPILLS):
-            assert whys(generation) == [], number
-            with closing(connect(listener)) as both:
-                fill(both)
-        assert whys(generation) == ["spills"]
-        assert accelerated(generation) == SPILLS
 
 
 @inside(timeout=120)

@@ -14,6 +14,7 @@ PAGE = (REPOSITORY / "man" / "sockredirctl.8").read_text()
 WORDS = {
     "DECLINES": "declined",
     "RETIRES": "retired",
+    "PAUSES": "paused",
     "LISTENER": "learned",
     "UNPROFITABLE": "unprofitable",
 }

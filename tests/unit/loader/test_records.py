@@ -38,7 +38,7 @@ ports = st.integers(0, 65535)
 u32 = st.integers(0, 2**32 - 1)
 u64 = st.integers(0, 2**64 - 1)
 addresses = st.one_of(st.ip_addresses(v=4), st.ip_addresses(v=6))
-_U64 = ("trial", "seed")
+_U64 = ("memory_bytes", "trial", "seed")
 
 
 def names(enum: str, prefix: str = "") -> tuple[str, ...]:
