@@ -21,6 +21,7 @@ from sockredird.control.state import Intent
 from sockredird.control.totals import Totals
 from sockredird.datapath import inventory
 from sockredird.datapath.generation import WALK_SHARE, Generation, Walked, discard
+from sockredird.datapath.join import Joiner, Looked
 from sockredird.datapath.learned import Learned, has_kernel_tls
 from sockredird.datapath.plan import Plan
 from sockredird.datapath.resets import Resets
@@ -83,6 +84,7 @@ class Manager:
         self._root = Path(settings.paths.bpffs)
         self._intent = Intent(Path(settings.paths.state) / "enabled.json")
         self._resets = Resets()
+        self._joiner = Joiner()
         self._learned = Learned(Path(settings.paths.state) / "learned.json")
         self._totals = Totals(Path(settings.paths.runtime) / "counters.json")
         self.kernel = KernelCheck(self._root, Path(settings.paths.runtime))
@@ -317,6 +319,16 @@ class Manager:
         done = self.live is None or self.live.retire(RETIRE_SLICE_S, self._resets.then_done)
         self.unfinished = not done or bool(self.draining)
         return not self.unfinished
+
+    def join_live(self) -> Looked:
+        """Puts live connections on the sockhash that carry messages, and could have been there."""
+        if self.live is None:
+            return Looked(0, 0, 0, 0.0)
+        try:
+            return self._joiner.look(self.live, self.scope.addresses)
+        except OSError as error:
+            log.warning("live connections cannot be joined now: %s", error)
+            return Looked(0, 0, 0, 0.0)
 
     def walk_rest(self) -> float:
         """Seconds between the end of a walk and the next one; from another thread."""

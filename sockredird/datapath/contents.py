@@ -22,6 +22,7 @@ from sockredird.loader.header import record
 from sockredird.loader.records import ADDRESSES, CAPACITIES, PROGRAMS, Settings
 
 _ZERO = bytes(4)
+RECENT_S = 3.0  # a live connection that may join has carried data within this time
 _CLOCK_MONOTONIC_COARSE = 6  # include/uapi/linux/time.h
 
 
@@ -48,6 +49,7 @@ def fill(staging: Path, plan: Plan) -> None:
         seed=int.from_bytes(os.urandom(8), "little"),
         learn=int(plan.learn),
         blocking=int(plan.blocking_readers == "accelerate"),
+        recent=round(RECENT_S * hz()),
         revalidate=max(1, round(plan.revalidate_s * hz())),
         memory_bytes=plan.memory,
     )

@@ -19,11 +19,11 @@ import os
 import struct
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from sockredird.datapath import adoption, contents, links
 from sockredird.datapath.adoption import MAPS, MEMBERS
@@ -71,6 +71,19 @@ class Walked:
     unsettled: int = 0  # directions that the next walk has to look at again
 
 
+class Joinable(Protocol):
+    """A connection that is established already, see join.py."""
+
+    @property
+    def client(self) -> Any: ...  # struct candidate
+    @property
+    def server(self) -> Any: ...
+    @property
+    def key(self) -> dict[str, int]: ...  # struct pair
+    def flow(self) -> bytes: ...
+    def server_address(self) -> bytes: ...
+
+
 Trial = Callable[["Generation"], None]
 
 
@@ -93,6 +106,7 @@ class Generation:
         )
         self._settings.listing = self._settings.trial = 0  # a crash may have left them set
         self.walk_seconds = 0.0  # that the last walk took
+        self._ports = libbpf.lookup(pins["ports"], _ZERO, record("ports").size)
 
     # -- creation and adoption ---------------------------------------------------------------
 
@@ -187,6 +201,7 @@ class Generation:
             epoch=before.epoch,
             window_bytes=window_bytes,
             blocking=1,
+            recent=before.recent,
             revalidate=before.revalidate,
             memory_bytes=before.memory_bytes,
         )
@@ -300,12 +315,7 @@ class Generation:
 
     def opened(self) -> Iterator[bytes]:
         """A struct opened for each TCP socket that a process has open, several at a time."""
-        with (
-            libbpf.create_iterator_link(self._pins["owners"]) as link,
-            libbpf.open_iterator(link) as lines,
-        ):
-            while chunk := libbpf.read_iterator(lines):
-                yield chunk
+        return self._lines("owners")
 
     def reason(self, flow: bytes) -> str:
         """Why the connection was declined or retired; empty if it was not, or long ago."""
@@ -325,6 +335,73 @@ class Generation:
         """Another datapath is tried in that cgroup (0: in none); this one lets it."""
         self._settings.trial = cgroup_id
         self._write_settings()
+
+    # -- live connections --------------------------------------------------------------------
+
+    def candidates(self) -> Iterator[Any]:
+        """A struct candidate for each end that could be joined, and for each listener."""
+        for chunk in self._lines("candidates"):
+            yield from record("candidate").iter_unpack(chunk)
+
+    def has_port(self, port: int) -> bool:
+        """Whether connections to this listening port are in scope."""
+        return bool(self._ports[port >> 3] >> (port & 7) & 1)
+
+    def has_address(self, ip: tuple[int, ...], netns: int) -> bool:
+        """Whether it is an address of the daemon's network namespace, which `netns` must be."""
+        key = record("address").pack(ip=ip, netns=netns)
+        with suppress(FileNotFoundError):
+            return bool(libbpf.lookup(self._pins["own_addresses"], key, 4) is not None)
+        return False
+
+    def join(self, pairs: Sequence[Joinable]) -> int:
+        """Puts both ends of these connections on the sockhash; how many pairs are complete.
+
+        A pair of which one end could not be put there is taken off again: nothing was redirected
+        to that end, as its peer was not there.
+        """
+        joining, handshakes = self._pins["joining"], self._pins["handshakes"]
+        for pair in pairs:
+            key = record("pair").pack(**pair.key)
+            left = record("handshake").pack(
+                flow=pair.flow(), client_sk=pair.client.sk, server_sk=pair.server.sk
+            )
+            libbpf.update(handshakes, key, left)
+            for side, end in enumerate((pair.client, pair.server)):
+                value = record("joining").pack(
+                    pair=key, side=side, flow=pair.flow(), server=pair.server_address()
+                )
+                libbpf.update(joining, end.sk.to_bytes(8, sys.byteorder), value)
+        on: set[int] = set()
+        for chunk in self._lines("join"):
+            results = record("joined").iter_unpack(chunk)
+            on |= {r.sk for r in results if not r.error and not r.cause}
+        complete = 0
+        for pair in pairs:
+            ends = pair.client.sk, pair.server.sk
+            complete += on.issuperset(ends)
+            for side, sk in enumerate(ends):
+                with suppress(FileNotFoundError):
+                    libbpf.delete(joining, sk.to_bytes(8, sys.byteorder))
+                if sk in on and not on.issuperset(ends):
+                    with suppress(FileNotFoundError):
+                        libbpf.delete(
+                            self._pins["peers"],
+                            record("end").pack(pair=record("pair").pack(**pair.key), side=side),
+                        )
+            if not on.issuperset(ends):
+                with suppress(FileNotFoundError):
+                    libbpf.delete(handshakes, record("pair").pack(**pair.key))
+        return complete
+
+    def _lines(self, program: str) -> Iterator[bytes]:
+        """What an iterator over all open files writes, several records at a time."""
+        with (
+            libbpf.create_iterator_link(self._pins[program]) as link,
+            libbpf.open_iterator(link) as lines,
+        ):
+            while chunk := libbpf.read_iterator(lines):
+                yield chunk
 
     # -- listeners left alone ----------------------------------------------------------------
 
@@ -358,8 +435,18 @@ class Generation:
                 if not self.follows_units:  # whose cgroups go when they stop
                     raise
         self.manifest["cgroups"] = numbers
+        self._note_scope(numbers.values())
         contents.write_manifest(self._pins["manifest"], self.manifest)
         links.keep_only(self.directory, numbers.values())
+
+    def _note_scope(self, numbers: Collection[int]) -> None:
+        """Live connections join in these cgroups, and below."""
+        wanted = {number.to_bytes(8, sys.byteorder) for number in numbers}
+        there = set(libbpf.keys(self._pins["scope_cgroups"], 8))
+        for number in there - wanted:
+            libbpf.delete(self._pins["scope_cgroups"], number)
+        for number in wanted - there:
+            libbpf.update(self._pins["scope_cgroups"], number, bytes(4))
 
     def kernel_tls(self, there: bool) -> None:
         """Whether a program that asks for kTLS would get it by itself."""

@@ -34,9 +34,7 @@ PROGRAMS = {
     "guard": ProgramShape("sockredir_guard", ProgType.CGROUP_SOCKOPT, AttachType.CGROUP_SETSOCKOPT),
     "walk": _tracing("sockredir_walk", AttachType.TRACE_ITER, "bpf_iter_sockmap"),
     "owners": _tracing("sockredir_owners", AttachType.TRACE_ITER, "bpf_iter_task_file"),
-    "candidates": _tracing(
-        "sockredir_candidates", AttachType.TRACE_ITER, "bpf_iter_task_file"
-    ),
+    "candidates": _tracing("sockredir_candidates", AttachType.TRACE_ITER, "bpf_iter_task_file"),
     "join": _tracing("sockredir_join", AttachType.TRACE_ITER, "bpf_iter_task_file"),
     "rewake": _tracing("sockredir_rewake", AttachType.TRACE_ITER, "bpf_iter_tcp"),
 }

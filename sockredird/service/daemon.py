@@ -29,6 +29,7 @@ from sockredird.loader.records import REQUEST_LEARNED, REQUEST_ULP
 from sockredird.observe import explain, listing
 from sockredird.service.appearance import Appearance
 from sockredird.service.endpoint import Endpoint
+from sockredird.service.look import Looks
 from sockredird.service.shared import Joined, Shared
 from sockredird.service.systemd import Service
 from sockredird.service.watch import Watcher
@@ -76,6 +77,8 @@ class Daemon:
         self._appearance: Appearance | None = None
         self._addresses: addresses.Changes | None = None
         self._shown: dict[str, Variant] = {}
+        self._looks = Looks(lambda: self._worker.run(self._manager.join_live))
+        self._joined_to: Generation | None = None  # for which the looks have begun
         self._retire_pause = RETIRE_PAUSE_S[0]
         self._retire_timer: asyncio.TimerHandle | None = None
         self._retire_again = False  # asked for since the walk under way began
@@ -108,6 +111,7 @@ class Daemon:
         finally:
             self._service.notify("STOPPING=1")
             self._watch([])
+            self._looks.end()
             self._await(None)
             if self._addresses is not None:
                 self._addresses.close()
@@ -294,6 +298,7 @@ class Daemon:
         }
         self._watch([*([manager.live] if manager.live else []), *manager.draining])
         self._await(manager.awaited)
+        self._look_for(manager.live)
         self._notify()
         changed = {
             name: value.value for name, value in self._shown.items() if before.get(name) != value
@@ -327,6 +332,15 @@ class Daemon:
                             changed=lambda: self._spawn(self._worker.run(self._manager.check)),
                         )
                     )
+
+    def _look_for(self, live: Generation | None) -> None:
+        """Joins what is connected already when another generation has become the live one."""
+        if live is not self._joined_to:
+            self._joined_to = live
+            if live is None:
+                self._looks.end()
+            else:
+                self._looks.begin()
 
     def _await(self, path: Path | None) -> None:
         """Lets the manager know when the path exists; None: of nothing any more."""

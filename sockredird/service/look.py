@@ -1,0 +1,69 @@
+"""When the daemon looks for live connections to join."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from sockredird.datapath.join import Looked
+
+FIRST_S, LONGEST_S = 1.0, 15.0  # pauses between two looks, while there is something to join
+SHARE = 1000  # a look takes no more than this part of the time, but for the first few
+FREE_LOOKS = 5  # which are to join soon what is there at Enable
+
+
+class Looks:
+    """Looks soon after begin() and after what a walk handed back, and else now and then.
+
+    Lives on the event loop. Two looks make one decision, as a connection has to carry messages
+    between them.
+    """
+
+    def __init__(self, look: Callable[[], Awaitable[Looked]]) -> None:
+        self._look = look
+        self._pause = FIRST_S
+        self._free = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._going = False
+
+    def begin(self) -> None:
+        """Acceleration has begun, or connections were handed back that may come again."""
+        self._going = True
+        self._free = FREE_LOOKS
+        self._pause = FIRST_S
+        if self._task is None:
+            self._after(0.0)
+
+    def end(self) -> None:
+        self._going = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _after(self, pause: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_later(pause, self._start)
+
+    def _start(self) -> None:
+        self._timer = None
+        self._task = asyncio.ensure_future(self._run())
+        self._task.add_done_callback(self._done)
+
+    async def _run(self) -> None:
+        looked = await self._look()
+        if looked.joined:
+            self._pause, self._free = FIRST_S, max(self._free, 1)
+        elif looked.eligible <= looked.blocking and not self._free:
+            self._pause = LONGEST_S
+        rest = 0.0 if self._free else SHARE * looked.seconds
+        if self._going:
+            self._after(max(self._pause, rest))
+        self._pause = min(2 * self._pause, LONGEST_S)
+        self._free = max(self._free - 1, 0) if looked.eligible else 0
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._task = None
+        if not task.cancelled() and task.exception() is not None and self._going:
+            self._after(LONGEST_S)
