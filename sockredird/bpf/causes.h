@@ -52,9 +52,9 @@
 	CAUSE(OOB, RETIRES | LISTENER)		/* send(2) or recv(2) with MSG_OOB */                  \
 	CAUSE(WOKEN, RETIRES | LISTENER)	/* a blocking recv(2) was woken without data */        \
 	CAUSE(FIONREAD, RETIRES | LISTENER)	/* ioctl(2) FIONREAD, where it does not count */       \
-	CAUSE(SPILLS, UNPROFITABLE)		/* its connections keep filling their window */        \
 	CAUSE(SHORT_CONNECTIONS, UNPROFITABLE)	/* they end after a few messages */                    \
-	CAUSE(DISABLE, RETIRES)
+	CAUSE(DISABLE, RETIRES)		/* Disable, or another generation takes over */                \
+	CAUSE(NEVER_QUIET, RETIRES)	/* joined, but its reader never caught up with TCP */
 
 #define CAUSE_ENUMERATOR(name, flags) CAUSE_##name,
 

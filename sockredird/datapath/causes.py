@@ -44,8 +44,8 @@ SENTENCES = {
     "oob": "used MSG_OOB",
     "woken": "had a blocking recv(2) woken without data, by a signal or another thread",
     "fionread": "asked FIONREAD, which does not count redirected data on this kernel",
-    "spills": "its connections keep filling their window: one-way bulk",
     "short_connections": "its connections end after so few messages that pairing costs more",
+    "never_quiet": "it was joined, but its reader was never at the end of what TCP had for it",
     "disable": "acceleration is disabled, or was while this connection lived",
 }
 

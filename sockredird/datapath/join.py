@@ -18,7 +18,8 @@ from sockredird.loader.header import record
 from sockredird.loader.records import CAPACITIES, FLOW, ip_bytes
 
 FLOWING = 2  # segments with data between two looks, sent and received by one end
-RETRY_S = 10.0  # before a pair that did not begin, or had to leave, is tried again
+# Before a pair is tried again that did not begin, or had to leave: twice as long each time.
+RETRY_S, LONGEST_RETRY_S = 10.0, 600.0
 MOST_PAIRS = CAPACITIES["JOINING"] // 2
 _LOOPBACK4 = 127
 
@@ -71,7 +72,7 @@ class Joiner:
 
     def __init__(self) -> None:
         self._segments: dict[int, int] = {}  # by end, as of the last look
-        self._tried: dict[tuple[int, int], float] = {}
+        self._tried: dict[tuple[int, int], tuple[float, float]] = {}  # when, and how long it rests
 
     def look(self, generation: Generation, addresses: str) -> Looked:
         """Joins the pairs that have carried messages since the last look. Raises OSError."""
@@ -80,15 +81,21 @@ class Joiner:
         pairs = [p for p in paired(found) if in_scope(p, addresses, generation.has_address)]
         busy = [p for p in pairs if self._flows(p.client) and self._flows(p.server)]
         self._segments = {c.sk: c.segments for p in pairs for c in (p.client, p.server)}
-        self._tried = {k: t for k, t in self._tried.items() if now - t < RETRY_S}
+        self._tried = {k: v for k, v in self._tried.items() if now - v[0] < 2 * LONGEST_RETRY_S}
         fit = [p for p in busy if p.polls and generation.has_port(p.server.local_port)]
-        wanted = [p for p in fit if tuple(p.key.values()) not in self._tried][:MOST_PAIRS]
+        wanted = [p for p in fit if self._rested(p, now)][:MOST_PAIRS]
         for pair in wanted:
             client_seq, server_seq = pair.key.values()
-            self._tried[client_seq, server_seq] = now
+            _, rest = self._tried.get((client_seq, server_seq), (0.0, RETRY_S / 2))
+            self._tried[client_seq, server_seq] = now, min(2 * rest, LONGEST_RETRY_S)
         joined = generation.join(wanted) if wanted else 0
         blocking = sum(1 for p in busy if not p.polls)
         return Looked(len(pairs), joined, blocking, time.thread_time() - began)
+
+    def _rested(self, pair: Pair, now: float) -> bool:
+        client_seq, server_seq = pair.key.values()
+        tried, rest = self._tried.get((client_seq, server_seq), (0.0, 0.0))
+        return now - tried >= rest
 
     def _flows(self, end: Candidate) -> bool:
         before = self._segments.get(end.sk)

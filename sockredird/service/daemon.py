@@ -77,7 +77,9 @@ class Daemon:
         self._appearance: Appearance | None = None
         self._addresses: addresses.Changes | None = None
         self._shown: dict[str, Variant] = {}
-        self._looks = Looks(lambda: self._worker.run(self._manager.join_live))
+        self._looks = Looks(
+            lambda: self._worker.run(self._manager.join_live), lambda: self._retire_soon()
+        )
         self._joined_to: Generation | None = None  # for which the looks have begun
         self._retire_pause = RETIRE_PAUSE_S[0]
         self._retire_timer: asyncio.TimerHandle | None = None

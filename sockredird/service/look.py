@@ -19,8 +19,10 @@ class Looks:
     between them.
     """
 
-    def __init__(self, look: Callable[[], Awaitable[Looked]]) -> None:
+    def __init__(self, look: Callable[[], Awaitable[Looked]], joined: Callable[[], None]) -> None:
+        """`joined` is called when connections were joined: a walk looks whether they begin."""
         self._look = look
+        self._joined = joined
         self._pause = FIRST_S
         self._free = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -54,6 +56,7 @@ class Looks:
     async def _run(self) -> None:
         looked = await self._look()
         if looked.joined:
+            self._joined()
             self._pause, self._free = FIRST_S, max(self._free, 1)
         elif looked.eligible <= looked.blocking and not self._free:
             self._pause = LONGEST_S

@@ -45,6 +45,7 @@ inline_fn int quiet(__u64 sk, __u64 sender)
 	return none_in_flight(sk, sender) && psock_queue_empty(psock);
 }
 
+#define BEGINS_WITHIN_NS 3000000000ULL	/* a joined pair, or it only makes TCP slower */
 #define SHOWS_WITHIN_MS 50		/* from poll() to poll(), for a reader that polls */
 #define PAIRED_WITHIN_NS 10000000000ULL	/* SYN-ACK retransmissions included */
 
@@ -91,6 +92,19 @@ inline_fn int may_block(const struct sock_state *st, const struct settings *s)
 	       psock_of(st->peer_sk) && !polls(st->peer_sk);
 }
 
+/* Whether neither direction of a joined pair has been redirected yet. */
+inline_fn int not_begun(const struct sock_state *st)
+{
+	struct end peer = st->peer;
+	__u8 began = 0;
+
+	if (!st->joined || st->began)
+		return 0;
+	if (is_state_of(st->peer_st, &peer))
+		STATE_FIELD(began, st->peer_st, began);
+	return !began;
+}
+
 /* CAUSE_NONE, or why a pair begins to leave, as far as this end shows. */
 inline_fn __u8 why_leave(__u64 sk, const struct sock_state *st, __u64 peer_sk, __u64 peer_st,
 			 const struct settings *s)
@@ -105,6 +119,8 @@ inline_fn __u8 why_leave(__u64 sk, const struct sock_state *st, __u64 peer_sk, _
 		return reason_of_peer(st, peer_st);
 	if (may_block(st, s))
 		return CAUSE_BLOCKING_READER;
+	if (not_begun(st) && bpf_ktime_get_ns() - st->since > BEGINS_WITHIN_NS)
+		return CAUSE_NEVER_QUIET;
 	if (tcp_under_pressure(sk))
 		return CAUSE_PRESSURE;
 	return CAUSE_NONE;
@@ -335,7 +351,7 @@ int sockredir_walk(struct bpf_iter__sockmap *ctx)
 	m.charged = st->grants == s->grants ? st->charged : held(st);
 	m.mode = st->mode;
 	m.leaving = s->stopped || READ_ONCE(st->stop) || st->mode == NATIVE || st->guard_cause;
-	m.waiting = awaits_look(st, s);
+	m.waiting = awaits_look(st, s) || not_begun(st);
 	m.since = st->since;
 	m.sent_bytes = st->sent_bytes;
 	m.sent_messages = st->sent_messages;
