@@ -283,6 +283,7 @@ class Manager:
         if self.live is not None:
             self._retire_all(self.live)
         self.live = generation
+        self._joiner = Joiner()  # what was handed over is tried again at once
         self._health.enabled(generation)
         self.note_learned()
         self.trace(self._tracing)

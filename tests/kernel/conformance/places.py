@@ -16,7 +16,7 @@ from support.traffic import Connection, connect, listen
 
 SLICE_S = 0.05
 RETIRE_S = 10.0
-MODES = {FRESH: ["unused", "unused"], USED: ["redirected", "redirected"], LEFT: []}
+MODES = {FRESH: ["tcp", "tcp"], USED: ["redirected", "redirected"], LEFT: []}
 
 
 Connect = Callable[[], Connection]
