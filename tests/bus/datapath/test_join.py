@@ -35,7 +35,7 @@ def test_enable_takes_over_what_is_there(
         lambda: client.call("Stats")["redirected_messages"] > before + 1000, "it is redirected"
     )
     stats = client.call("Stats")
-    assert stats["joined_connections"] == stats["accelerated_connections"] == COUNT
+    assert stats["joined_connections"] == stats["accelerated_connections"] >= COUNT
     traffic.do(polling.finish)
 
 
@@ -62,7 +62,7 @@ def test_a_reload_keeps_what_both_scopes_have(
     host.configure()
     client.call("Reload")
     await_joined(client, COUNT)
-    assert client.call("Stats")["joined_connections"] == COUNT
+    assert client.call("Stats")["joined_connections"] >= COUNT
     traffic.do(polling.finish)
 
 
