@@ -14,6 +14,7 @@ from dbus_next import DBusError, Variant
 from dbus_next.aio import MessageBus
 
 from sockredird import __version__, config
+from sockredird.bus import connection
 from sockredird.bus import manager1 as dbus
 from sockredird.bus.events import EventRelay
 from sockredird.bus.units import Units
@@ -23,7 +24,7 @@ from sockredird.config import Config
 from sockredird.control.manager import DRAINING, Manager
 from sockredird.datapath import inventory
 from sockredird.datapath.generation import Generation
-from sockredird.errors import BusUnavailable, SockredirError
+from sockredird.errors import BusUnavailable, SockredirError, printable
 from sockredird.kernel import addresses
 from sockredird.loader.records import REQUEST_LEARNED, REQUEST_ULP
 from sockredird.observe import explain, listing
@@ -128,7 +129,7 @@ class Daemon:
     # -- the bus -----------------------------------------------------------------------------
 
     async def _connect(self, *, first: bool) -> None:
-        bus = await dbus.connect()
+        bus = await connection.connect()
         try:
             if not await dbus.name_is_free(bus):
                 raise BusUnavailable(f"the bus name {dbus.NAME} is taken: another sockredird runs")
@@ -398,7 +399,7 @@ class Daemon:
     def _notify(self, *lines: str) -> None:
         status = f"STATUS=Acceleration {self._manager.state}"
         if self._manager.problem:
-            status += f" ({' '.join(self._manager.problem.split())})"
+            status += f" ({printable(self._manager.problem)})"
         self._service.notify(*lines, status)
 
 
@@ -406,7 +407,7 @@ def _handle_exception(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) 
     """dbus-next raises errors again that it has sent to the caller, or told by disconnecting."""
     error = context.get("exception")
     if isinstance(error, DBusError):
-        log.warning("answered with an error: %s", error)
+        log.debug("answered with an error: %s", error)
     elif isinstance(error, (OSError, EOFError)):
         log.debug("on the bus connection: %s", error)
     else:
