@@ -16,7 +16,7 @@ from dbus_next.service import ServiceInterface, dbus_property, method, signal
 from sockredird import __version__
 from sockredird.bus.calls import CALL_TIMEOUT_S, ask_bus
 from sockredird.bus.connection import Connection, Member, caller
-from sockredird.errors import BusUnavailable, Internal, SockredirError, printable
+from sockredird.errors import BusUnavailable, Internal, InvalidConfig, SockredirError, printable
 
 NAME = "org.sockredir"
 PATH = "/org/sockredir"
@@ -35,7 +35,7 @@ class Backend(Protocol):
     """What the object does when called; daemon.py implements it."""
 
     async def enable(self, overrides: dict[str, Any] | None) -> None: ...
-    async def disable(self) -> None: ...
+    async def disable(self, force: bool) -> None: ...
     async def reload(self) -> None: ...
     async def stats(self) -> dict[str, int]: ...
     async def connections(self, limit: int, query: dict[str, Any]) -> list[dict[str, Any]]: ...
@@ -101,7 +101,20 @@ class Manager1(ServiceInterface):  # type: ignore[misc]
     @_answered
     @no_type_check
     async def Disable(self):
-        await self._backend.disable()
+        await self._backend.disable(force=False)
+
+    @method()
+    @_answered
+    @no_type_check
+    async def DisableWith(self, options: "a{sv}"):
+        """`force` b: reset what has not drained when the timeout is over."""
+        values = {name: value.value for name, value in options.items()}
+        force = values.pop("force", False)
+        if values:
+            raise InvalidConfig(f"{', '.join(sorted(values))}: no such option, only force")
+        if not isinstance(force, bool):
+            raise InvalidConfig("force: not a boolean")
+        await self._backend.disable(force=force)
 
     @method()
     @_answered
