@@ -138,6 +138,8 @@ check-systemd: | check-deps
 		> build/systemd/sockredird.service
 	SYSTEMD_LOG_LEVEL=warning systemd-analyze verify --man=no --recursive-errors=no \
 		build/systemd/sockredird.service
+	systemd-analyze security --offline=yes --threshold=25 build/systemd/sockredird.service \
+		> build/systemd/security; status=$$?; tail -1 build/systemd/security; exit $$status
 
 check-dbus: | check-deps
 	$(ROOT) packaging/check-dbus

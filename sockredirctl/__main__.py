@@ -68,7 +68,8 @@ async def _reset(client: Client) -> None:
     await client.call("DisableWith", "a{sv}", {"force": Variant("b", True)})
     still = {(c["client"], c["server"]) for c in await client.all_connections({})}
     gone = [c for c in render.printable(left) if (c["client"], c["server"]) not in still]
-    print(f"reset {len(gone)} connections that had not drained", file=sys.stderr)
+    plural = "s"[: len(gone) != 1]
+    print(f"reset {len(gone)} connection{plural} that had not drained", file=sys.stderr)
     for c in gone:
         programs = f"{list_.who(c, 'client')} > {list_.who(c, 'server')}"
         print(f"  {c['client']} -> {c['server']}  {programs}", file=sys.stderr)

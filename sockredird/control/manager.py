@@ -30,7 +30,7 @@ from sockredird.errors import InvalidConfig, LoadFailed, SockredirError
 from sockredird.kernel import cgroup
 from sockredird.kernel.sockdiag import Address
 from sockredird.loader import compiler
-from sockredird.loader.records import SIDES
+from sockredird.loader.records import SIDES, Flow
 from sockredird.observe import explain, listing
 from sockredird.observe.explain import View
 
@@ -332,19 +332,20 @@ class Manager:
         Logs how many, and whose. One in another network namespace stays until its program reads.
         """
         outcomes: Counter[str] = Counter()
-        for connection in listing.busiest(self.draining, RESETS_AT_ONCE, listing.Query()):
-            error = reset_connection(
-                Address.parse(connection["client"]),
-                Address.parse(connection["server"]),
-                connection["netns"],
-            )
-            outcome = f"cannot be reset ({error})" if error else "had not drained: reset"
-            programs = " > ".join(_program(connection, side) for side in SIDES)
-            outcomes[f"{outcome}: {programs}"] += 1
+        for generation in self.draining:
+            reset = set()
+            for c in listing.busiest([generation], RESETS_AT_ONCE, listing.Query()):
+                ends = Address.parse(c["client"]), Address.parse(c["server"])
+                error = reset_connection(*ends, c["netns"])
+                if not error:
+                    reset.add(Flow(c["client"], c["server"], c["netns"]))
+                outcome = f"cannot be reset ({error})" if error else "had not drained: reset"
+                outcomes[f"{outcome}: {' > '.join(_program(c, side) for side in SIDES)}"] += 1
+            generation.purge(reset)
         for outcome, count in outcomes.most_common(RESETS_LOGGED):
-            log.warning("%d connections, %s", count, outcome)
+            log.warning("%d connection%s, %s", count, "s"[: count != 1], outcome)
         if rest := sum(outcomes.values()) - sum(dict(outcomes.most_common(RESETS_LOGGED)).values()):
-            log.warning("%d connections of others, too", rest)
+            log.warning("%d connections of other programs, too", rest)
 
     def finish_retirements(self) -> bool:
         """Takes pairs that left acceleration off the sockhash; whether all are off."""

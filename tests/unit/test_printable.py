@@ -9,9 +9,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from sockredirctl import render
 from sockredird import __main__ as daemon
 from sockredird.errors import printable
-from sockredirctl import render
 
 HOSTILE = "\x1b[31mA\nB\x07\x7f\x9b2J\u202e\ud800"
 

@@ -41,7 +41,7 @@ def test_what_does_not_drain_is_reset(
     assert enabled.get("State") == "disabled"
     assert pins.directories(host.root) == []
     assert stalled.do(stall.errors) == ["ECONNABORTED", "ECONNRESET"]
-    assert re.search(r"1 connections, had not drained: reset: .*\[\d+\]", daemon.stderr)
+    assert re.search(r"1 connection, had not drained: reset: .*\[\d+\]", daemon.stderr)
 
 
 @impatient
@@ -55,13 +55,13 @@ def test_what_drains_is_not(host: Host, enabled: Client) -> None:
     traffic.do(load.finish)
 
 
-@impatient
+@pytest.mark.parametrize("host", [{"limits": {"drain_timeout_s": 5.0}}], indirect=True)
 def test_the_timeout_counts_from_the_first_disable(enabled: Client, stalled: Actor) -> None:
     enabled.call("Disable")
     assert enabled.get("State") == "draining"
     began = time.monotonic()
     enabled.call("DisableWith", "a{sv}", FORCE)
-    assert time.monotonic() - began < 0.5
+    assert time.monotonic() - began < 5.0
     assert enabled.get("State") == "disabled"
 
 
@@ -93,8 +93,10 @@ def test_the_command(host: Host, enabled: Client, stalled: Actor) -> None:
     done = host.ctl("disable", "--force")
     assert (done.returncode, done.stdout) == (0, "")
     head, line = done.stderr.splitlines()
-    assert head == "reset 1 connections that had not drained"
-    assert re.fullmatch(rf"  127\.0\.0\.1:\d+ -> 127\.0\.0\.1:\d+  {comm}\[{stalled.pid}\] > .*", line)
+    assert head == "reset 1 connection that had not drained"
+    assert re.fullmatch(
+        rf"  127\.0\.0\.1:\d+ -> 127\.0\.0\.1:\d+  {comm}\[{stalled.pid}\] > .*", line
+    )
     assert enabled.get("State") == "disabled"
 
 

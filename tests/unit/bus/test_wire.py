@@ -1,4 +1,4 @@
-"""The stream is cut into the messages it consists of, however it arrives; large ones are not kept."""
+"""The stream is cut into its messages, however it arrives; large ones are not kept."""
 
 from __future__ import annotations
 
