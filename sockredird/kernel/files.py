@@ -65,12 +65,13 @@ def write(path: Path, data: dict[str, Any]) -> None:
     replace(path, json.dumps(data).encode())
 
 
-def replace(path: Path, content: bytes, mode: int = 0o644) -> None:
+def replace(path: Path, content: bytes, mode: int = 0o644, suffix: str = ".new") -> None:
     """Puts a new file in place of `path`, whatever that is, and through no symbolic link.
 
+    `suffix` is that of the file while it is written: where several processes write, one of each.
     Raises OSError; the old file is still there then.
     """
-    beside = path.with_name(path.name + ".new")
+    beside = path.with_name(path.name + suffix)
     with suppress(FileNotFoundError):
         beside.unlink()  # of a crash, or somebody's symbolic link
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC

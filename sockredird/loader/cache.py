@@ -52,7 +52,7 @@ def write(key: str, objects: Objects) -> None:
     """Or not, with a warning."""
     try:
         directory().mkdir(mode=0o755, parents=True, exist_ok=True)
-        files.replace(_path(key), objects.dump(), 0o600)
+        files.replace(_path(key), objects.dump(), 0o600, f".{os.getpid()}.new")
         by_age = sorted(directory().iterdir(), key=lambda path: -path.stat().st_mtime_ns)
         for path in by_age[KEPT:]:
             path.unlink(missing_ok=True)
