@@ -207,6 +207,9 @@ class Connection(MessageBus):  # type: ignore[misc]
         )
 
     def _judge_call(self, frame: Frame, header: Header, descriptors: list[int]) -> None:
+        if not header.sender.startswith(":"):  # the bus sees to it that each caller has a name
+            _close(descriptors)
+            return
         member = self._members.get((header.interface, header.member))
         if not frame.raw:
             _close(descriptors)
@@ -257,7 +260,8 @@ class Connection(MessageBus):  # type: ignore[misc]
             await self._authority.require(call.caller)
         except AccessDenied as error:
             _close(call.descriptors)
-            self._refuse(call.header, f"org.sockredir.Error.{error.name}", str(error))
+            name = f"org.sockredir.Error.{error.name}"
+            self._refuse(call.header, name, str(error), counted=True)
             return
         finally:
             self._waiting_bytes -= size
@@ -273,29 +277,32 @@ class Connection(MessageBus):  # type: ignore[misc]
         except Exception as error:
             _close(call.descriptors)
             text = f"the arguments cannot be read: {error}"
-            self._refuse(call.header, ErrorType.INVALID_ARGS.value, text)
+            self._refuse(call.header, ErrorType.INVALID_ARGS.value, text, counted=True)
             return
         # Calls that want no answer count, too, until they are carried out: send() drops the answer
         message.flags &= ~MessageFlag.NO_REPLY_EXPECTED
         caller.set(call.caller)
         self._on_message(message)
 
-    def _refuse(self, header: Header, name: str, text: str) -> None:
+    def _refuse(self, header: Header, name: str, text: str, *, counted: bool = False) -> None:
+        """`counted`: among the calls under way, which it is no more."""
         text = printable(text)
         self.refusals.note(header.sender, f"{header.member}: {text}")
-        if header.flags & wire.NO_REPLY_EXPECTED:
+        if counted:
             self._calls.end(header.sender, header.serial)
-        elif self.connected:
-            self.send(
-                Message(
-                    message_type=MessageType.ERROR,
-                    destination=header.sender,
-                    reply_serial=header.serial,
-                    error_name=name,
-                    signature="s",
-                    body=[text],
-                )
+        if header.flags & wire.NO_REPLY_EXPECTED or not self.connected:
+            return
+        # not by send(), which would take this for the answer to a call of the same serial
+        super().send(
+            Message(
+                message_type=MessageType.ERROR,
+                destination=header.sender,
+                reply_serial=header.serial,
+                error_name=name,
+                signature="s",
+                body=[text],
             )
+        )
 
 
 @dataclass(frozen=True)

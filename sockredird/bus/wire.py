@@ -131,6 +131,8 @@ class Framer:
             return None
         header: Header | None = Header(kind, flags, serial, body_bytes)
         try:
+            if not serial:
+                raise Malformed("no serial")
             _read_fields(header, bytes(buffer[at + _FIXED : at + _FIXED + fields]), endian)
         except (Malformed, struct.error, UnicodeDecodeError, IndexError):
             header = None

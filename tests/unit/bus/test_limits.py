@@ -28,6 +28,14 @@ def test_many_senders_leave_one_call_to_each() -> None:
     assert "one at a time" in calls.begin(":1.1", 2, answer_wanted=True)
 
 
+def test_a_serial_that_is_under_way() -> None:
+    """The refusal of the second does not end the first."""
+    calls = limits.Calls()
+    assert calls.begin(":1.1", 1, answer_wanted=True) == ""
+    assert "serial 1" in calls.begin(":1.1", 1, answer_wanted=True)
+    assert len(calls) == 1
+
+
 def test_an_answer_that_nobody_wants() -> None:
     calls = limits.Calls()
     calls.begin(":1.1", 1, answer_wanted=False)
