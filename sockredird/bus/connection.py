@@ -38,6 +38,7 @@ _CHUNKS_PER_TURN = 16  # of the event loop, which has others to serve
 _DESCRIPTORS = 253  # the most that come with one message: SCM_MAX_FD
 # dbus-next keeps the parsed form of each signature it has met, which are of others' choosing
 _SIGNATURES_KEPT = 256
+_DRIVER_SIGNALS = {"NameOwnerChanged": "sss", "NameAcquired": "s", "NameLost": "s"}
 _STANDARD = "org.freedesktop.DBus."
 
 # Who called, for the members of the object: dbus-next does not tell a handler. The handler's task
@@ -184,9 +185,14 @@ class Connection(MessageBus):  # type: ignore[misc]
             if header.kind in (wire.METHOD_RETURN, wire.ERROR):
                 self._take_answer(frame, header)
             elif header.kind == wire.SIGNAL:
-                # only the bus cannot be imitated; of the others we read no more than the header
-                trusted = header.sender == DRIVER and frame.raw
-                self._on_message(_unmarshalled(frame, []) if trusted else _without_body(header))
+                self._take_signal(frame, header)
+
+    def _take_signal(self, frame: Frame, header: Header) -> None:
+        """Only the bus cannot be imitated: of the others we read no more than the header."""
+        if header.sender != DRIVER:
+            self._on_message(_without_body(header))
+        elif frame.raw and _DRIVER_SIGNALS.get(header.member) == header.signature:
+            self._on_message(_unmarshalled(frame, []))
 
     def _take_answer(self, frame: Frame, header: Header) -> None:
         """That of a call of ours."""

@@ -16,7 +16,15 @@ from dbus_next.service import ServiceInterface, dbus_property, method, signal
 from sockredird import __version__
 from sockredird.bus.calls import CALL_TIMEOUT_S, ask_bus
 from sockredird.bus.connection import Connection, Member, caller
-from sockredird.errors import BusUnavailable, Internal, InvalidConfig, SockredirError, printable
+from sockredird.errors import (
+    BusUnavailable,
+    Busy,
+    Internal,
+    InvalidConfig,
+    SockredirError,
+    printable,
+)
+from sockredird.kernel import files
 
 NAME = "org.sockredir"
 PATH = "/org/sockredir"
@@ -69,9 +77,15 @@ def _answered(handler: _Handler) -> _Handler:
             self.refusals.note(sender, f"{member}: {error}")
             raise DBusError(f"{NAME}.Error.{error.name}", printable(str(error))) from error
         except Exception as error:
-            self.refusals.note(sender, f"{member} failed: {error!r}", failed=True)
-            text = f"internal error ({type(error).__name__}: {error}); the daemon's log has more"
-            raise DBusError(f"{NAME}.Error.{Internal.name}", printable(text)) from error
+            passing = isinstance(error, OSError) and error.errno in files.PASSING
+            kind: type[SockredirError]
+            if passing:
+                kind, text = Busy, f"{error}: try again when the daemon, or the host, has more room"
+            else:
+                what = f"{type(error).__name__}: {error}"
+                kind, text = Internal, f"internal error ({what}); the daemon's log has more"
+            self.refusals.note(sender, f"{member} failed: {error!r}", failed=not passing)
+            raise DBusError(f"{NAME}.Error.{kind.name}", printable(text)) from error
 
     return wrapper  # type: ignore[return-value]
 

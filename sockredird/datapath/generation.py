@@ -29,7 +29,7 @@ from sockredird.datapath import adoption, contents, links
 from sockredird.datapath.adoption import MAPS, MEMBERS
 from sockredird.datapath.plan import Plan
 from sockredird.errors import AccessDenied, Internal, LoadFailed
-from sockredird.kernel import capabilities, libbpf
+from sockredird.kernel import capabilities, files, libbpf
 from sockredird.kernel.cgroup import is_cgroup
 from sockredird.kernel.libbpf import Fd
 from sockredird.loader import compiler
@@ -244,7 +244,8 @@ class Generation:
         except LoadFailed as error:
             return str(error)
         except OSError as error:
-            return f"{self.directory}: {error.strerror or error}"
+            if error.errno not in files.PASSING:
+                return f"{self.directory}: {error.strerror or error}"
         return ""
 
     @property

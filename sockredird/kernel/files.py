@@ -14,8 +14,8 @@ from typing import Any
 log = logging.getLogger(__name__)
 
 SIZE_LIMIT = 16 << 20  # bytes; the largest there is, learned.json, has a tenth of it
-# These pass: the file may be as good as ever.
-_PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR, errno.EAGAIN)
+# What these say passes: whatever could not be read may be as good as ever.
+PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR, errno.EAGAIN)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def read_or_empty(path: Path) -> dict[str, Any]:
     try:
         return read(path)
     except OSError as error:
-        if error.errno in _PASSING:
+        if error.errno in PASSING:
             raise
         log.warning("%s is ignored: %s", path, error)
         return {}
