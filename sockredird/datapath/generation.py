@@ -48,10 +48,10 @@ from sockredird.loader.records import (
     PLAIN_COUNTERS,
     PROGRAMS,
     RETIRED,
+    Flow,
     Settings,
     hash_of,
     listener_key,
-    Flow,
 )
 
 log = logging.getLogger(__name__)
