@@ -1,5 +1,6 @@
 # make test     everything the tests need, and the tests; as root, or through sudo
 # make unit     those of the tests that need no root: as the user who calls it, in half a minute
+# make fuzz     an hour of made-up messages, configurations and state files; FUZZ_S=60: a minute for each
 # make torture  the lifecycle tests, for an hour
 # make bench    figures for docs/benchmarks and the README, in ten minutes; QUICK=1: in one, beside them
 # make vm-test  the package on Debian kernels in virtual machines; KERNEL=6.1, 6.12, 7.3 or all
@@ -41,7 +42,7 @@ SOURCES := $(wildcard sockredird sockredirctl tests bench) \
 	$(shell grep -lsE '^\#!.*python3' packaging/* tools/*)
 MANPAGES := $(wildcard man/*.[58])
 
-.PHONY: all install-deps test unit torture semantics bench vm-test vm-deps vm-roots kernels \
+.PHONY: all install-deps test unit fuzz torture semantics bench vm-test vm-deps vm-roots kernels \
 	check check-deps check-python check-man check-systemd check-dbus check-packaging \
 	deb lintian demo clean
 all: deb
@@ -60,6 +61,12 @@ AS_NOBODY := $(if $(ROOT),,setpriv --reuid=65534 --regid=65534 --clear-groups)
 unit: install-deps
 	$(AS_NOBODY) env PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m pytest -p no:cacheprovider \
 		$(PYTEST_ARGS) tests/unit
+
+# Seven targets, FUZZ_S seconds each; `make test` gives them a minute together.
+FUZZ_S := 515
+fuzz: install-deps
+	$(ROOT) env PYTHONDONTWRITEBYTECODE=1 SOCKREDIR_FUZZ_S=$(FUZZ_S) $(PYTHON) -m pytest \
+		tests/unit/test_fuzz.py $(PYTEST_ARGS)
 
 # An hour or so: kills, upgrades and cycles by the hundreds, where `make test` has a few.
 torture: install-deps
@@ -138,6 +145,8 @@ check-systemd: | check-deps
 		> build/systemd/sockredird.service
 	SYSTEMD_LOG_LEVEL=warning systemd-analyze verify --man=no --recursive-errors=no \
 		build/systemd/sockredird.service
+	systemd-analyze security --offline=yes --threshold=25 build/systemd/sockredird.service \
+		> build/systemd/security; status=$$?; tail -1 build/systemd/security; exit $$status
 
 check-dbus: | check-deps
 	$(ROOT) packaging/check-dbus

@@ -56,7 +56,8 @@ _sockredirctl() {
     case $command in
         '') options=(--help --version) ;;
         enable) options=(--unit --cgroup --exclude-cgroup --addresses --port --exclude-port) ;;
-        disable | reload) ;;
+        disable) options=(--force) ;;
+        reload) ;;
         status | check | trace) options=(--json) ;;
         bench) options=(--port --json) ;;
         stats) options=(--format --json) ;;

@@ -32,24 +32,47 @@ async def _enable(client: Client, arguments: argparse.Namespace) -> None:
     ):
         if values:
             scope[key] = Variant(signature, values)
+    before = await client.properties()
     if scope:
         await client.call("EnableWith", "a{sv}", scope)
     else:
         await client.call("Enable")
-    waiting = [unit for unit, path in (await client.properties())["Units"].items() if not path]
+    properties = render.printable(await client.properties())
+    waiting = [unit for unit, path in properties["Units"].items() if not path]
     if waiting:
         print(f"not running, and waited for: {', '.join(waiting)}", file=sys.stderr)
+    if before["State"] == "draining":
+        print("enabled; connections of before go on leaving acceleration", file=sys.stderr)
+    if any(properties["Scope"][key] != render.printable(v.value) for key, v in scope.items()):
+        shown = render.scope(properties["Scope"], properties["Units"])
+        print(f"somebody else changed the scope meanwhile: {shown}", file=sys.stderr)
 
 
-async def _disable(client: Client, _arguments: argparse.Namespace) -> None:
+async def _disable(client: Client, arguments: argparse.Namespace) -> None:
+    if (await client.properties())["State"] == "disabled":
+        print("acceleration was disabled already", file=sys.stderr)
     await client.call("Disable")
-    properties = await client.properties()
-    if properties["State"] == "draining":
+    if arguments.force and (await client.properties())["State"] == "draining":
+        await _reset(client)
+    if (await client.properties())["State"] == "draining":
         print(
-            "draining: some programs have not read their data yet; "
-            "their connections leave acceleration when they do",
+            "draining: some programs have not read their data yet; their connections leave "
+            "acceleration when they do, or are reset by sockredirctl disable --force",
             file=sys.stderr,
         )
+
+
+async def _reset(client: Client) -> None:
+    """The drain timeout is over: those that have not read lose their connections."""
+    left = await client.all_connections({})
+    await client.call("DisableWith", "a{sv}", {"force": Variant("b", True)})
+    still = {(c["client"], c["server"]) for c in await client.all_connections({})}
+    gone = [c for c in render.printable(left) if (c["client"], c["server"]) not in still]
+    plural = "s"[: len(gone) != 1]
+    print(f"reset {len(gone)} connection{plural} that had not drained", file=sys.stderr)
+    for c in gone:
+        programs = f"{list_.who(c, 'client')} > {list_.who(c, 'server')}"
+        print(f"  {c['client']} -> {c['server']}  {programs}", file=sys.stderr)
 
 
 async def _reload(client: Client, _arguments: argparse.Namespace) -> None:
@@ -62,7 +85,8 @@ async def _status(client: Client, arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps({**properties, "Stats": stats}))
     else:
-        print(render.status(properties, stats, time.time(), shutil.get_terminal_size().columns))
+        columns = shutil.get_terminal_size().columns
+        print(render.status(render.printable(properties), stats, time.time(), columns))
 
 
 async def _stats(client: Client, arguments: argparse.Namespace) -> None:
@@ -130,6 +154,12 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(function=function)
         if function is _enable:
             _add_scope_arguments(command)
+        elif function is _disable:
+            command.add_argument(
+                "--force",
+                action="store_true",
+                help="reset connections whose programs have not read by the drain timeout",
+            )
         elif function is _stats:
             command.add_argument(
                 "--format",
@@ -240,7 +270,7 @@ def main() -> int:
         asyncio.run(_run(arguments))
         sys.stdout.flush()
     except ClientError as error:
-        print(f"sockredirctl: {error}", file=sys.stderr)
+        print(f"sockredirctl: {render.printable(str(error))}", file=sys.stderr)
         return error.code
     except (KeyboardInterrupt, BrokenPipeError):
         # the reader has gone, or Ctrl-C ended a trace: both are how such a command ends

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 
+from sockredirctl import render
 from sockredirctl.client import Client
 from sockredirctl.errors import ClientError
 
@@ -19,9 +20,9 @@ async def run(client: Client, arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps(findings))
     elif sys.stdout.isatty():
-        _show(findings)
+        _show(render.printable(findings))
     else:
-        print(text(findings))
+        print(text(render.printable(findings)))
     failed = [finding["name"] for finding in findings if finding["status"] == "fail"]
     if failed:
         sys.stdout.flush()

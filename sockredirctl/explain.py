@@ -9,6 +9,7 @@ from typing import Any
 
 from dbus_next import Variant
 
+from sockredirctl import render
 from sockredirctl.client import Client
 from sockredirctl.errors import ClientError, Exit
 
@@ -43,7 +44,8 @@ async def run(client: Client, arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps(answers))
     else:
-        print("\n".join(map(text, answers)) if answers else "no such TCP connection or listener")
+        shown = map(text, render.printable(answers))
+        print("\n".join(shown) if answers else "no such TCP connection or listener")
 
 
 def text(answer: dict[str, Any]) -> str:

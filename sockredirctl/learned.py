@@ -7,6 +7,7 @@ import json
 from datetime import datetime
 from typing import Any
 
+from sockredirctl import render
 from sockredirctl.client import Client
 from sockredirctl.errors import ClientError, Exit
 
@@ -24,7 +25,8 @@ async def run(client: Client, arguments: argparse.Namespace) -> None:
         if arguments.json:
             print(json.dumps(entries))
         else:
-            print("\n".join(map(line, entries)) if entries else "nothing is learned")
+            shown = map(line, render.printable(entries))
+            print("\n".join(shown) if entries else "nothing is learned")
         return
     if (arguments.forget is not None and arguments.all) or arguments.forget == "":
         raise ClientError("learned takes --forget ID, or --all", Exit.USAGE)

@@ -76,7 +76,7 @@ async def run(client: Client, arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps(connections))
     elif connections:
-        print(_table(connections))
+        print(_table(render.printable(connections)))
 
 
 def who(connection: Connection, side: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 PASS, WARN, FAIL = "pass", "warn", "fail"
+SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,12 @@ class Finding:
         if everything and private:
             answer["detail"] += f": {private}"
         return answer
+
+
+def some(items: list[str]) -> str:
+    """The first few programs, rules or units for a finding, and how many more there are."""
+    more = len(items) - SHOWN
+    return "; ".join(items[:SHOWN]) + (f"; and {more} more" if more > 0 else "")
 
 
 def failed(findings: list[Finding]) -> Finding | None:

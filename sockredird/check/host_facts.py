@@ -14,15 +14,14 @@ from collections.abc import Iterator
 from ctypes import byref, c_uint32
 from pathlib import Path
 
-from sockredird.check import splicers
-from sockredird.check.findings import PASS, WARN, Finding
+from sockredird.check import controls, splicers
+from sockredird.check.findings import PASS, WARN, Finding, some
 from sockredird.datapath.generation import Generation
 from sockredird.kernel import libbpf
 from sockredird.kernel.cgroup import mount_point
 from sockredird.kernel.libbpf import Fd, lib
 from sockredird.kernel.uapi import AttachType, ProgType
 
-SHOWN = 5  # programs or rules named in a finding
 RULES_LIMIT_S = 2.0
 _SBIN = "/usr/sbin:/usr/bin:/sbin:/bin"
 _PROGRAMS = {int(ProgType.SOCK_OPS): "sock_ops", int(ProgType.SK_MSG): "sk_msg"}
@@ -40,12 +39,9 @@ def gather(candidate: Generation | None, ours: frozenset[int] = frozenset()) -> 
         _other_programs(ours),
         receive_steering(Path("/sys/class/net/lo")),
         _firewall(),
+        controls.qdiscs("lo"),
+        controls.packet_programs(),
     ]
-
-
-def _some(items: list[str]) -> str:
-    more = len(items) - SHOWN
-    return "; ".join(items[:SHOWN]) + (f"; and {more} more" if more > 0 else "")
 
 
 # -- programs --------------------------------------------------------------------------------
@@ -63,7 +59,7 @@ def _listeners(candidate: Generation | None) -> Finding:
         WARN,
         f"programs that listen: {len(found)} may splice(2) from connections, which finds nothing "
         f"on accelerated ones: leave proxies out of scope{rest}",
-        _some(list(map(str, found))),
+        some(list(map(str, found))),
     )
 
 
@@ -81,7 +77,7 @@ def _other_programs(ours: frozenset[int]) -> Finding:
         WARN,
         f"other sock_ops or sk_msg programs: {len(others)}{unseen}; a socket that one of them puts "
         "on its own sockmap first stays on TCP",
-        _some(others),
+        some(others),
     )
 
 
@@ -150,7 +146,7 @@ def _firewall() -> Finding:
         WARN,
         f"firewall rules that look into what connections on lo carry: {len(rules)}; they see the "
         "handshake and the end of accelerated ones, and no data between",
-        _some([rule.strip() for rule in dict.fromkeys(rules)]),
+        some([rule.strip() for rule in dict.fromkeys(rules)]),
     )
 
 

@@ -179,7 +179,7 @@ class KernelCheck:
             log.warning("what is known of the kernel will be forgotten: %s", error)
 
     def _recall(self) -> None:
-        notes = files.read(self._notes)
+        notes = files.read_or_empty(self._notes)
         try:
             if self._key().items() <= notes.items():
                 self.kernel = [Finding(*map(str, found)) for found in notes["findings"]]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,22 +25,33 @@ from sockredird.datapath.generation import WALK_SHARE, Generation, Walked, disca
 from sockredird.datapath.join import Joiner, Looked
 from sockredird.datapath.learned import Learned, has_kernel_tls
 from sockredird.datapath.plan import Plan
-from sockredird.datapath.resets import Resets
+from sockredird.datapath.resets import Resets, reset_connection
 from sockredird.errors import InvalidConfig, LoadFailed, SockredirError
 from sockredird.kernel import cgroup
+from sockredird.kernel.sockdiag import Address
 from sockredird.loader import compiler
-from sockredird.observe import explain
+from sockredird.loader.records import SIDES, Flow
+from sockredird.observe import explain, listing
 from sockredird.observe.explain import View
 
 log = logging.getLogger(__name__)
 
 DISABLED, ENABLED, DRAINING, FAILED = "disabled", "enabled", "draining", "failed"
 RETIRE_SLICE_S = 0.1
+RESETS_AT_ONCE = 1_000_000  # connections: as many as [limits] max_connections allows
+RESETS_LOGGED = 20  # pairs of programs
 DRAIN_AT_ONCE_S = 1.0  # how long a change waits for readers itself: nothing else runs meanwhile
 
 
 def _empty(walked: Walked) -> bool:
     return walked.entries == 0
+
+
+def _program(connection: dict[str, Any], side: str) -> str:
+    """The one that last sent, if any, and its unit."""
+    comm = connection.get(f"{side}_comm") or "?"
+    pid, unit = connection.get(f"{side}_pid", 0), connection.get(f"{side}_unit", "")
+    return f"{comm}[{pid}]" + (f" of {unit}" if unit else "")
 
 
 def _outermost(units: dict[str, str]) -> tuple[Path, ...]:
@@ -314,6 +326,27 @@ class Manager:
         if self.state == DRAINING and not self.draining:
             self._enter(DISABLED)
 
+    def reset_draining(self) -> None:
+        """Resets the connections whose programs have not read; drain() then removes the rest.
+
+        Logs how many, and whose. One in another network namespace stays until its program reads.
+        """
+        outcomes: Counter[str] = Counter()
+        for generation in self.draining:
+            reset = set()
+            for c in listing.busiest([generation], RESETS_AT_ONCE, listing.Query()):
+                ends = Address.parse(c["client"]), Address.parse(c["server"])
+                error = reset_connection(*ends, c["netns"])
+                if not error:
+                    reset.add(Flow(c["client"], c["server"], c["netns"]))
+                outcome = f"cannot be reset ({error})" if error else "had not drained: reset"
+                outcomes[f"{outcome}: {' > '.join(_program(c, side) for side in SIDES)}"] += 1
+            generation.purge(reset)
+        for outcome, count in outcomes.most_common(RESETS_LOGGED):
+            log.warning("%d connection%s, %s", count, "s"[: count != 1], outcome)
+        if rest := sum(outcomes.values()) - sum(dict(outcomes.most_common(RESETS_LOGGED)).values()):
+            log.warning("%d connections of other programs, too", rest)
+
     def finish_retirements(self) -> bool:
         """Takes pairs that left acceleration off the sockhash; whether all are off."""
         self.drain()
@@ -384,7 +417,8 @@ class Manager:
     def stats(self) -> dict[str, int]:
         """The counters of INTERFACE: totals since boot, and what is on the sockhash now."""
         stats = self._totals.stats(self.generations)
-        stats["map_capacity"] = self.live.capacity() if self.live else 0
+        # of all that map_entries counts: one that drains has a sockhash of its own
+        stats["map_capacity"] = sum(generation.capacity() for generation in self.generations)
         return stats
 
     def note_learned(self) -> None:

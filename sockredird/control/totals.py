@@ -21,7 +21,8 @@ class Totals:
         self._carried_from = 0  # the last generation carried, by when it was created
 
     def load(self) -> None:
-        carried = {k: v for k, v in files.read(self._path).items() if isinstance(v, int)}
+        """Raises OSError as files.read_or_empty() does. What cannot be a counter counts as 0."""
+        carried = {k: v for k, v in files.read_or_empty(self._path).items() if _is_counter(v)}
         self._carried = {name: carried.get(name, 0) for name in COUNTERS}
         self._carried_from = carried.get("generation", 0)
 
@@ -58,3 +59,8 @@ class Totals:
         if generation.manifest["created"] == self._carried_from:
             return {}
         return generation.counters()
+
+
+def _is_counter(value: object) -> bool:
+    """Whether Stats can have it, as `t`, and still count on for as long as a host runs."""
+    return type(value) is int and 0 <= value < 1 << 63

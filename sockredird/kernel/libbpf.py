@@ -75,6 +75,7 @@ class _ProgLoadOpts(ctypes.Structure):
 
 
 _INSN_SIZE = 8  # struct bpf_insn
+_QUERY_EFFECTIVE = 1  # BPF_F_QUERY_EFFECTIVE
 _LOG_SIZE = 1 << 20
 _BTF_INT_SIGNED = 1  # include/uapi/linux/btf.h
 KEYS_TRIES = 10
@@ -352,10 +353,15 @@ def attached_to_cgroup(cgroup: Fd, kind: AttachType) -> list[int]:
     return _attached(cgroup, kind)
 
 
-def _attached(target: Fd, kind: AttachType) -> list[int]:
+def effective_on_cgroup(cgroup: Fd, kind: AttachType) -> list[int]:
+    """Ids of the programs that sockets in the cgroup run, those of cgroups above included."""
+    return _attached(cgroup, kind, _QUERY_EFFECTIVE)
+
+
+def _attached(target: Fd, kind: AttachType, flags: int = 0) -> list[int]:
     ids = (c_uint32 * 64)()  # as many as a cgroup takes (BPF_CGROUP_MAX_PROGS)
     count = c_uint32(len(ids))
-    result = lib.bpf_prog_query(target.number, kind, 0, None, ids, ctypes.byref(count))
+    result = lib.bpf_prog_query(target.number, kind, flags, None, ids, ctypes.byref(count))
     check(result, "query attached programs")
     return list(ids[: count.value])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
@@ -26,7 +27,7 @@ def dump(family: int, request: int, body: bytes, what: str) -> Iterator[bytes]:
         while True:
             data = netlink.recv(1 << 16)
             while data:
-                length, kind, *_ = _HEADER.unpack_from(data)
+                length, kind, *_ = _header(data, what)
                 if kind == _NLMSG_DONE:
                     return
                 if kind == _NLMSG_ERROR:
@@ -51,7 +52,7 @@ def _exchange(family: int, request: int, flags: int, body: bytes, what: str) -> 
         size = _HEADER.size + len(body)
         netlink.send(_HEADER.pack(size, request, flags, 1, 0) + body)
         answer = netlink.recv(1 << 16)
-    length, kind, *_ = _HEADER.unpack_from(answer)
+    length, kind, *_ = _header(answer, what)
     if kind == _NLMSG_ERROR:
         error = -struct.unpack_from("=i", answer, _HEADER.size)[0]
         if error:
@@ -59,11 +60,22 @@ def _exchange(family: int, request: int, flags: int, body: bytes, what: str) -> 
     return answer[_HEADER.size : length]
 
 
+def _header(data: bytes, what: str) -> tuple[int, ...]:
+    """Of the first message in `data`. Raises OSError if that is not whole."""
+    if len(data) >= _HEADER.size:
+        header = _HEADER.unpack_from(data)
+        if _HEADER.size <= header[0] <= len(data):
+            return header
+    raise OSError(errno.EBADMSG, f"{what}: an answer that was cut off")
+
+
 def attributes(raw: bytes) -> dict[int, bytes]:
     """By type, nested ones as they are."""
     found = {}
     while len(raw) >= _ATTRIBUTE.size:
         length, kind = _ATTRIBUTE.unpack_from(raw)
+        if length < _ATTRIBUTE.size:  # there is no next one
+            break
         found[kind & _NLA_TYPE_MASK] = raw[_ATTRIBUTE.size : length]
         raw = raw[(length + 3) & ~3 :]
     return found

@@ -32,6 +32,8 @@ class ProgType(IntEnum):
 class AttachType(IntEnum):
     """enum bpf_attach_type."""
 
+    CGROUP_INET_INGRESS = 0
+    CGROUP_INET_EGRESS = 1
     CGROUP_SOCK_OPS = 3
     SK_MSG_VERDICT = 7
     CGROUP_SETSOCKOPT = 22
