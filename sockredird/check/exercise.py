@@ -16,7 +16,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from sockredird.check import kernel_facts, pace
+from sockredird.check import kernel_facts, measure
 from sockredird.check.tcp_pair import (
     NotTried,
     Pair,
@@ -226,10 +226,10 @@ class Exercises:
         return {"accelerated": wanted or self._port, "plain": plain}
 
     def round_trips(self, **load: Any) -> Answer:
-        return pace.round_trips(**load)
+        return measure.round_trips(**load)
 
     def stream(self, **load: Any) -> Answer:
-        return pace.stream(**load)
+        return measure.stream(**load)
 
     def kernel(self) -> Answer:
         """What the kernel offers, apart from sockets."""
