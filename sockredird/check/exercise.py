@@ -41,7 +41,7 @@ _ULPS = Path("/proc/sys/net/ipv4/tcp_available_ulp")
 FLOOD_MESSAGE = 16384
 FLOOD_CAP = 8 << 20  # TCP takes far less, with the buffers set below
 FLOOD_BUFFER = 128 << 10
-PATTER_CAP = 6000
+BYTES_CAP = 6000
 UNREAD = {"client": 64, "server": 16}  # messages of 1 KiB
 TAIL = 1000
 
@@ -77,7 +77,7 @@ class Exercises:
         """The port that all servers here listen on, one after the other."""
         return {"port": self._port}
 
-    def converse(self, ipv6: bool) -> Answer:
+    def send_both_ways(self, ipv6: bool) -> Answer:
         """A connection with some messages each way, which stays open."""
         try:
             pair = new_pair(self._port, socket.AF_INET6 if ipv6 else socket.AF_INET)
@@ -110,7 +110,7 @@ class Exercises:
             "size": TAIL,
         }
 
-    def hang_up(self) -> Answer:
+    def close(self) -> Answer:
         self._kept(self._open).close()
         return {}
 
@@ -144,11 +144,11 @@ class Exercises:
                     "correct": read(pair.server, accepted) == wanted,
                 }
 
-    def patter(self) -> Answer:
+    def flood_with_bytes(self) -> Answer:
         """Sends single bytes to a reader that does not read, until one goes by TCP."""
         with closing(new_pair(self._port)) as pair:
             count = 0
-            while count < PATTER_CAP and not sent_by_tcp(pair.client):
+            while count < BYTES_CAP and not sent_by_tcp(pair.client):
                 for _ in range(100):
                     pair.client.send(bytes([count & 0xFF]))
                     count += 1

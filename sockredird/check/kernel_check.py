@@ -56,7 +56,7 @@ class KernelCheck:
         self.when = 0  # microseconds since the epoch; 0: never tried
         self._root = root
         self._notes = runtime / "kernel.json"
-        self._recall()
+        self._read_notes()
 
     @contextmanager
     def gate(self, generations: list[Generation]) -> Iterator[Trial | None]:
@@ -76,7 +76,7 @@ class KernelCheck:
             box.begin("kernel")  # meanwhile, the datapath is compiled
 
             def trial(candidate: Generation) -> None:
-                findings = self._judge(box, candidate, generations)
+                findings = self._examine(box, candidate, generations)
                 self._note(findings)
                 bad = failed(findings)
                 if bad is not None:
@@ -88,7 +88,7 @@ class KernelCheck:
             try:
                 yield trial
             except LoadFailed as error:
-                lockdown = kernel_facts.judge_lockdown(kernel_facts.lockdown())
+                lockdown = kernel_facts.lockdown_finding(kernel_facts.lockdown())
                 if lockdown.status == FAIL:
                     raise UnsupportedKernel(lockdown.detail) from error
                 raise
@@ -128,18 +128,18 @@ class KernelCheck:
         try:
             with sandbox.opened(self._root) as box:
                 box.begin("kernel")
-                findings = self._judge(box, candidate, generations)
+                findings = self._examine(box, candidate, generations)
         except Unavailable as error:
             findings = [probes.unavailable(error)]
         self._note(findings)
         programs = (generation.program_ids() for generation in (candidate, *generations))
         return findings, frozenset().union(*programs)
 
-    def _judge(
+    def _examine(
         self, box: Sandbox, candidate: Generation, generations: list[Generation]
     ) -> list[Finding]:
         try:
-            findings = [*kernel_facts.judge(box.finish("kernel")), probes.LOADED]
+            findings = [*kernel_facts.findings(box.finish("kernel")), probes.LOADED]
             with leaving_alone(generations, box.cgroup):
                 return findings + probes.try_out(box, Candidate(candidate))
         except Unavailable as error:
@@ -151,7 +151,7 @@ class KernelCheck:
         try:
             with sandbox.opened(self._root) as box:
                 known = {finding.name for finding in findings}
-                facts = kernel_facts.judge(box.order("kernel"))
+                facts = kernel_facts.findings(box.order("kernel"))
                 findings += [finding for finding in facts if finding.name not in known]
         except Unavailable as unavailable:
             findings.append(probes.unavailable(unavailable))
@@ -178,7 +178,7 @@ class KernelCheck:
         except OSError as error:
             log.warning("what is known of the kernel will be forgotten: %s", error)
 
-    def _recall(self) -> None:
+    def _read_notes(self) -> None:
         notes = files.read(self._notes)
         try:
             if self._key().items() <= notes.items():

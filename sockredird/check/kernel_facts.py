@@ -56,14 +56,14 @@ def gather() -> dict[str, Any]:
     }
 
 
-def judge(facts: dict[str, Any]) -> list[Finding]:
+def findings(facts: dict[str, Any]) -> list[Finding]:
     """What needs no datapath, from the answer to the order `kernel`."""
     if "absent_fields" not in facts:
         return [Finding("btf", WARN, f"not tried: {facts.get('error')}")]
-    return [judge_lockdown(facts["lockdown"]), _fields(facts), _fentry(facts["fentry_refusal"])]
+    return [lockdown_finding(facts["lockdown"]), _fields(facts), _fentry(facts["fentry_refusal"])]
 
 
-def judge_lockdown(mode: str) -> Finding:
+def lockdown_finding(mode: str) -> Finding:
     if mode == "confidentiality":
         return Finding(
             "lockdown",

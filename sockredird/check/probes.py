@@ -91,7 +91,7 @@ def _pairing(trial: _Trial) -> Iterator[tuple[str, Verdict]]:
 
 def _redirect(trial: _Trial) -> Verdict:
     for ipv6 in (False, True):
-        answer = trial.sandbox.order("converse", ipv6=ipv6)
+        answer = trial.sandbox.order("send_both_ways", ipv6=ipv6)
         if "not_tried" in answer:  # nor would be all the rest, each after a timeout
             raise Unavailable(answer["not_tried"])
         if answer.get("missing"):
@@ -111,7 +111,7 @@ _SEEN_OR_NOT = (
 
 def _redirected_data(trial: _Trial) -> Iterator[tuple[str, Verdict]]:
     answer = trial.sandbox.order("inspect")
-    trial.sandbox.order("hang_up")
+    trial.sandbox.order("close")
     if "not_tried" in answer:
         for name in ("fionread_redirected", "splice"):
             yield name, (WARN, _not_tried(answer))
@@ -154,7 +154,7 @@ def _order(trial: _Trial) -> Verdict:
 
 
 def _backpressure(trial: _Trial) -> Verdict:
-    bytes_, messages = trial.sandbox.order("flood"), trial.sandbox.order("patter")
+    bytes_, messages = trial.sandbox.order("flood"), trial.sandbox.order("flood_with_bytes")
     for answer in (bytes_, messages):
         if "not_tried" in answer:
             return WARN, _not_tried(answer)

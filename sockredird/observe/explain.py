@@ -98,11 +98,13 @@ def explain(view: View, keys: dict[str, Any]) -> list[dict[str, Any]]:
                 subject = turned
         member: dict[str, Any] = {}
         if subject.client is None:
-            state, reason = _judge_listener(view, subject, names)
+            state, reason = _state_of_listener(view, subject, names)
         else:
             flow = subject.flow(namespace.cookie)
             member = members.get(flow, {})
-            state, reason = _judge(view, subject, flow, member, names, namespace.cookie)
+            state, reason = _state_of_connection(
+                view, subject, flow, member, names, namespace.cookie
+            )
         entry = view.learned.about(namespace.cookie, subject.server.port)
         if entry and (state, reason) in (("in_scope", ""), ("tcp", "before_enable")):
             state, reason = "tcp" if subject.client else "out_of_scope", "learned"
@@ -194,7 +196,7 @@ def _addresses_in_scope(scope: str, client: Address, server: Address, netns: int
     return scope != "loopback" or (client.ip.is_loopback and server.ip.is_loopback)
 
 
-def _judge(
+def _state_of_connection(
     view: View, subject: Subject, flow: bytes, member: dict[str, Any], names: Names, namespace: int
 ) -> tuple[str, str]:
     """State and reason of a connection."""
@@ -215,7 +217,7 @@ def _judge(
     return "tcp", _unsuitable(subject.sockets) or "before_enable"
 
 
-def _judge_listener(view: View, subject: Subject, names: Names) -> tuple[str, str]:
+def _state_of_listener(view: View, subject: Subject, names: Names) -> tuple[str, str]:
     """State and reason of what a listener accepts."""
     if not view.enabled:
         return "out_of_scope", "disable"
