@@ -1,4 +1,4 @@
-"""Whether acceleration is to be enabled, and with which scope: remembered across boots."""
+"""Whether acceleration is enabled, and with which scope: remembered across boots."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ log = logging.getLogger(__name__)
 
 
 class Intent:
-    """A file below [paths] state. What is remembered are overrides of the configured scope."""
+    """A file below [paths] state, with the keys of [scope] that Enable was given."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def remembered(self) -> dict[str, Any] | None:
-        """The scope's overrides if it is to be enabled, or None."""
+        """The overrides of the scope if acceleration is enabled, or None."""
         intent = files.read(self._path)
         scope = intent.get("scope")
         # a damaged scope must not become the whole host
         return scope if intent.get("enabled") and isinstance(scope, dict) else None
 
     def usable(self, configured: Scope) -> dict[str, Any]:
-        """Remembered overrides of `configured`; none if the file they are from was damaged."""
+        """The remembered overrides; none, with a warning, if they do not fit `configured`."""
         overrides = self.remembered() or {}
         try:
             config.override_scope(configured, overrides)
@@ -38,7 +38,10 @@ class Intent:
         return overrides
 
     def remember(self, overrides: dict[str, Any] | None) -> None:
-        """None: it is to be disabled. Raises LoadFailed; nothing is changed then."""
+        """Remembers overrides, or for None that acceleration is disabled.
+
+        Raises LoadFailed, having changed nothing.
+        """
         if self.remembered() == overrides:
             return
         try:

@@ -1,4 +1,7 @@
-"""Small JSON files that survive a crash at any point: written beside, synced, renamed."""
+"""Small JSON files that survive a crash at any point.
+
+The new content is written to a file beside the old one, synced, and renamed over it.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The object in `path`; empty if there is none, or (with a warning) if it is unreadable."""
+    """The object in `path`; empty if there is no file or, with a warning, if it is damaged."""
     try:
         data = json.loads(path.read_text())
         if isinstance(data, dict):
