@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from support.checkout import REPOSITORY
 
 # Where a name without its whole path may be

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from sockredird import __version__
+from support.checkout import REPOSITORY
 
-REPOSITORY = Path(__file__).parents[2]
 MAN_PAGES = sorted((REPOSITORY / "man").glob("*.[58]"))
 DATE = re.compile(r"^\.Dd (\w+ \d+, \d{4})$", re.MULTILINE)
 
