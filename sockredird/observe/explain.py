@@ -1,7 +1,7 @@
 """Why a connection or a listener is accelerated or not.
 
-The verdict of the datapath comes first. For a socket that the datapath never saw, sock_diag(7) says
-what it is, and that is compared with the scope.
+The reason that the datapath has recorded comes first. For a socket that the datapath never saw,
+sock_diag(7) says what it is, and that is compared with the scope.
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ def _subjects(
 
 
 def _gone(view: View, namespace: Namespace, local: Address, remote: Address) -> list[Subject]:
-    """A connection that has no socket any more, if the datapath has a verdict on it."""
+    """A connection that has no socket any more, if the datapath has recorded a reason."""
     for subject in (Subject(remote, local), Subject(local, remote)):
         flow = subject.flow(namespace.cookie)
         if _known(view, flow, {}):
