@@ -168,8 +168,8 @@ deb:
 	@$(APT_INSTALL) $(BUILD_DEPS)
 	rm -rf build/deb dist
 	mkdir -p $(DEB_TREE) dist
-	cp -R LICENSE Makefile README.md pyproject.toml bench completions dbus docs man packaging polkit \
-		sockredirctl sockredird systemd tests tools $(DEB_TREE)
+	cp -R LICENSE Makefile *.md .clang-format .editorconfig pyproject.toml bench completions dbus docs \
+		man packaging polkit sockredirctl sockredird systemd tests tools $(DEB_TREE)
 	find build/deb -name __pycache__ -prune -exec rm -r {} +
 	mv $(DEB_TREE)/packaging/debian build/deb
 	tar --create --xz --sort=name --owner=0 --group=0 --numeric-owner --directory=build/deb \

@@ -1,4 +1,4 @@
-"""What a check has found out, in a sentence that says what it means for the user."""
+"""The result of a check, with a sentence that says what it means for the user."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ SHOWN = 5
 
 @dataclass(frozen=True)
 class Finding:
-    """`detail` is for everybody, `private` for who may know what others run."""
+    """Anybody may see `detail`. `private` names what others run, and is for root only."""
 
     name: str
     status: str

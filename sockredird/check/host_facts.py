@@ -1,6 +1,6 @@
 """What on this host does not go well with redirected data: programs, settings, firewall rules.
 
-Only looks, and loads no kernel module by looking.
+This module only looks, and its looking loads no kernel module.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def _other_programs(ours: frozenset[int]) -> Finding:
     try:
         others = [text for number, text in _all_programs() if number not in ours]
         unseen = ""
-    except PermissionError:  # CAP_SYS_ADMIN, which the service does without
+    except PermissionError:  # it takes CAP_SYS_ADMIN, which the service does not have
         others = [f"sock_ops program {n}" for n in sorted(set(_on_cgroups()) - ours)]
         unseen = " on cgroups; sk_msg programs cannot be seen with the daemon's privileges"
     if not others:
@@ -82,7 +82,7 @@ def _other_programs(ours: frozenset[int]) -> Finding:
 
 
 def _all_programs() -> Iterator[tuple[int, str]]:
-    """Of the two types that meet ours, by id."""
+    """Ids and descriptions of all programs of the two types that ours have."""
     number = c_uint32(0)
     while True:
         result = lib.bpf_prog_get_next_id(number, byref(number))
@@ -91,7 +91,7 @@ def _all_programs() -> Iterator[tuple[int, str]]:
         libbpf.check(result, "list programs")
         fd = lib.bpf_prog_get_fd_by_id(number)
         if fd < 0:
-            continue  # freed meanwhile
+            continue  # it was freed meanwhile
         with Fd(fd) as program:
             info = libbpf.prog_info(program)
         if info.type in _PROGRAMS:
@@ -103,7 +103,7 @@ def _on_cgroups() -> Iterator[int]:
         try:
             with Fd(os.open(directory, os.O_RDONLY | os.O_DIRECTORY)) as cgroup:
                 yield from libbpf.attached_to_cgroup(cgroup, AttachType.CGROUP_SOCK_OPS)
-        except FileNotFoundError:  # removed meanwhile
+        except FileNotFoundError:  # it was removed meanwhile
             continue
 
 
@@ -111,7 +111,7 @@ def _on_cgroups() -> Iterator[int]:
 
 
 def receive_steering(interface: Path) -> Finding:
-    """`interface` is its directory in sysfs."""
+    """Whether RPS is on for an interface, given by its directory in sysfs."""
     masks = [path.read_text() for path in interface.glob("queues/rx-*/rps_cpus")]
     if not any(set(mask.strip()) - set("0,") for mask in masks):
         return Finding("rps", PASS, "lo has no Receive Packet Steering")
@@ -151,17 +151,17 @@ def _firewall() -> Finding:
 
 
 def looks_inside(rule: str) -> bool:
-    """Whether a line of iptables-save or nft matches lo, and more than headers of connections."""
+    """Whether a line of iptables-save or nft can match packets on lo by more than their headers."""
     interfaces = _INTERFACE.findall(rule)
     elsewhere = any((name == "lo") == bool(a or b) for a, b, name in interfaces)
     return bool(_LOOKS_INSIDE.search(rule)) and not elsewhere
 
 
 def _commands() -> Iterator[list[str]]:
-    """What lists rules; asking for those of a module that is not loaded would load it."""
+    """The commands that list rules, without those that would load a module to do so."""
     names = []
     if _has_nf_tables():
-        # iptables-save knows the names of matches that nft only calls xt
+        # iptables-save shows the names of matches, where nft only shows xt
         names += ["iptables-nft-save", "ip6tables-nft-save", "nft"]
     for table, name in (("ip", "iptables-legacy-save"), ("ip6", "ip6tables-legacy-save")):
         path = Path(f"/proc/net/{table}_tables_names")
@@ -176,7 +176,7 @@ def _commands() -> Iterator[list[str]]:
 def _has_nf_tables() -> bool:
     loaded = Path("/proc/modules")
     if not loaded.exists():
-        return True  # a kernel without modules has none to load
+        return True  # a kernel without modules loads none
     if re.search(r"^nf_tables ", loaded.read_text(), re.MULTILINE):
         return True
     builtin = Path(f"/lib/modules/{os.uname().release}/modules.builtin")

@@ -1,4 +1,4 @@
-"""Whether acceleration is to be enabled, and with which scope: remembered across boots."""
+"""Whether acceleration is enabled, and with which scope: remembered across boots."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 class Intent:
-    """A file below [paths] state. What is remembered are overrides of the configured scope."""
+    """A file below [paths] state, with the keys of [scope] that Enable was given."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -1,4 +1,7 @@
-"""Small JSON files that survive a crash at any point: written beside, synced, renamed."""
+"""Small JSON files that survive a crash at any point.
+
+The new content is written to a file beside the old one, synced, and renamed over it.
+"""
 
 from __future__ import annotations
 

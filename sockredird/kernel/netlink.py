@@ -1,4 +1,4 @@
-"""Questions over netlink(7): sock_diag, rtnetlink."""
+"""Requests over netlink(7), to sock_diag and rtnetlink."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _ATTRIBUTE = struct.Struct("=HH")
 
 
 def dump(family: int, request: int, body: bytes, what: str) -> Iterator[bytes]:
-    """The messages, without their headers, that answer a request for all there is of a kind.
+    """The answers to a request for all objects of a kind, without their message headers.
 
-    Raises OSError; `what` is for its text.
+    Raises OSError, with `what` in its text.
     """
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, family) as netlink:
         size = _HEADER.size + len(body)
@@ -38,12 +38,12 @@ def dump(family: int, request: int, body: bytes, what: str) -> Iterator[bytes]:
 
 
 def ask(family: int, request: int, body: bytes, what: str) -> bytes:
-    """The one message, without its header, that answers a request. Raises OSError."""
+    """The answer to a request for one object, without its message header. Raises OSError."""
     return _exchange(family, request, _NLM_F_REQUEST, body, what)
 
 
 def order(family: int, request: int, body: bytes, what: str) -> None:
-    """Has something done and waits until it is. Raises OSError."""
+    """Requests a change, and waits until the kernel confirms it. Raises OSError."""
     _exchange(family, request, _NLM_F_REQUEST | _NLM_F_ACK, body, what)
 
 
@@ -70,7 +70,7 @@ def _header(data: bytes, what: str) -> tuple[int, ...]:
 
 
 def attributes(raw: bytes) -> dict[int, bytes]:
-    """By type, nested ones as they are."""
+    """Attributes by their types. Those that are nested in another are left as bytes."""
     found = {}
     while len(raw) >= _ATTRIBUTE.size:
         length, kind = _ATTRIBUTE.unpack_from(raw)

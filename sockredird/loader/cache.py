@@ -1,6 +1,6 @@
-"""Compiled programs, kept for the next Enable: in $CACHE_DIRECTORY, or /var/cache/sockredird.
+"""Compiled programs, kept in $CACHE_DIRECTORY or /var/cache/sockredird for the next Enable.
 
-Nothing depends on it: what is missing, damaged or somebody else's is compiled anew.
+Nothing depends on it: programs whose file is missing, damaged or not ours are compiled again.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from sockredird.loader.objects import Objects, Unreadable
 
 log = logging.getLogger(__name__)
 
-KEPT = 8  # of other limits, and of the version before, which an upgrade may have to go back to
+KEPT = 8  # files; the last version's is among them, in case an upgrade is undone
 
 
 def directory() -> Path:
-    """Systemd's CacheDirectory=, systemd.exec(5)."""
+    """Under systemd, the directory of CacheDirectory= (systemd.exec(5))."""
     return Path(os.environ.get("CACHE_DIRECTORY") or "/var/cache/sockredird")
 
 
@@ -49,7 +49,7 @@ def read(key: str) -> Objects | None:
 
 
 def write(key: str, objects: Objects) -> None:
-    """Or not, with a warning."""
+    """Keeps the programs. A failure is a warning, since they can be compiled again."""
     try:
         directory().mkdir(mode=0o755, parents=True, exist_ok=True)
         files.replace(_path(key), objects.dump(), 0o600, f".{os.getpid()}.new")

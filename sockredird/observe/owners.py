@@ -1,6 +1,6 @@
-"""Which processes have a socket open; for the few sockets somebody asks about.
+"""Which processes have a socket open, for the few sockets that somebody asks about.
 
-In a listing of connections the kernel notes this itself: bpf/show/list.c.
+For a list of connections the iterator in bpf/show/list.c notes this in the kernel.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def _opened(generation: Generation) -> Iterator[Any]:
 
 
 def sockets_of(generation: Generation, pid: int) -> set[int]:
-    """Inodes of the TCP sockets a process has open."""
+    """Inodes of the TCP sockets that a process has open."""
     return {one.inode for one in _opened(generation) if one.owner.pid == pid}
 
 

@@ -23,9 +23,7 @@ def await_joined(client: Client, count: int) -> None:
     )
 
 
-def test_enable_takes_over_what_is_there(
-    host: Host, daemon: DaemonProcess, client: Client
-) -> None:
+def test_enable_takes_over_what_is_there(host: Host, daemon: DaemonProcess, client: Client) -> None:
     traffic = host.actor()
     traffic.do(polling.start, COUNT)
     client.call("Enable")

@@ -88,8 +88,7 @@ class _Traffic(threading.Thread):
 
     def done(self) -> bool:
         return self.ending.is_set() and all(
-            end.peer is not None and end.peer.got.position == end.sent
-            for end in self.ends.values()
+            end.peer is not None and end.peer.got.position == end.sent for end in self.ends.values()
         )
 
 
