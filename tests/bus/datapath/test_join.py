@@ -1,4 +1,4 @@
-"""Connections that were there before Enable are accelerated, and come back after they had to leave."""
+"""Connections older than Enable are accelerated, and come back after they had to leave."""
 
 from __future__ import annotations
 
