@@ -38,7 +38,7 @@
 	CAUSE(WINDOW, RETIRES | PAUSES)		/* unread bytes reached the window */                          \
 	CAUSE(MESSAGES, RETIRES | PAUSES)	/* too many unread messages, however small */                  \
 	CAUSE(MEMORY, RETIRES | PAUSES)		/* limits.memory_bytes are unread, of all connections */       \
-	CAUSE(PRESSURE, RETIRES | PAUSES) /* tcp_mem, or the memory limit of either end's cgroup */    \
+	CAUSE(PRESSURE, DECLINES | RETIRES) /* tcp_mem, or the memory limit of either end's cgroup */    \
 	CAUSE(PEER_BUSY, RETIRES | PAUSES) /* the peer held its lock for long: its recv() faults */    \
 	CAUSE(REVALIDATION, RETIRES | PAUSES)	/* a message by TCP now and then, for firewalls and conntrack */ \
 	CAUSE(BLOCKING_READER, RETIRES)	/* a program sleeps inside recv() */                           \

@@ -198,8 +198,7 @@ inline_fn enum cause grant(struct tcp_sock *tp, struct sock_state *st, __u64 pso
 	__u32 held, bytes, count;
 	__u32 most = most_bytes(tp, st, s);
 
-	if (tcp_under_pressure((__u64)tp) || near_socket_limit((__u64)tp) ||
-	    near_socket_limit(st->peer_sk))
+	if (memory_is_short((__u64)tp) || near_socket_limit(st->peer_sk))
 		return CAUSE_PRESSURE;
 	adjust_window(st, unread, messages, most);
 	if (unread >= st->window_bytes)

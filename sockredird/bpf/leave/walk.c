@@ -105,7 +105,7 @@ inline_fn __u8 why_leave(__u64 sk, const struct sock_state *st, __u64 peer_sk, _
 		return reason_of_peer(st, peer_st);
 	if (may_block(st, s))
 		return CAUSE_BLOCKING_READER;
-	if (tcp_under_pressure(sk))
+	if (memory_is_short(sk))
 		return CAUSE_PRESSURE;
 	return CAUSE_NONE;
 }
