@@ -281,7 +281,19 @@ inline_fn int near_socket_limit(__u64 sk)
 	return 0;
 #endif
 }
+#else
+inline_fn int near_socket_limit(__u64 sk) { return 0; }
 #endif
+
+/*
+ * Whether memory for this socket is short, or soon will be. Beyond the limit a member's send() waits for
+ * memory before any program is asked (sk_msg_alloc()), where TCP has one buffer in any case: so members
+ * leave before that.
+ */
+inline_fn int memory_is_short(__u64 sk)
+{
+	return tcp_under_pressure(sk) || near_socket_limit(sk);
+}
 
 #ifdef OFF_net_timeouts
 #define TCP_CONNTRACK_ESTABLISHED 3	/* nf_conntrack_tcp.h */
