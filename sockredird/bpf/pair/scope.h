@@ -114,8 +114,13 @@ inline_fn int port_in_scope(__u16 port)
 {
 	int zero = 0;
 	struct ports *p = ports.lookup(&zero);
+	__u32 at = port >> 3;
 
-	return p && (p->bits[port >> 3] >> (port & 7)) & 1;
+	/* clang may make one shift of this and of the byte order's, and the verifier loses the range */
+	asm volatile("" : "+r"(at));
+	if (!p || at >= sizeof(p->bits))
+		return 0;
+	return (p->bits[at] >> (port & 7)) & 1;
 }
 
 enum reach {
