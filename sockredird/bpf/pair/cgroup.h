@@ -45,8 +45,7 @@ inline_fn int is_excluded(__u64 sk)
 	for (__s32 level = 1; level <= MAX_EXCLUDED_DEPTH; level++) {
 		__u32 *next;
 
-		/* else clang counts down from the smaller of the two, and Linux 6.1 sees no end to that */
-		asm volatile("" : "+r"(depth));
+		OPTIMIZER_HIDE_VAR(depth); /* else it counts down from the smaller of the two */
 		if (level > depth)
 			return 0;
 		__builtin_memset(&step, 0, sizeof(step));

@@ -116,8 +116,7 @@ inline_fn int port_in_scope(__u16 port)
 	struct ports *p = ports.lookup(&zero);
 	__u32 at = port >> 3;
 
-	/* clang may make one shift of this and of the byte order's, and the verifier loses the range */
-	asm volatile("" : "+r"(at));
+	OPTIMIZER_HIDE_VAR(at); /* else one shift is made of this and of the byte order's */
 	if (!p || at >= sizeof(p->bits))
 		return 0;
 	return (p->bits[at] >> (port & 7)) & 1;
