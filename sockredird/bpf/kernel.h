@@ -17,6 +17,11 @@
 #define inline_fn static inline __attribute__((always_inline))
 #define READ_ONCE(x) (*(const volatile __typeof__(x) *)&(x))
 #define WRITE_ONCE(x, v) (*(volatile __typeof__(x) *)&(x) = (v))
+/*
+ * clang forgets what it knows of a number. It would make one condition or one shift of two, and the
+ * verifier then misses a range that it saw in each: Linux 6.1 most of all.
+ */
+#define OPTIMIZER_HIDE_VAR(x) asm volatile("" : "+r"(x))
 
 /*
  * Called by its number: BCC falls back to bpf_probe_read where it cannot find the symbol

@@ -77,6 +77,7 @@ class _ProgLoadOpts(ctypes.Structure):
 _INSN_SIZE = 8  # struct bpf_insn
 _QUERY_EFFECTIVE = 1  # BPF_F_QUERY_EFFECTIVE
 _LOG_SIZE = 1 << 20
+_LOG_STATS = 4  # BPF_LOG_STATS, linux/bpf_verifier.h: the verifier's last words alone
 _BTF_INT_SIGNED = 1  # include/uapi/linux/btf.h
 KEYS_TRIES = 10
 
@@ -285,9 +286,12 @@ def load_program(
         log_size=len(log),
         log_buf=ctypes.addressof(log),
     )
-    loaded = lib.bpf_prog_load(
-        kind, name.encode(), b"GPL", code, len(code) // _INSN_SIZE, ctypes.byref(options)
-    )
+    arguments = (kind, name.encode(), b"GPL", code, len(code) // _INSN_SIZE, ctypes.byref(options))
+    loaded = lib.bpf_prog_load(*arguments)
+    if loaded == -errno.ENOSPC:
+        # before Linux 6.4 a log that is full stays as it is, and hides the cause
+        options.log_level = _LOG_STATS
+        loaded = lib.bpf_prog_load(*arguments)
     try:
         return Fd(check(loaded, f"load program {name}"))
     except OSError as error:
