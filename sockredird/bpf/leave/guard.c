@@ -70,21 +70,6 @@ inline_fn void refuse(struct sock_state *st, enum cause reason)
 	ask(REQUEST_WALK);
 }
 
-/*
- * A server that asks will ask again on its next connection. Of a client only what cannot be made
- * good is learned, so that no client decides about the others of its server: TCP_ULP, and
- * SO_RCVLOWAT once something waits in the queue, where it is readable at once.
- */
-inline_fn int worth_learning(const struct sock_state *st, enum cause reason, __u64 sk)
-{
-	__u64 psock;
-
-	if (st->self.side == SERVER || reason == CAUSE_ULP)
-		return 1;
-	psock = psock_of(sk);
-	return reason == CAUSE_RCVLOWAT && psock && !psock_queue_empty(psock);
-}
-
 int sockredir_guard(struct bpf_sockopt *ctx)
 {
 	struct bpf_sock *sk = ctx->sk;
@@ -126,11 +111,11 @@ int sockredir_guard(struct bpf_sockopt *ctx)
 		refuse(st, reason);
 	if (reason == CAUSE_ULP && !s->ktls)
 		ask(REQUEST_ULP);	/* the daemon looks whether it has */
-	else if (worth_learning(st, reason, address)) {
+	else if (st->self.side == SERVER) {
+		/* it will ask again on its next connection; what a client asks is for its own */
 		l = listener_of(st);
 		owner_of_task(&o, bpf_get_current_task());
-		add_learned(reason, &l, &st->flow,
-		      st->self.side == SERVER ? address : server_of(st), st->self.side & 1, &o);
+		add_learned(reason, &l, &st->flow, address, SERVER, &o);
 	}
 	if (reason == CAUSE_ULP)
 		bpf_set_retval(-ENOENT);
