@@ -262,7 +262,7 @@ def endpoint_text(ip: bytes, port: int) -> str:
 
 def text(raw: bytes) -> str:
     """A C string."""
-    return raw.partition(b"\0")[0].decode(errors="replace")
+    return raw.partition(b"\0")[0].decode(errors="backslashreplace")
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,7 @@ SCOPE_TYPES = {
     "exclude_ports": "au",
     "only_ports": "au",
     "exclude_cgroups": "as",
+    "blocking_readers": "s",
 }
 
 
