@@ -5,16 +5,17 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import shutil
 import sys
 import time
 
 from dbus_next import Variant
 
-from sockredirctl import bench, check, explain, learned, render, trace
+from sockredirctl import bench, check, explain, learned, offline, render, trace
 from sockredirctl import list as list_
 from sockredirctl.client import Client
-from sockredirctl.errors import ClientError, Exit
+from sockredirctl.errors import ClientError, Exit, NoBus, NotRunning
 
 
 async def _enable(client: Client, arguments: argparse.Namespace) -> None:
@@ -32,6 +33,7 @@ async def _enable(client: Client, arguments: argparse.Namespace) -> None:
     ):
         if values:
             scope[key] = Variant(signature, values)
+    await _start(client)
     if scope:
         await client.call("EnableWith", "a{sv}", scope)
     else:
@@ -41,8 +43,26 @@ async def _enable(client: Client, arguments: argparse.Namespace) -> None:
         print(f"not running, and waited for: {', '.join(waiting)}", file=sys.stderr)
 
 
+async def _start(client: Client) -> None:
+    """Has the bus start the daemon, if it does not run and its unit is enabled."""
+    try:
+        await client.properties()
+    except NotRunning as error:
+        # it would not start with a bad file, and the bus would wait for it in vain
+        if mistake := offline.configuration_mistake():
+            raise NotRunning(f"{error}: {mistake}; correct it and try again", why=True) from error
+        await client.properties(start=True)
+
+
 async def _disable(client: Client, _arguments: argparse.Namespace) -> None:
-    await client.call("Disable")
+    try:
+        await client.call("Disable")
+    except NotRunning:
+        if os.geteuid() == 0:
+            offline.disable()
+            return
+        await _start(client)
+        await client.call("Disable")
     properties = await client.properties()
     if properties["State"] == "draining":
         print(
@@ -227,7 +247,13 @@ async def _run(arguments: argparse.Namespace) -> None:
     # what becomes of the bus is told by Client, and not by dbus-next's forgotten futures
     asyncio.get_running_loop().set_exception_handler(lambda _loop, _context: None)
     client = Client(arguments.timeout)
-    await client.connect()
+    try:
+        await client.connect()
+    except NoBus:
+        if arguments.function is not _disable or os.geteuid() != 0:
+            raise
+        offline.disable()  # which takes no bus
+        return
     try:
         await arguments.function(client, arguments)
     finally:
@@ -240,6 +266,8 @@ def main() -> int:
         asyncio.run(_run(arguments))
         sys.stdout.flush()
     except ClientError as error:
+        if isinstance(error, NotRunning) and not error.why:
+            error = offline.explained(error)
         print(f"sockredirctl: {error}", file=sys.stderr)
         return error.code
     except (KeyboardInterrupt, BrokenPipeError):

@@ -21,6 +21,7 @@ from sockredird.errors import (
     UnsupportedKernel,
 )
 from sockredird.kernel import capabilities
+from sockredird.service import once
 from sockredird.service.daemon import Daemon
 
 # sysexits(3): systemd does not restart after 77 and 78, which need a person
@@ -66,6 +67,20 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--log-level", choices=["debug", "info", "warning", "error"], default="info"
     )
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument(
+        "--check-config",
+        type=Path,
+        nargs="?",
+        const=config.DEFAULT_PATH,
+        metavar="FILE",
+        help="check the configuration, say what is wrong with it, and exit",
+    )
+    instead.add_argument(
+        "--disable",
+        action="store_true",
+        help="while no daemon runs: end acceleration that is pinned or remembered, and exit",
+    )
     parser.add_argument("--version", action="version", version=f"sockredird {__version__}")
     return parser
 
@@ -74,19 +89,31 @@ async def _serve(settings: config.Config, path: Path, required: bool) -> None:
     await Daemon(settings, path, required).run()
 
 
+def _run(file: Path | None) -> None:
+    path = file or config.DEFAULT_PATH
+    settings = config.load(path, required=file is not None)
+    _require_root()
+    check_bpffs(Path(settings.paths.bpffs))
+    asyncio.run(_serve(settings, path, file is not None))
+
+
+def _require_root() -> None:
+    if os.geteuid() != 0:
+        raise AccessDenied(f"sockredird needs root ({', '.join(capabilities.NEEDED)}): try sudo")
+
+
 def main() -> int:
     arguments = _parser().parse_args()
     _set_up_logging(arguments.log_level)
     try:
-        path = arguments.config or config.DEFAULT_PATH
-        required = arguments.config is not None
-        settings = config.load(path, required=required)
-        if os.geteuid() != 0:
-            raise AccessDenied(
-                f"sockredird needs root ({', '.join(capabilities.NEEDED)}): try sudo"
-            )
-        check_bpffs(Path(settings.paths.bpffs))
-        asyncio.run(_serve(settings, path, required))
+        if arguments.check_config is not None:
+            file = arguments.check_config
+            config.load(file, required=file != config.DEFAULT_PATH)
+        elif arguments.disable:
+            _require_root()
+            once.disable(config.load_paths(arguments.config or config.DEFAULT_PATH))
+        else:
+            _run(arguments.config)
     except SockredirError as error:
         logging.getLogger("sockredird").error("%s", error)
         return next((s for kind, s in EXIT_STATUS.items() if isinstance(error, kind)), 1)

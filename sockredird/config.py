@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -130,6 +131,25 @@ def load(path: Path, *, required: bool = False) -> Config:
         raise InvalidConfig(f"{path}: {_explain(error)}") from error
     except InvalidConfig as error:
         raise InvalidConfig(f"{path}: {error}") from error
+
+
+def load_paths(path: Path) -> Config:
+    """The file's [paths] and drain timeout where they can be used, and defaults for the rest.
+
+    For what has to work with a file that has a mistake somewhere. Raises nothing.
+    """
+    try:
+        return load(path)
+    except InvalidConfig:
+        pass
+    kept: dict[str, Any] = {}
+    with suppress(OSError, ValueError, RecursionError), path.open("rb") as file:
+        data = tomllib.load(file)
+        for name in ("paths", "limits"):
+            with suppress(InvalidConfig, ValidationError):
+                _check({**kept, name: data.get(name, {})})
+                kept[name] = data.get(name, {})
+    return _check(kept)
 
 
 def _check(data: dict[str, Any]) -> Config:

@@ -91,14 +91,18 @@ class Manager:
 
     # -- start -------------------------------------------------------------------------------
 
-    def start(self) -> None:
+    def start(self, *, restore: bool = True) -> None:
         """Adopts what is pinned, finishes what a crash interrupted, restores the intent.
+
+        Without `restore` it ends what is pinned, and forgets the intent, as disable() does.
 
         Raises LoadFailed or UnsupportedKernel if there is something it does not recognise, having
         changed nothing. A failure to enable is kept as state `failed`.
         """
         staging, generations = inventory.scan(self._root)
         sandbox.clear(self._root)
+        if not restore:
+            self._intent.remember(None)
         overrides = self._intent.remembered()
         self._totals.load()
         self._learned.load()
@@ -107,7 +111,7 @@ class Manager:
             discard(directory)
         for generation in generations:
             working = not generation.stopped and (generation.attached or generation.follows_units)
-            if working and self.live is None:
+            if restore and working and self.live is None:
                 self._adopt_live(generation)
             else:
                 generation.stop()

@@ -109,7 +109,7 @@ class Daemon:
             log.info("ready: state=%s", self._manager.state)
             while not await self._disconnected():
                 await self._reconnect()
-            log.info("stopping; the datapath stays as it is: state=%s", self._manager.state)
+            log.info("%s", self._farewell())
         finally:
             self._service.notify("STOPPING=1")
             self._watch([])
@@ -124,6 +124,16 @@ class Daemon:
             # not here: a job may be waiting for this loop
             await asyncio.to_thread(self._worker.close)
             inventory.unlock(lock, root)
+
+    def _farewell(self) -> str:
+        """What the end of the daemon leaves, and how to end that."""
+        if self._manager.live is None:
+            return f"stopping: state={self._manager.state}"
+        return (
+            "stopping; acceleration stays on without the daemon, pinned in "
+            f"{self._manager.live.directory}, and is restored at boot while the unit is enabled. "
+            "To end it: sockredirctl disable"
+        )
 
     # -- the bus -----------------------------------------------------------------------------
 
