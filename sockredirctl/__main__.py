@@ -9,38 +9,56 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Awaitable, Callable
+from typing import Any
 
-from dbus_next import Variant
-
-from sockredirctl import bench, check, explain, learned, offline, render, trace
+from sockredirctl import (
+    bench,
+    check,
+    explain,
+    learned,
+    offline,
+    progress,
+    render,
+    scope,
+    trace,
+    values,
+)
 from sockredirctl import list as list_
 from sockredirctl.client import Client
 from sockredirctl.errors import ClientError, Exit, NoBus, NotRunning
 
 
 async def _enable(client: Client, arguments: argparse.Namespace) -> None:
-    scope: dict[str, Variant] = {}
-    if arguments.cgroup is not None:
-        # units in the file would take precedence
-        scope |= {"cgroup": Variant("s", arguments.cgroup), "units": Variant("as", [])}
-    if arguments.addresses is not None:
-        scope["addresses"] = Variant("s", arguments.addresses)
-    for key, signature, values in (
-        ("units", "as", arguments.unit),
-        ("exclude_cgroups", "as", arguments.exclude_cgroup),
-        ("only_ports", "au", arguments.port),
-        ("exclude_ports", "au", arguments.exclude_port),
-    ):
-        if values:
-            scope[key] = Variant(signature, values)
     await _start(client)
-    if scope:
-        await client.call("EnableWith", "a{sv}", scope)
-    else:
-        await client.call("Enable")
-    waiting = [unit for unit, path in (await client.properties())["Units"].items() if not path]
+    asked = scope.asked(arguments)
+
+    async def enable() -> None:
+        async with progress.shown(
+            "trying this kernel and loading the programs, which are compiled the first time"
+        ):
+            if asked is None:
+                await client.call("Enable")
+            else:
+                await client.call("EnableWith", "a{sv}", asked)
+
+    properties = await _changing(client, enable, stays=asked is None)
+    waiting = [unit for unit, path in properties["Units"].items() if not path]
     if waiting:
         print(f"not running, and waited for: {', '.join(waiting)}", file=sys.stderr)
+
+
+async def _changing(
+    client: Client, change: Callable[[], Awaitable[None]], *, stays: bool
+) -> dict[str, Any]:
+    """Makes a change, and says which scope is in force then. The properties after it."""
+    before = await client.call("Stats")
+    await change()
+    properties, after = await client.properties(), await client.call("Stats")
+    if properties["State"] == "enabled":
+        left = after["retired_disable"] - before["retired_disable"]
+        print(scope.told(properties, left, stays))
+    return properties
 
 
 async def _start(client: Client) -> None:
@@ -55,8 +73,12 @@ async def _start(client: Client) -> None:
 
 
 async def _disable(client: Client, _arguments: argparse.Namespace) -> None:
+    async def left() -> str:
+        return f"{(await client.call('Stats'))['active_connections']:,} left"
+
     try:
-        await client.call("Disable")
+        async with progress.shown("waiting for programs to read what was sent to them", left):
+            await client.call("Disable")
     except NotRunning:
         if os.geteuid() == 0:
             offline.disable()
@@ -73,7 +95,7 @@ async def _disable(client: Client, _arguments: argparse.Namespace) -> None:
 
 
 async def _reload(client: Client, _arguments: argparse.Namespace) -> None:
-    await client.call("Reload")
+    await _changing(client, lambda: client.call("Reload"), stays=True)
 
 
 async def _status(client: Client, arguments: argparse.Namespace) -> None:
@@ -118,13 +140,14 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="sockredirctl",
         description="Controls sockredird, which accelerates TCP between programs on this host.",
-        epilog="exit status: 0 done, 1 failed, 2 usage, 3 not running, 4 denied, 5 timed out",
+        epilog="exit status: 0 done, 1 failed, 2 usage, 3 not running, 4 denied, 5 timed out, "
+        "6 nothing found",
     )
     parser.add_argument("--version", action="version", version=f"sockredirctl {_version()}")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument(
         "--timeout",
-        type=_seconds,
+        type=values.seconds,
         default=30.0,
         metavar="SECONDS",
         help="how long to wait for an answer (default: 30)",
@@ -149,7 +172,7 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, parents=parents, help=text, description=text)
         command.set_defaults(function=function)
         if function is _enable:
-            _add_scope_arguments(command)
+            scope.add_arguments(command)
         elif function is _stats:
             command.add_argument(
                 "--format",
@@ -158,62 +181,20 @@ def _parser() -> argparse.ArgumentParser:
                 help="prometheus is its older text format (default: text)",
             )
         elif function is list_.run:
-            list_.add_arguments(command, _port)
+            list_.add_arguments(command)
         elif function is _top:
             _add_top_arguments(command)
+        elif function is check.run:
+            check.add_arguments(command)
         elif function is bench.run:
-            bench.add_arguments(command, _port)
+            bench.add_arguments(command)
         elif function is explain.run:
-            explain.add_arguments(command, _port)
+            explain.add_arguments(command)
+            command.set_defaults(mistake=explain.mistake, command=command)
         elif function is learned.run:
             learned.add_arguments(command)
+            command.set_defaults(mistake=learned.mistake, command=command)
     return parser
-
-
-def _add_scope_arguments(command: argparse.ArgumentParser) -> None:
-    where = command.add_mutually_exclusive_group()
-    where.add_argument(
-        "--unit",
-        type=_unit,
-        action="append",
-        metavar="UNIT",
-        help="accelerate within and between these systemd units; may be repeated",
-    )
-    where.add_argument(
-        "--cgroup",
-        metavar="PATH",
-        help="accelerate within this cgroup (as in /proc/PID/cgroup)",
-    )
-    command.add_argument(
-        "--exclude-cgroup",
-        action="append",
-        metavar="PATH",
-        help="but for this cgroup and those below; may be repeated",
-    )
-    command.add_argument(
-        "--addresses",
-        choices=["loopback", "host", "any"],
-        help="between loopback addresses, all of this host, or any (NAT, containers)",
-    )
-    command.add_argument(
-        "--port",
-        type=_port,
-        action="append",
-        metavar="PORT",
-        help="accelerate connections to this listening port only; may be repeated",
-    )
-    command.add_argument(
-        "--exclude-port",
-        type=_port,
-        action="append",
-        metavar="PORT",
-        help="not to this one, in place of those in the file; may be repeated",
-    )
-
-
-def _unit(text: str) -> str:
-    """As systemctl(1) takes them."""
-    return text if "." in text else f"{text}.service"
 
 
 def _add_top_arguments(command: argparse.ArgumentParser) -> None:
@@ -222,25 +203,11 @@ def _add_top_arguments(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--interval",
-        type=_seconds,
+        type=values.seconds,
         default=1.0,
         metavar="SECONDS",
         help="between looks, not less than 0.5 (default: 1)",
     )
-
-
-def _port(text: str) -> int:
-    value = int(text)
-    if not 0 < value < 65536:
-        raise argparse.ArgumentTypeError("must be from 1 to 65535")
-    return value
-
-
-def _seconds(text: str) -> float:
-    value = float(text)
-    if not 0 < value < 86400:
-        raise argparse.ArgumentTypeError("must be more than 0 and less than 86400")
-    return value
 
 
 async def _run(arguments: argparse.Namespace) -> None:
@@ -262,6 +229,10 @@ async def _run(arguments: argparse.Namespace) -> None:
 
 def main() -> int:
     arguments = _parser().parse_args()
+    if "mistake" in arguments and (words := arguments.mistake(arguments)):
+        arguments.command.error(words)
+    if getattr(arguments, "output", "") == "json":
+        arguments.json = True
     try:
         asyncio.run(_run(arguments))
         sys.stdout.flush()

@@ -110,6 +110,11 @@ class Client:
             raise _explain(reply.error_name, str(reply.body[0]) if reply.body else "")
         return plain(reply.body[0]) if reply.body else None
 
+    async def ask(self, message: Message) -> Message:
+        """The reply of any service on the bus, errors included; it is not started."""
+        message.flags |= MessageFlag.NO_AUTOSTART
+        return await self._ask(message, self._timeout)
+
     async def _ask(self, message: Message, timeout: float) -> Message:
         try:
             reply = await asyncio.wait_for(self._bus.call(message), timeout)

@@ -26,7 +26,19 @@ async def run(client: Client, arguments: argparse.Namespace) -> None:
         if event["event"] != "dropped":
             print(line(event, offset), flush=True)
 
+    if not arguments.json:
+        print(_awaited(await client.properties()), file=sys.stderr, flush=True)
     await client.events(show)
+
+
+def _awaited(properties: dict[str, Any]) -> str:
+    if properties["State"] == "enabled":
+        scope = render.scope(properties["Scope"], properties["Units"])
+        return f"waiting for {scope}; Ctrl-C ends this"
+    return (
+        f"acceleration is {properties['State']}: no new connection is seen until it is enabled; "
+        "Ctrl-C ends this"
+    )
 
 
 def line(event: dict[str, Any], offset: float) -> str:

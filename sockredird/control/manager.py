@@ -63,10 +63,12 @@ class Manager:
         settings: Config,
         changed: Callable[[], None],
         follow: Callable[[Sequence[str]], dict[str, str]] = lambda _units: {},
+        place: Callable[[Sequence[str]], dict[str, str]] = lambda _units: {},
     ) -> None:
         """`changed` is called after every change of what is shown, in the worker thread.
 
-        `follow` is Units.follow(); follow_units() has to be called when it says so.
+        `follow` is Units.follow(); follow_units() has to be called when it says so. `place` is
+        Units.places().
         """
         self.config = settings
         self.scope = settings.scope
@@ -75,6 +77,7 @@ class Manager:
         self.problem = ""
         self.units: dict[str, str] = {}  # in scope, by name: their cgroups, empty while not running
         self._follow = follow
+        self._place = place
         self.live: Generation | None = None
         self.draining: list[Generation] = []
         self._health = Health()
@@ -231,7 +234,7 @@ class Manager:
             cgroups=self._cgroups(scope),
             ports=scope.ports(),
             addresses=scope.addresses,
-            exclude_cgroups=tuple(scope.exclude_cgroups),
+            exclude_cgroups=self._excluded(scope),
             max_connections=self.config.limits.max_connections,
             window_bytes=self.config.limits.window_bytes,
             learn=self.config.learning.unprofitable,
@@ -239,6 +242,11 @@ class Manager:
             memory_bytes=self.config.limits.memory_bytes,
             revalidate_s=float(self.config.limits.revalidate_s),
         )
+
+    def _excluded(self, scope: Scope) -> tuple[str, ...]:
+        """Raises InvalidConfig if there is no systemd to ask."""
+        places = self._place(scope.exclude_units) if scope.exclude_units else {}
+        return (*scope.exclude_cgroups, *places.values())
 
     def _cgroups(self, scope: Scope) -> tuple[Path, ...]:
         """In scope now. Raises InvalidConfig if there is no such one, or no systemd to ask."""
@@ -410,10 +418,26 @@ class Manager:
         except OSError as error:
             raise LoadFailed(f"cannot forget: {error}; try again") from error
 
+    def sources(self) -> dict[str, str]:
+        """Where each key of the scope comes from: `option`, `file` or `default`, or two of them."""
+        overrides = self._intent.remembered() or {}
+        given = self.config.scope.given()
+        found = {}
+        for key in self.scope.as_dict():
+            configured = "file" if key in given else "default"
+            added = f"{configured}+option" if f"add_{key}" in overrides else configured
+            found[key] = "option" if key in overrides else added
+        return found
+
     def view(self) -> View:
+        excluded: tuple[str, ...] = tuple(self.scope.exclude_cgroups)
+        with suppress(InvalidConfig):  # systemd does not answer
+            excluded = self._excluded(self.scope)
         return View(
             enabled=self.live is not None,
             scope=self.scope,
+            excluded=excluded,
+            replaced=self.live is not None and self.live.number > 1,
             cgroups=tuple(self.units.values()) if self.scope.units else (self.scope.cgroup,),
             generations=self.generations,
             learned=self._learned,

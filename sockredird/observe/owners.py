@@ -5,7 +5,7 @@ In a listing of connections the kernel notes this itself: bpf/show/list.c.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,9 +25,9 @@ def _opened(generation: Generation) -> Iterator[Any]:
         yield from record("opened").iter_unpack(chunk)
 
 
-def sockets_of(generation: Generation, pid: int) -> set[int]:
-    """Inodes of the TCP sockets a process has open."""
-    return {one.inode for one in _opened(generation) if one.owner.pid == pid}
+def sockets_of(generation: Generation, pids: Collection[int]) -> set[int]:
+    """Inodes of the TCP sockets that processes have open."""
+    return {one.inode for one in _opened(generation) if one.owner.pid in pids}
 
 
 def find(generation: Generation, inodes: set[int]) -> dict[int, Process]:

@@ -23,7 +23,7 @@ from sockredird.config import Config
 from sockredird.control.manager import DRAINING, Manager
 from sockredird.datapath import inventory
 from sockredird.datapath.generation import Generation
-from sockredird.errors import BusUnavailable, SockredirError
+from sockredird.errors import BusUnavailable, InvalidConfig, SockredirError
 from sockredird.kernel import addresses
 from sockredird.loader.records import REQUEST_LEARNED, REQUEST_ULP
 from sockredird.observe import explain, listing
@@ -48,6 +48,7 @@ SCOPE_SIGNATURES = {
     "only_ports": "au",
     "exclude_cgroups": "as",
     "blocking_readers": "s",
+    "exclude_units": "as",
 }
 
 _Result = TypeVar("_Result")
@@ -63,7 +64,7 @@ class Daemon:
         self._loop = asyncio.get_running_loop()
         self._worker = Worker()
         self._units = Units(lambda: self._spawn(self._worker.run(self._manager.follow_units)))
-        self._manager = Manager(settings, self._changed, self._follow_units)
+        self._manager = Manager(settings, self._changed, self._follow_units, self._place_units)
         self._service = Service()
         self._stopping = asyncio.Event()
         self._bus: MessageBus
@@ -185,7 +186,28 @@ class Daemon:
     # -- what the bus object calls -----------------------------------------------------------
 
     async def enable(self, overrides: dict[str, Any] | None) -> None:
+        if overrides is not None:
+            overrides = await self._resolved(overrides)
         await self._worker.run(lambda: self._manager.enable(overrides))
+
+    async def _resolved(self, overrides: dict[str, Any]) -> dict[str, Any]:
+        """With the units' own names. Raises InvalidConfig unless they run, or `wait` is among it.
+
+        An excluded unit need not run, but has to be there.
+        """
+        keys = dict(overrides)
+        wait = keys.pop("wait", False)
+        if not isinstance(wait, bool):
+            raise InvalidConfig("wait: must be true or false")
+        config.override_scope(self._manager.config.scope, keys)
+        if units := keys.get("units"):
+            names = list(map(config.unit_name, units))
+            keys["units"] = await self._units.resolve(names, wait=wait)
+        for key in ("exclude_units", "add_exclude_units"):
+            if units := keys.get(key):
+                names = list(map(config.unit_name, units))
+                keys[key] = await self._units.resolve(names, wait=wait, running=False)
+        return keys
 
     async def disable(self) -> None:
         """Others are served meanwhile, however long it waits for readers."""
@@ -221,7 +243,7 @@ class Daemon:
     async def explain(self, keys: dict[str, Any]) -> list[dict[str, Any]]:
         return await self._worker.run(lambda: explain.explain(self._manager.view(), keys))
 
-    async def check(self, everything: bool) -> list[dict[str, str]]:
+    async def check(self, everything: bool) -> list[dict[str, Any]]:
         """Everybody may have the kernel tried, but not all the time, and not learn all of it."""
         findings = await self._findings.get(0.0 if everything else CHECK_MAX_AGE_S)
         return [finding.told(everything) for finding in findings]
@@ -290,6 +312,10 @@ class Daemon:
         """Called by the manager, in the worker thread."""
         return asyncio.run_coroutine_threadsafe(self._units.follow(units), self._loop).result()
 
+    def _place_units(self, units: Sequence[str]) -> dict[str, str]:
+        """Called by the manager, in the worker thread."""
+        return asyncio.run_coroutine_threadsafe(self._units.places(units), self._loop).result()
+
     def _changed(self) -> None:
         """Called by the manager, in the worker thread."""
         self._loop.call_soon_threadsafe(self._show)
@@ -307,6 +333,7 @@ class Daemon:
             "Scope": Variant("a{sv}", scope),
             "Units": Variant("a{ss}", dict(manager.units)),
             "Problem": Variant("s", manager.problem),
+            "Sources": Variant("a{ss}", manager.sources()),
         }
         self._watch([*([manager.live] if manager.live else []), *manager.draining])
         self._await(manager.awaited)

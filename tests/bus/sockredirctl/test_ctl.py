@@ -30,7 +30,8 @@ def test_enable_and_disable(host: Host, client: Client) -> None:
     for command, state in (("enable", "enabled"), ("disable", "disabled")):
         for _ in range(2):
             done = host.ctl(command)
-            assert (done.returncode, done.stdout, done.stderr) == (DONE, "", "")
+            assert (done.returncode, done.stderr) == (DONE, "")
+            assert (host.scope in done.stdout) == (command == "enable")
             assert client.get("State") == state
 
 
@@ -86,7 +87,10 @@ def test_version(host: Host) -> None:
         ("nothing",),
         ("enable", "--json"),
         ("enable", "--port", "0"),
-        ("enable", "--port", "http"),
+        ("enable", "--port", "no-such-service"),
+        ("enable", "--port", "6379,"),
+        ("list", "--limit", "-1"),
+        ("explain", "127.0.0.1:1"),
         ("stats", "--timeout", "0"),
         ("stats", "--timeout", "soon"),
         ("stats", "--timeout", "nan"),
