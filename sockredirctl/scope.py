@@ -79,7 +79,10 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def asked(arguments: argparse.Namespace) -> dict[str, Variant] | None:
-    """What EnableWith() takes; None for Enable(), which keeps what was given before."""
+    """What EnableWith() takes; None for Enable(), which keeps what was given before.
+
+    What excludes, with no other option, is added to what was given before.
+    """
     scope: dict[str, Variant] = {}
     if arguments.cgroup is not None:
         # units in the file would take precedence
@@ -91,6 +94,8 @@ def asked(arguments: argparse.Namespace) -> dict[str, Variant] | None:
             scope[key] = Variant(signature, list(dict.fromkeys(given)))
     if not scope and not arguments.configured:
         return None
+    if arguments.configured:
+        scope["configured"] = Variant("b", True)
     if arguments.wait:
         scope["wait"] = Variant("b", True)
     return scope

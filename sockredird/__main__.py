@@ -97,6 +97,15 @@ def _run(file: Path | None) -> None:
     asyncio.run(_serve(settings, path, file is not None))
 
 
+def _in_words(error: OSError) -> str:
+    if error.errno == errno.EPERM:
+        return (
+            "the kernel does not permit it: sockredird needs the capabilities "
+            f"{', '.join(capabilities.NEEDED)}, and a kernel that is not locked down"
+        )
+    return error.strerror or str(error)
+
+
 def _require_root() -> None:
     if os.geteuid() != 0:
         raise AccessDenied(f"sockredird needs root ({', '.join(capabilities.NEEDED)}): try sudo")
@@ -118,7 +127,8 @@ def main() -> int:
         logging.getLogger("sockredird").error("%s", error)
         return next((s for kind, s in EXIT_STATUS.items() if isinstance(error, kind)), 1)
     except OSError as error:
-        logging.getLogger("sockredird").error("cannot start: %s", error)
+        what = f"{error.filename}: " if error.filename else ""
+        logging.getLogger("sockredird").error("cannot start: %s%s", what, _in_words(error))
         return os.EX_NOPERM if error.errno == errno.EPERM else 1
     return 0
 

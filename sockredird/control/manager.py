@@ -200,6 +200,19 @@ class Manager:
             self._health.enabled(self.live)
         self._enter(ENABLED)
 
+    def added(self, overrides: dict[str, Any]) -> dict[str, Any]:
+        """With what was given before, if `overrides` do nothing but exclude.
+
+        To exclude something must not accelerate more than before.
+        """
+        if not overrides or not all(key.startswith("add_") for key in overrides):
+            return overrides
+        before = self._intent.remembered() or {}
+        lists = {
+            key: list(dict.fromkeys([*before.get(key, []), *overrides[key]])) for key in overrides
+        }
+        return {**before, **lists}
+
     def disable(self) -> None:
         """Idempotent. Leaves state `draining` while there is unread data; drain() goes on."""
         self._intent.remember(None)

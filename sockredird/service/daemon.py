@@ -196,9 +196,9 @@ class Daemon:
         An excluded unit need not run, but has to be there.
         """
         keys = dict(overrides)
-        wait = keys.pop("wait", False)
-        if not isinstance(wait, bool):
-            raise InvalidConfig("wait: must be true or false")
+        wait, configured = keys.pop("wait", False), keys.pop("configured", False)
+        if not isinstance(wait, bool) or not isinstance(configured, bool):
+            raise InvalidConfig("wait, configured: must be true or false")
         config.override_scope(self._manager.config.scope, keys)
         if units := keys.get("units"):
             names = list(map(config.unit_name, units))
@@ -207,7 +207,7 @@ class Daemon:
             if units := keys.get(key):
                 names = list(map(config.unit_name, units))
                 keys[key] = await self._units.resolve(names, wait=wait, running=False)
-        return keys
+        return keys if configured else self._manager.added(keys)
 
     async def disable(self) -> None:
         """Others are served meanwhile, however long it waits for readers."""

@@ -109,6 +109,19 @@ def test_added_exclusions_follow_the_file(host: Host, client: Client) -> None:
     assert client.get("Scope")["exclude_cgroups"] == ["/a", "/user.slice"]
 
 
+def test_to_exclude_never_accelerates_more(host: Host, client: Client) -> None:
+    host.ctl("enable", "--port", "7,8")
+    done = host.ctl("enable", "--exclude-port", "8")
+    assert "port 7, 8 only, except port 21, 23, 513, 514, 8." in done.stdout
+    done = host.ctl("enable", "--exclude-port", "9")
+    assert "port 7, 8 only, except port 21, 23, 513, 514, 8, 9." in done.stdout
+    done = host.ctl("enable", "--configured", "--exclude-port", "9")
+    assert "only" not in done.stdout
+    assert "except port 21, 23, 513, 514, 9." in done.stdout
+    done = host.ctl("enable", "--port", "7")
+    assert "port 7 only, except port 21, 23, 513, 514." in done.stdout
+
+
 def test_a_change_says_how_many_left(host: Host, client: Client) -> None:
     assert "left acceleration" not in host.ctl("enable").stdout
     traffic = host.actor()
