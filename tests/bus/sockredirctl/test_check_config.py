@@ -9,9 +9,9 @@ import time
 import pytest
 
 import sockredird.__main__
-from daemon.conftest import Host
-from daemon.process import COMMAND, environment
-from daemon.users import main_as_nobody
+from support.daemon.host import Host
+from support.daemon.process import COMMAND, environment
+from support.daemon.users import main_as_nobody
 
 NOT_RUNNING = 3
 AT_ONCE_S = 10.0  # the bus waits for 25 s for what it starts

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from daemon import load, pins, stall
-from daemon.bus import REPOSITORY, SHIPPED_POLICY, private_bus
-from daemon.client import Client
-from daemon.conftest import Host
-from daemon.process import DaemonProcess
+from support.checkout import REPOSITORY
+from support.daemon import load, pins, stall
+from support.daemon.bus import SHIPPED_POLICY, private_bus
+from support.daemon.client import Client
+from support.daemon.host import Host
+from support.daemon.process import DaemonProcess
 
 DONE, FAILED, NOT_RUNNING = 0, 1, 3
 READING = (

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from daemon import load, pins
-from daemon.bus import SHIPPED_POLICY, private_bus
-from daemon.client import Client
-from daemon.conftest import Host
+from support.daemon import load, pins
+from support.daemon.bus import SHIPPED_POLICY, private_bus
+from support.daemon.client import Client
+from support.daemon.host import Host
 from support.systemd import NAME, Systemd
 
 DONE, FAILED, NOTHING = 0, 1, 6

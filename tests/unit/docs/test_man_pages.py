@@ -11,7 +11,7 @@ import pytest
 import sockredirctl.__main__
 import sockredird.__main__
 
-MAN = Path(__file__).parents[2] / "man"
+MAN = Path(__file__).parents[3] / "man"
 QUESTIONS = {
     "sockredirctl.8": (
         "Is my traffic accelerated",
