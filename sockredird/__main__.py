@@ -81,6 +81,11 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="while no daemon runs: end acceleration that is pinned or remembered, and exit",
     )
+    instead.add_argument(
+        "--restore",
+        action="store_true",
+        help="early in the boot: restore acceleration that was enabled, and exit",
+    )
     parser.add_argument("--version", action="version", version=f"sockredird {__version__}")
     return parser
 
@@ -121,6 +126,10 @@ def main() -> int:
         elif arguments.disable:
             _require_root()
             once.disable(config.load_paths(arguments.config or config.DEFAULT_PATH))
+        elif arguments.restore:
+            _require_root()
+            file = arguments.config or config.DEFAULT_PATH
+            once.restore(config.load(file, required=arguments.config is not None))
         else:
             _run(arguments.config)
     except SockredirError as error:
