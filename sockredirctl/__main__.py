@@ -34,9 +34,7 @@ async def _enable(client: Client, arguments: argparse.Namespace) -> None:
     asked = scope.asked(arguments)
 
     async def enable() -> None:
-        async with progress.shown(
-            "trying this kernel and loading the programs, which are compiled the first time"
-        ):
+        async with progress.shown("trying this kernel, compiling and loading the programs"):
             if asked is None:
                 await client.call("Enable")
             else:
@@ -52,12 +50,14 @@ async def _changing(
     client: Client, change: Callable[[], Awaitable[None]], *, stays: bool
 ) -> dict[str, Any]:
     """Makes a change, and says which scope is in force then. The properties after it."""
-    before = await client.call("Stats")
+    before, counted = await client.properties(), await client.call("Stats")
     await change()
     properties, after = await client.properties(), await client.call("Stats")
     if properties["State"] == "enabled":
-        left = after["retired_disable"] - before["retired_disable"]
-        print(scope.told(properties, left, stays))
+        # since when: of the datapath, which another scope and other limits replace
+        same = all(before[name] == properties[name] for name in ("Since", "Scope"))
+        left = after["retired_connections"] - counted["retired_connections"]
+        print(scope.told(properties, 0 if same else left, stays))
     return properties
 
 

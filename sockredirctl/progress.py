@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -33,8 +34,10 @@ async def _show(words: str, more: Callable[[], Awaitable[str]] | None) -> None:
     try:
         while True:
             detail = f", {await more()}" if more is not None else ""
-            # \x1b[K: what was longer there before
-            print(f"\r{words} ({seconds:.0f} s{detail}) ...\x1b[K", end="", file=sys.stderr)
+            line = f"{words} ({seconds:.0f} s{detail}) ..."
+            # on one line of the terminal; \x1b[K: what was longer there before
+            line = line[: shutil.get_terminal_size().columns - 1]
+            print(f"\r{line}\x1b[K", end="", file=sys.stderr)
             sys.stderr.flush()
             await asyncio.sleep(AFTER_S)
             seconds += AFTER_S

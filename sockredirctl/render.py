@@ -114,9 +114,9 @@ def _reasons(kind: str, stats: dict[str, int]) -> str:
 
 def _kept(from_where: dict[str, str]) -> str:
     """Where the scope comes from, and how long options last."""
-    words = sources(from_where).removeprefix("From ")
+    words = sources(from_where)
     if any("option" in source for source in from_where.values()):
-        words += " (until disable)"
+        words += " (options last until disable)"
     return words
 
 
@@ -130,7 +130,7 @@ def status(properties: dict[str, Any], stats: dict[str, int], now: float, width:
         f"       State: {properties['State']} since {since:%a %Y-%m-%d %H:%M:%S %Z}; {ago} ago",
         *([f"     Problem: {properties['Problem']}"] if properties["Problem"] else []),
         f"       Scope: {scope(properties['Scope'], properties['Units'])}",
-        *([f"        From: {from_where}"] if from_where else []),
+        *([f"              {from_where}"] if from_where else []),
         f"      Kernel: {kernel(properties['Kernel'])}",
         f" Connections: {stats['active_connections']:,} accelerated now, "
         f"{stats['accelerated_connections']:,} in all "

@@ -113,5 +113,5 @@ def told(properties: dict[str, Any], left: int, stays: bool) -> str:
         lines.append(f"{sources}{kept}.")
     if left:
         connections = "connection has" if left == 1 else "connections have"
-        lines.append(f"The scope was another one before: {left:,} {connections} left acceleration.")
+        lines.append(f"{left:,} {connections} left acceleration by this change.")
     return "\n".join(lines)

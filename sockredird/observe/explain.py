@@ -325,8 +325,10 @@ def _detail(view: View, subject: Subject, reason: str, names: Names) -> str:
         detail += f", the sockets belong to {', '.join(paths)}"
     elif reason == "port":
         only = view.scope.only_ports
-        detail += f": {subject.server.port}, " + (
-            f"and only {', '.join(map(str, only))} are" if only else "see exclude_ports"
+        detail += f": it is {subject.server.port}, and " + (
+            f"only_ports are {', '.join(map(str, only))}"
+            if only and subject.server.port not in only
+            else "exclude_ports has it"
         )
     elif reason == "before_enable" and view.replaced:
         detail = (

@@ -74,7 +74,8 @@ def test_the_scope_is_said_back(host: Host, client: Client) -> None:
         *("file", "default", "default", "file+option", "option", "default")
     ]
     status = " ".join(host.ctl("status").stdout.split())
-    assert "From: options: only_ports; from the file: cgroup" in status
+    assert "From options: only_ports; from the file: cgroup" in status
+    assert "(options last until disable)" in status
     assert json.loads(host.ctl("status", "--json").stdout)["Sources"] == sources
 
 

@@ -41,6 +41,20 @@ def test_slow(monkeypatch: pytest.MonkeyPatch) -> None:
     assert said.endswith("\r\x1b[K")  # nothing of it stays
 
 
+def test_one_line_of_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    monkeypatch.setattr(progress, "AFTER_S", 0.01)
+    monkeypatch.setenv("COLUMNS", "20")
+
+    async def slow() -> None:
+        async with progress.shown("counting all the sheep there are"):
+            await asyncio.wait_for(wait_until_said(terminal, "counting"), 20)
+
+    asyncio.run(slow())
+    lines = terminal.getvalue().replace("\x1b[K", "").split("\r")
+    assert max(map(len, lines)) < 20
+
+
 def test_quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
 
