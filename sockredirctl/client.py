@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from dbus_next import BusType, Message, MessageType, Variant
@@ -154,8 +154,10 @@ class Client:
         finally:
             transport.close()
 
-    async def events(self, show: Callable[[dict[str, Any]], None]) -> None:
-        """Subscribes and shows each event until cancelled or the daemon goes away."""
+    async def events(
+        self, show: Callable[[dict[str, Any]], None], begun: Callable[[], Awaitable[None]]
+    ) -> None:
+        """Subscribes, calls `begun`, and shows each event until cancelled or the daemon is gone."""
         gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         def handle(message: Message) -> None:
@@ -182,6 +184,7 @@ class Client:
             )
         )
         await self.call("Subscribe")
+        await begun()
         lost = asyncio.ensure_future(self._bus.wait_for_disconnect())
         await asyncio.wait({gone, lost}, return_when=asyncio.FIRST_COMPLETED)
         if gone.done():

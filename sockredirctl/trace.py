@@ -26,9 +26,13 @@ async def run(client: Client, arguments: argparse.Namespace) -> None:
         if event["event"] != "dropped":
             print(line(event, offset), flush=True)
 
-    if not arguments.json:
-        print(_awaited(await client.properties()), file=sys.stderr, flush=True)
-    await client.events(show)
+    async def begun() -> None:
+        properties = await client.properties()
+        # in a pipe only where nothing will come
+        if not arguments.json and (sys.stderr.isatty() or properties["State"] != "enabled"):
+            print(_awaited(properties), file=sys.stderr, flush=True)
+
+    await client.events(show, begun)
 
 
 def _awaited(properties: dict[str, Any]) -> str:

@@ -308,7 +308,8 @@ def _with_suffixes(scope: dict[str, Any]) -> dict[str, Any]:
 
 
 def _shown(value: Any) -> str:
-    text = json.dumps(value, default=str, ensure_ascii=False)
+    # what JSON does not know are TOML's dates, and D-Bus's Variants in a list
+    text = json.dumps(value, default=lambda x: getattr(x, "value", str(x)), ensure_ascii=False)
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
 
 

@@ -228,3 +228,9 @@ def test_nothing_is_found_while_disabled(host: Host, client: Client) -> None:
     idle = host.ctl("list")  # nothing in particular was asked for
     assert (idle.returncode, idle.stdout) == (DONE, "")
     assert "acceleration is disabled" in idle.stderr
+
+
+def test_trace_says_that_nothing_will_come(host: Host, client: Client) -> None:
+    with host.ctl_process("trace") as process:
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith("acceleration is disabled: no new connection")
