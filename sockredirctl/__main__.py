@@ -136,6 +136,18 @@ def _version() -> str:
         return "(checkout)"
 
 
+def _with_timeout(seconds: int) -> argparse.ArgumentParser:
+    parent = argparse.ArgumentParser(add_help=False)
+    parent.add_argument(
+        "--timeout",
+        type=values.seconds,
+        default=float(seconds),
+        metavar="SECONDS",
+        help=f"how long to wait for an answer (default: {seconds})",
+    )
+    return parent
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="sockredirctl",
@@ -144,21 +156,15 @@ def _parser() -> argparse.ArgumentParser:
         "6 nothing found",
     )
     parser.add_argument("--version", action="version", version=f"sockredirctl {_version()}")
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument(
-        "--timeout",
-        type=values.seconds,
-        default=30.0,
-        metavar="SECONDS",
-        help="how long to wait for an answer (default: 30)",
-    )
+    common = _with_timeout(30)
+    compiling = _with_timeout(180)  # as long as systemd gives the daemon for it
     reading = argparse.ArgumentParser(add_help=False)
     reading.add_argument("--json", action="store_true", help="print JSON")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, function, parents, text in (
-        ("enable", _enable, [common], "accelerate new connections"),
+        ("enable", _enable, [compiling], "accelerate new connections"),
         ("disable", _disable, [common], "stop, and hand live connections back to TCP"),
-        ("reload", _reload, [common], "read the configuration again, for new connections"),
+        ("reload", _reload, [compiling], "read the configuration again, for new connections"),
         ("status", _status, [common, reading], "show state, scope and totals"),
         ("stats", _stats, [common, reading], "show all counters"),
         ("bench", bench.run, [common, reading], "measure what acceleration is worth here"),
