@@ -1,5 +1,6 @@
 # make test     everything the tests need, and the tests; as root, or through sudo
 # make unit     those of the tests that need no root: as the user who calls it, in half a minute
+# make fuzz     an hour of made-up messages, configurations and state files; FUZZ_S=60: a minute for each
 # make torture  the lifecycle tests, for an hour
 # make bench    figures for docs/benchmarks and the README, in ten minutes; QUICK=1: in one, beside them
 # make vm-test  the package on Debian kernels in virtual machines; KERNEL=6.1, 6.12, 7.3 or all
@@ -41,7 +42,7 @@ SOURCES := $(wildcard sockredird sockredirctl tests bench) \
 	$(shell grep -lsE '^\#!.*python3' packaging/* tools/*)
 MANPAGES := $(wildcard man/*.[58])
 
-.PHONY: all install-deps test unit torture semantics bench vm-test vm-deps vm-roots kernels \
+.PHONY: all install-deps test unit fuzz torture semantics bench vm-test vm-deps vm-roots kernels \
 	check check-deps check-python check-man check-systemd check-dbus check-packaging \
 	deb lintian demo clean
 all: deb
@@ -60,6 +61,12 @@ AS_NOBODY := $(if $(ROOT),,setpriv --reuid=65534 --regid=65534 --clear-groups)
 unit: install-deps
 	$(AS_NOBODY) env PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m pytest -p no:cacheprovider \
 		$(PYTEST_ARGS) tests/unit
+
+# Seven targets, FUZZ_S seconds each; `make test` gives them a minute together.
+FUZZ_S := 515
+fuzz: install-deps
+	$(ROOT) env PYTHONDONTWRITEBYTECODE=1 SOCKREDIR_FUZZ_S=$(FUZZ_S) $(PYTHON) -m pytest \
+		tests/unit/test_fuzz.py $(PYTEST_ARGS)
 
 # An hour or so: kills, upgrades and cycles by the hundreds, where `make test` has a few.
 torture: install-deps
@@ -147,6 +154,8 @@ check-systemd: | check-deps
 		build/systemd/sockredird-restore.service && \
 	! systemd-analyze verify --man=no /usr/lib/systemd/system/multi-user.target 2>&1 | \
 		grep -A 3 "ordering cycle"
+	systemd-analyze security --offline=yes --threshold=25 build/systemd/sockredird.service \
+		> build/systemd/security; status=$$?; tail -1 build/systemd/security; exit $$status
 
 check-dbus: | check-deps
 	$(ROOT) packaging/check-dbus
@@ -168,8 +177,8 @@ deb:
 	@$(APT_INSTALL) $(BUILD_DEPS)
 	rm -rf build/deb dist
 	mkdir -p $(DEB_TREE) dist
-	cp -R LICENSE Makefile README.md pyproject.toml bench completions dbus docs man packaging polkit \
-		sockredirctl sockredird systemd tests tools $(DEB_TREE)
+	cp -R LICENSE Makefile *.md .clang-format .editorconfig pyproject.toml bench completions dbus docs \
+		man packaging polkit sockredirctl sockredird systemd tests tools $(DEB_TREE)
 	find build/deb -name __pycache__ -prune -exec rm -r {} +
 	mv $(DEB_TREE)/packaging/debian build/deb
 	tar --create --xz --sort=name --owner=0 --group=0 --numeric-owner --directory=build/deb \

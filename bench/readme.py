@@ -1,7 +1,8 @@
-"""The figures of the README: a table between two marks, made from a result file."""
+"""The figures of the README, each part between two marks, made from a result file."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,14 @@ from bench.report import amount, machine, ratio, table
 
 BEGIN = "<!-- figures: written by `make bench`, not by hand -->"
 END = "<!-- end of figures -->"
+BEGIN_GAINS = "<!-- gains: written by `make bench`, not by hand -->"
+END_GAINS = "<!-- end of gains -->"
+# Of the README's first screen: what the median ratio to plain TCP is a ratio of.
+GAINS = {
+    "rr-64-same-core": "round trips of 64 bytes, between two processes on one core",
+    "redis-p1-64": "redis GET, 50 clients without pipelining",
+    "nginx": "nginx serving a file of 1 KiB over kept connections",
+}
 SHOWN = (
     "rr-64-same-core",
     "rr-8192-same-core",
@@ -41,13 +50,33 @@ def figures(results: dict[str, Any]) -> str:
     return f"{table(head, rows)}\n{machine(results)}.\n"
 
 
+def gains(results: dict[str, Any]) -> str:
+    entries = {entry["name"]: entry for entry in results["workloads"]}
+    lines = []
+    for name, words in GAINS.items():
+        found = ratio(entries[name], f"{OURS}/{TCP}") if name in entries else None
+        if found is not None:
+            lines.append(f"* **{found.median:.2f} times** plain TCP: {words}")
+    about = results["machine"]
+    end = f"Measured by `make bench`, commit {about['commit']}, Linux {about['kernel']}."
+    return "\n".join([*lines, "", f"{end} [More of it](#what-it-gains)."]) + "\n"
+
+
+_PARTS: tuple[tuple[str, str, Callable[[dict[str, Any]], str]], ...] = (
+    (BEGIN_GAINS, END_GAINS, gains),
+    (BEGIN, END, figures),
+)
+
+
 def replace(text: str, results: dict[str, Any]) -> str:
     """Raises ValueError where the marks are missing."""
-    before, mark, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not mark or not end:
-        raise ValueError(f"no figures between {BEGIN!r} and {END!r}")
-    return f"{before}{BEGIN}\n\n{figures(results)}\n{END}{after}"
+    for begin, end, part in _PARTS:
+        before, mark, rest = text.partition(begin)
+        _, closing, after = rest.partition(end)
+        if not mark or not closing:
+            raise ValueError(f"no figures between {begin!r} and {end!r}")
+        text = f"{before}{begin}\n\n{part(results)}\n{end}{after}"
+    return text
 
 
 def update(path: Path, results: dict[str, Any]) -> None:

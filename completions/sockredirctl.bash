@@ -59,7 +59,8 @@ _sockredirctl() {
             options=(--configured --unit --cgroup --wait --exclude-unit --exclude-cgroup
                 --addresses --port --exclude-port)
             ;;
-        disable | reload) ;;
+        disable) options=(--force) ;;
+        reload) ;;
         status | trace) options=(--json) ;;
         check) options=(--json --output --no-pager) ;;
         bench) options=(--port --json) ;;

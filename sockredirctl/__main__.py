@@ -12,6 +12,8 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from dbus_next import Variant
+
 from sockredirctl import (
     bench,
     check,
@@ -31,6 +33,7 @@ from sockredirctl.errors import ClientError, Exit, NoBus, NotRunning
 
 async def _enable(client: Client, arguments: argparse.Namespace) -> None:
     await _start(client)
+    before = await client.properties()
     asked = scope.asked(arguments)
 
     async def enable() -> None:
@@ -44,15 +47,21 @@ async def _enable(client: Client, arguments: argparse.Namespace) -> None:
     waiting = [unit for unit, path in properties["Units"].items() if not path]
     if waiting:
         print(f"not running, and waited for: {', '.join(waiting)}", file=sys.stderr)
+    if before["State"] == "draining":
+        print("enabled; connections of before go on leaving acceleration", file=sys.stderr)
+    if any(properties["Scope"][key] != value for key, value in scope.chosen(asked)):
+        shown = render.scope(properties["Scope"], properties["Units"])
+        print(f"somebody else changed the scope meanwhile: {shown}", file=sys.stderr)
 
 
 async def _changing(
     client: Client, change: Callable[[], Awaitable[None]], *, stays: bool
 ) -> dict[str, Any]:
     """Makes a change, and says which scope is in force then. The properties after it."""
-    before, counted = await client.properties(), await client.call("Stats")
+    before, counted = render.printable(await client.properties()), await client.call("Stats")
     await change()
-    properties, after = await client.properties(), await client.call("Stats")
+    properties: dict[str, Any] = render.printable(await client.properties())
+    after = await client.call("Stats")
     if properties["State"] == "enabled":
         # since when: of the datapath, which another scope and other limits replace
         same = all(before[name] == properties[name] for name in ("Since", "Scope"))
@@ -72,26 +81,43 @@ async def _start(client: Client) -> None:
         await client.properties(start=True)
 
 
-async def _disable(client: Client, _arguments: argparse.Namespace) -> None:
+async def _disable(client: Client, arguments: argparse.Namespace) -> None:
     async def left() -> str:
         return f"{(await client.call('Stats'))['active_connections']:,} left"
 
     try:
-        async with progress.shown("waiting for programs to read what was sent to them", left):
-            await client.call("Disable")
+        before = await client.properties()
     except NotRunning:
         if os.geteuid() == 0:
             offline.disable()
             return
         await _start(client)
+        before = await client.properties()
+    if before["State"] == "disabled":
+        print("acceleration was disabled already", file=sys.stderr)
+    async with progress.shown("waiting for programs to read what was sent to them", left):
         await client.call("Disable")
-    properties = await client.properties()
-    if properties["State"] == "draining":
+    if arguments.force and (await client.properties())["State"] == "draining":
+        await _reset(client)
+    if (await client.properties())["State"] == "draining":
         print(
-            "draining: some programs have not read their data yet; "
-            "their connections leave acceleration when they do",
+            "draining: some programs have not read their data yet; their connections leave "
+            "acceleration when they do, or are reset by sockredirctl disable --force",
             file=sys.stderr,
         )
+
+
+async def _reset(client: Client) -> None:
+    """The drain timeout is over: those that have not read lose their connections."""
+    left = await client.all_connections({})
+    await client.call("DisableWith", "a{sv}", {"force": Variant("b", True)})
+    still = {(c["client"], c["server"]) for c in await client.all_connections({})}
+    gone = [c for c in render.printable(left) if (c["client"], c["server"]) not in still]
+    plural = "s"[: len(gone) != 1]
+    print(f"reset {len(gone)} connection{plural} that had not drained", file=sys.stderr)
+    for c in gone:
+        programs = f"{list_.who(c, 'client')} > {list_.who(c, 'server')}"
+        print(f"  {c['client']} -> {c['server']}  {programs}", file=sys.stderr)
 
 
 async def _reload(client: Client, _arguments: argparse.Namespace) -> None:
@@ -104,7 +130,8 @@ async def _status(client: Client, arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps({**properties, "Stats": stats}))
     else:
-        print(render.status(properties, stats, time.time(), shutil.get_terminal_size().columns))
+        columns = shutil.get_terminal_size().columns
+        print(render.status(render.printable(properties), stats, time.time(), columns))
 
 
 async def _stats(client: Client, arguments: argparse.Namespace) -> None:
@@ -179,6 +206,12 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(function=function)
         if function is _enable:
             scope.add_arguments(command)
+        elif function is _disable:
+            command.add_argument(
+                "--force",
+                action="store_true",
+                help="reset connections whose programs have not read by the drain timeout",
+            )
         elif function is _stats:
             command.add_argument(
                 "--format",
@@ -245,7 +278,7 @@ def main() -> int:
     except ClientError as error:
         if isinstance(error, NotRunning) and not error.why:
             error = offline.explained(error)
-        print(f"sockredirctl: {error}", file=sys.stderr)
+        print(f"sockredirctl: {render.printable(str(error))}", file=sys.stderr)
         return error.code
     except (KeyboardInterrupt, BrokenPipeError):
         # the reader has gone, or Ctrl-C ended a trace: both are how such a command ends

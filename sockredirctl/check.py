@@ -7,7 +7,7 @@ import json
 import textwrap
 from typing import Any
 
-from sockredirctl import progress, table
+from sockredirctl import progress, render, table
 from sockredirctl.client import Client
 from sockredirctl.errors import ClientError
 
@@ -26,7 +26,7 @@ async def run(client: Client, arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps(findings), flush=True)
     else:
-        shown = text(findings, table.width(arguments))
+        shown = text(render.printable(findings), table.width(arguments))
         table.show(shown, pager=not arguments.no_pager)
     failed = [finding["name"] for finding in findings if finding["status"] == "fail"]
     if failed:

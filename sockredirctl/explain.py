@@ -9,7 +9,7 @@ from typing import Any
 from dbus_next import Variant
 
 from sockredirctl import list as list_
-from sockredirctl import nothing, table
+from sockredirctl import nothing, render, table
 from sockredirctl.client import Client
 from sockredirctl.errors import ClientError, Exit
 
@@ -56,7 +56,10 @@ async def run(client: Client, arguments: argparse.Namespace) -> None:
         print(json.dumps(answers))
     elif answers:
         whole = arguments.output == "wide"
-        table.show("\n".join(text(a, whole) for a in answers), pager=not arguments.no_pager)
+        table.show(
+            "\n".join(text(a, whole) for a in render.printable(answers)),
+            pager=not arguments.no_pager,
+        )
     if not answers:
         raise await nothing.why(client, keys, "no such TCP connection or listener")
 

@@ -7,7 +7,7 @@ import json
 from datetime import datetime
 from typing import Any
 
-from sockredirctl import table
+from sockredirctl import render, table
 from sockredirctl.client import Client
 from sockredirctl.table import Column
 
@@ -40,7 +40,7 @@ async def run(client: Client, arguments: argparse.Namespace) -> None:
         if arguments.json:
             print(json.dumps(entries))
         else:
-            table.show(_text(entries, arguments), pager=not arguments.no_pager)
+            table.show(_text(render.printable(entries), arguments), pager=not arguments.no_pager)
         return
     await client.call("Forget", "s", arguments.forget or "")
 

@@ -92,7 +92,7 @@ async def run(client: Client, arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps(connections))
     elif connections:
-        table.show(_text(connections, arguments), pager=not arguments.no_pager)
+        table.show(_text(render.printable(connections), arguments), pager=not arguments.no_pager)
     if connections:
         return
     error = await nothing.why(

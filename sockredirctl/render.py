@@ -15,6 +15,28 @@ _BETWEEN = {
 }
 
 
+def printable(value: Any) -> Any:
+    r"""`value` with the UTF-8 bytes of what str.isprintable() refuses as \xNN, in all its strings.
+
+    For whatever is shown to people: names of processes, units and paths are chosen by others, who
+    could otherwise draw on the terminal, or add lines to a table. JSON stays exact.
+    """
+    if isinstance(value, str):
+        return value if value.isprintable() else "".join(map(_printable, value))
+    if isinstance(value, dict):
+        return {printable(key): printable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [printable(item) for item in value]
+    return value
+
+
+def _printable(character: str) -> str:
+    if character.isprintable():
+        return character
+    encoded = character.encode(errors="surrogatepass")
+    return "".join(f"\\x{byte:02x}" for byte in encoded)
+
+
 def scope(scope: dict[str, Any], units: dict[str, str]) -> str:
     """A scope in words, e.g. 'loopback connections in cgroup /, except port 22'."""
     words = _BETWEEN[scope["addresses"]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from typing import Any
 
 from dbus_next import Variant
@@ -99,6 +100,13 @@ def asked(arguments: argparse.Namespace) -> dict[str, Variant] | None:
     if arguments.wait:
         scope["wait"] = Variant("b", True)
     return scope
+
+
+def chosen(asked: dict[str, Variant] | None) -> Iterator[tuple[str, Any]]:
+    """Keys that have to be in force as they were asked for; units get their own names."""
+    for key, value in (asked or {}).items():
+        if key in ("cgroup", "addresses", "only_ports"):
+            yield key, render.printable(value.value)
 
 
 def told(properties: dict[str, Any], left: int, stays: bool) -> str:

@@ -82,7 +82,9 @@ async def _show(client: Client, console: Console, sort: str, interval: float) ->
             rows = console.height - HEAD_LINES
             totals, connections = await _look(client, sort, rows)
             before = totals.since(before)
-            live.update(screen(totals, connections, sort, console.width), refresh=True)
+            live.update(
+                screen(totals, render.printable(connections), sort, console.width), refresh=True
+            )
             try:
                 key = await asyncio.wait_for(pressed.get(), interval)
             except TimeoutError:

@@ -24,7 +24,7 @@ async def run(client: Client, arguments: argparse.Namespace) -> None:
         if event["dropped"]:
             print(f"{event['dropped']} events were dropped", file=sys.stderr)
         if event["event"] != "dropped":
-            print(line(event, offset), flush=True)
+            print(line(render.printable(event), offset), flush=True)
 
     async def begun() -> None:
         properties = await client.properties()

@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from sockredird import __version__, config
 from sockredird.datapath.inventory import check_bpffs
@@ -19,6 +20,7 @@ from sockredird.errors import (
     InvalidConfig,
     SockredirError,
     UnsupportedKernel,
+    printable,
 )
 from sockredird.kernel import capabilities
 from sockredird.service import once
@@ -34,7 +36,18 @@ EXIT_STATUS: dict[type[SockredirError], int] = {
 }
 
 
-class _JournalFormatter(logging.Formatter):
+class _Formatter(logging.Formatter):
+    """A record is one line whatever is in it, but for the traceback of a mistake of ours."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = printable(record.message)
+        return super().formatMessage(record)
+
+    def formatException(self, exc_info: Any) -> str:
+        return "\n".join(map(printable, super().formatException(exc_info).splitlines()))
+
+
+class _JournalFormatter(_Formatter):
     """sd-daemon(3) priority prefix; the journal keeps time and name itself."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -48,7 +61,7 @@ def _set_up_logging(level: str) -> None:
         handler.setFormatter(_JournalFormatter("%(message)s"))
     else:
         handler.setFormatter(
-            logging.Formatter("%(asctime)s sockredird[%(process)d] %(levelname)s %(message)s")
+            _Formatter("%(asctime)s sockredird[%(process)d] %(levelname)s %(message)s")
         )
     logging.basicConfig(level=level.upper(), handlers=[handler])
 

@@ -39,3 +39,18 @@ class BusUnavailable(SockredirError):
 
 class AlreadyRunning(SockredirError):
     """Another daemon holds the lock; nobody can be told over D-Bus."""
+
+
+def printable(text: str) -> str:
+    r"""`text` on one line: the UTF-8 bytes of what str.isprintable() refuses become \xNN.
+
+    Names of processes, units and paths are chosen by others, who could otherwise draw on the
+    terminal of whoever reads the log, or write lines of it. Backslashes stay as they are.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    return "".join(f"\\x{byte:02x}" for byte in character.encode(errors="surrogatepass"))

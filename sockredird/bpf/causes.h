@@ -39,10 +39,10 @@
 	CAUSE(NO_MEMORY, DECLINES)	/* no sk_storage */                                            \
 	CAUSE(WINDOW, RETIRES | PAUSES)		/* unread bytes reached the window */                          \
 	CAUSE(MESSAGES, RETIRES | PAUSES)	/* too many unread messages, however small */                  \
-	CAUSE(MEMORY, PAUSES)		/* limits.memory_bytes are unread, of all connections */       \
-	CAUSE(PRESSURE, RETIRES | PAUSES) /* tcp_mem, or the memory limit of either end's cgroup */    \
+	CAUSE(MEMORY, RETIRES | PAUSES)		/* limits.memory_bytes are unread, of all connections */       \
+	CAUSE(PRESSURE, DECLINES | RETIRES) /* tcp_mem, or the memory limit of either end's cgroup */    \
 	CAUSE(PEER_BUSY, RETIRES | PAUSES) /* the peer held its lock for long: its recv() faults */    \
-	CAUSE(REVALIDATION, PAUSES)	/* a message by TCP now and then, for firewalls and conntrack */ \
+	CAUSE(REVALIDATION, RETIRES | PAUSES)	/* a message by TCP now and then, for firewalls and conntrack */ \
 	CAUSE(BLOCKING_READER, RETIRES)	/* a program sleeps inside recv() */                           \
 	CAUSE(HALF_CLOSED, RETIRES)	/* the peer will send no more: shutdown(2) */                  \
 	CAUSE(PEER_GONE, RETIRES)	/* the peer was taken off the sockhash by somebody else */     \

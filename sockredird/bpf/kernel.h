@@ -17,6 +17,11 @@
 #define inline_fn static inline __attribute__((always_inline))
 #define READ_ONCE(x) (*(const volatile __typeof__(x) *)&(x))
 #define WRITE_ONCE(x, v) (*(volatile __typeof__(x) *)&(x) = (v))
+/*
+ * clang forgets what it knows of a number. It would make one condition or one shift of two, and the
+ * verifier then misses a range that it saw in each: Linux 6.1 most of all.
+ */
+#define OPTIMIZER_HIDE_VAR(x) asm volatile("" : "+r"(x))
 
 /*
  * Called by its number: BCC falls back to bpf_probe_read where it cannot find the symbol
@@ -281,7 +286,19 @@ inline_fn int near_socket_limit(__u64 sk)
 	return 0;
 #endif
 }
+#else
+inline_fn int near_socket_limit(__u64 sk) { return 0; }
 #endif
+
+/*
+ * Whether memory for this socket is short, or soon will be. Beyond the limit a member's send() waits for
+ * memory before any program is asked (sk_msg_alloc()), where TCP has one buffer in any case: so members
+ * leave before that.
+ */
+inline_fn int memory_is_short(__u64 sk)
+{
+	return tcp_under_pressure(sk) || near_socket_limit(sk);
+}
 
 #ifdef OFF_net_timeouts
 #define TCP_CONNTRACK_ESTABLISHED 3	/* nf_conntrack_tcp.h */

@@ -205,7 +205,7 @@ struct sock_state {
 	__u64 barrier;
 	/* written by the sender */
 	__u64 change_count;		/* the global count when this direction last looked at its ends */
-	struct checkpoint checkpoint[16];	/* one for each grant */
+	struct checkpoint checkpoint[16];	/* taken as budgets are granted */
 
 	/* written by listings */
 	struct sample sample[2];	/* newer, older */

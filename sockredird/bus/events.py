@@ -68,7 +68,7 @@ class EventRelay:
         self._unwanted = unwanted
         self._bus: MessageBus | None = None
         self._clients: dict[str, _Subscriber] = {}
-        self._leaving: asyncio.Future[None] | None = None
+        self._leaving: set[asyncio.Task[None]] = set()  # the loop itself keeps weak references
         self._second = 0
         self._sent = 0
         self._flush: asyncio.TimerHandle | None = None
@@ -200,4 +200,11 @@ class EventRelay:
         """A subscriber that left the bus is forgotten."""
         name = calls.departed(message)
         if name in self._clients:
-            self._leaving = asyncio.ensure_future(self.discard(name))
+            task = asyncio.ensure_future(self.discard(name))
+            self._leaving.add(task)
+            task.add_done_callback(self._left)
+
+    def _left(self, task: asyncio.Task[None]) -> None:
+        self._leaving.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.debug("a match rule of one who left may be there still: %s", error)

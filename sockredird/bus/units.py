@@ -256,7 +256,7 @@ class Units:
             return
         if message.member == "PropertiesChanged" and message.path in self._followed:
             self._changed()
-        elif message.member == "NameOwnerChanged":
+        elif message.member == "NameOwnerChanged" and message.sender == calls.DRIVER:
             name, _old, new = message.body
             if name == SYSTEMD and new:  # it was executed anew, or has started
                 self._again = asyncio.ensure_future(self._subscribe_again())

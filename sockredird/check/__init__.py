@@ -1,1 +1,1 @@
-"""Is this kernel fit for acceleration, is this host, and what would it gain?"""
+"""Whether this kernel and this host are fit for acceleration, and what they would gain."""

@@ -1,7 +1,7 @@
-"""Bench: what acceleration is worth on this host, measured in a private cgroup and nowhere else.
+"""Bench: what acceleration gains on this host, measured in a private cgroup.
 
-A datapath of its own accelerates one port there and leaves another to TCP; live datapaths leave
-both alone. It is never pinned, so a daemon that is killed meanwhile leaves nothing that works.
+A generation that is not live accelerates one port there, and leaves another to TCP. Live
+generations ignore the cgroup. The new one is not pinned, so it ends with the daemon.
 """
 
 from __future__ import annotations
@@ -45,8 +45,10 @@ WORKS = (
 
 @dataclass(frozen=True)
 class Row:
-    """Medians: microseconds of a round trip, or MB/s. `ratio` is how many times as fast; its median
-    is between `low` and `high`."""
+    """Medians of rounds, in microseconds of a round trip or in MB/s.
+
+    `ratio` says how many times as fast acceleration is. Its median is between `low` and `high`.
+    """
 
     work: str
     unit: str
@@ -58,7 +60,7 @@ class Row:
 
     @classmethod
     def of(cls, work: Work, plain: list[float], accelerated: list[float]) -> Row:
-        """From rates per second."""
+        """The row of a work, from its rates per second in each round."""
         ratios = [a / b for a, b in zip(accelerated, plain, strict=True)]
         trips = work.order == "round_trips"
         rates = statistics.median(plain), statistics.median(accelerated)
@@ -77,10 +79,11 @@ class Row:
 def run(
     root: Path, port: int, generations: Generations, in_worker: InWorker[Any]
 ) -> list[dict[str, Any]]:
-    """A row for each work; a port of 0 is any. Takes some seconds, the worker for half of one.
+    """A row for each work. A `port` of 0 means any. It takes some seconds.
 
-    Raises InvalidConfig if the port cannot be used, Internal if nothing can be measured here, and
-    what Generation.create() raises.
+    Each round runs in the worker, which does nothing else for half a second. Raises InvalidConfig
+    if the port cannot be used, Internal if nothing can be measured here, and what
+    Generation.create() raises.
     """
     plan = Plan(
         scope={},
@@ -107,7 +110,7 @@ def run(
 def _round(
     root: Path, candidate: Generation, port: int, generations: list[Generation], reverse: bool
 ) -> Iterator[tuple[Work, float, float]]:
-    """Each work, with the rates of plain TCP and accelerated; `reverse` turns the order round."""
+    """The rates of each work, plain and accelerated, in this order or the reverse."""
     with ExitStack() as stack:
         box = stack.enter_context(sandbox.opened(root))
         ports = box.order("ports", wanted=port)

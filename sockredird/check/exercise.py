@@ -1,8 +1,8 @@
-"""Small exercises of sockets, by which the daemon sees how the kernel behaves.
+"""Small exercises with sockets, which show how the kernel behaves.
 
-Run as `python3 -m sockredird.check.exercise CGROUP PARENT`, a child inside a private cgroup that
-carries out orders from standard input, one JSON object each, and answers with one. It looks at
-sockets only, as a program does, so it can judge any datapath.
+`python3 -m sockredird.check.exercise CGROUP PARENT` runs as a child process in a private cgroup. It
+reads orders from standard input, one JSON object each, and answers each with one. It looks at its
+sockets only, as any program does, so it serves for any datapath.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from sockredird.check import kernel_facts, pace
+from sockredird.check import kernel_facts, measure
 from sockredird.check.tcp_pair import (
     NotTried,
     Pair,
@@ -39,9 +39,9 @@ TCP_ULP = 31
 _ULPS = Path("/proc/sys/net/ipv4/tcp_available_ulp")
 
 FLOOD_MESSAGE = 16384
-FLOOD_CAP = 8 << 20  # TCP takes far less, with the buffers set below
+FLOOD_CAP = 8 << 20  # TCP takes far less, with buffers of FLOOD_BUFFER
 FLOOD_BUFFER = 128 << 10
-PATTER_CAP = 6000
+BYTES_CAP = 6000
 UNREAD = {"client": 64, "server": 16}  # messages of 1 KiB
 TAIL = 1000
 
@@ -49,7 +49,7 @@ Answer = dict[str, Any]
 
 
 def exchange(pair: Pair, sizes: tuple[int, ...] = (1, 64, 10_000)) -> bool:
-    """Sends messages both ways; whether they arrive as they were sent."""
+    """Sends messages both ways. Returns whether they arrive as they were sent."""
     for number, size in enumerate(sizes):
         for _, sender, receiver in pair.ends():
             data = message(number + 1, size)
@@ -64,7 +64,7 @@ def _by_tcp(pair: Pair) -> dict[str, int]:
 
 
 class Exercises:
-    """Each method is an order; what one keeps for the next is here."""
+    """Each public method carries out an order. The attributes are what one keeps for the next."""
 
     def __init__(self) -> None:
         self._holder = reserve()
@@ -74,16 +74,16 @@ class Exercises:
         self._unloading: Pair | None = None
 
     def reserve(self) -> Answer:
-        """The port that all servers here listen on, one after the other."""
+        """The port on which all servers here listen, one after the other."""
         return {"port": self._port}
 
-    def converse(self, ipv6: bool) -> Answer:
-        """A connection with some messages each way, which stays open."""
+    def send_both_ways(self, ipv6: bool) -> Answer:
+        """Sends some messages each way over a connection, and keeps it open unless it is IPv6."""
         try:
             pair = new_pair(self._port, socket.AF_INET6 if ipv6 else socket.AF_INET)
         except (OSError, NotTried):
             if ipv6:
-                return {"missing": True}  # switched off, for one
+                return {"missing": True}  # IPv6 is switched off
             raise
         if not ipv6:
             self._open = pair
@@ -94,7 +94,7 @@ class Exercises:
         return answer
 
     def inspect(self) -> Answer:
-        """FIONREAD and splice(2) on a redirected message."""
+        """Tries FIONREAD and splice(2) on a redirected message."""
         pair = self._kept(self._open)
         data = message(7, TAIL)
         pair.client.sendall(data)
@@ -110,12 +110,12 @@ class Exercises:
             "size": TAIL,
         }
 
-    def hang_up(self) -> Answer:
+    def close(self) -> Answer:
         self._kept(self._open).close()
         return {}
 
     def defer(self) -> Answer:
-        """Data that comes before the server end exists, and more after."""
+        """Sends data before the server end exists, and more afterwards (TCP_DEFER_ACCEPT)."""
         correct = 0
         for _ in range(3):
             with closing(listen(self._port)) as listener:
@@ -128,7 +128,7 @@ class Exercises:
         return {"tries": 3, "correct": correct}
 
     def flood(self) -> Answer:
-        """Sends to a reader that does not read, until it is told to wait."""
+        """Sends to a reader that does not read, until the socket takes no more."""
         with closing(listen(self._port)) as listener:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, FLOOD_BUFFER)
             listener.listen()
@@ -144,11 +144,11 @@ class Exercises:
                     "correct": read(pair.server, accepted) == wanted,
                 }
 
-    def patter(self) -> Answer:
+    def flood_with_bytes(self) -> Answer:
         """Sends single bytes to a reader that does not read, until one goes by TCP."""
         with closing(new_pair(self._port)) as pair:
             count = 0
-            while count < PATTER_CAP and not sent_by_tcp(pair.client):
+            while count < BYTES_CAP and not sent_by_tcp(pair.client):
                 for _ in range(100):
                     pair.client.send(bytes([count & 0xFF]))
                     count += 1
@@ -163,17 +163,17 @@ class Exercises:
         try:
             pair = new_pair(self._port, protocol=IPPROTO_MPTCP)
         except (OSError, NotTried):
-            return {"missing": True}  # not built in, or net.mptcp.enabled is 0
+            return {"missing": True}  # the kernel has no MPTCP, or net.mptcp.enabled is 0
         with closing(pair):
             correct = exchange(pair)
             try:
                 return {"correct": correct, "redirected": not all(_by_tcp(pair).values())}
-            except OSError:  # no TCP_INFO of such sockets: only the bytes can tell
+            except OSError:  # such sockets have no TCP_INFO, so only the bytes count
                 return {"correct": correct, "redirected": False}
 
     def ktls(self) -> Answer:
-        """Asks for kTLS on a connection that is established."""
-        # asking for one that is not there would have its module loaded
+        """Asks for kTLS on an established connection."""
+        # to ask for a ULP that is not there would load its module
         if "tls" not in _ULPS.read_text().split():
             return {"missing": True}
         with closing(new_pair(self._port)) as pair:
@@ -186,7 +186,7 @@ class Exercises:
             return {"refused": refused, "correct": before and exchange(pair)}
 
     def leave_unread(self) -> Answer:
-        """A connection with unread data both ways."""
+        """Opens a connection with unread data both ways."""
         pair = self._unloading = new_pair(self._port)
         for name, sender, _ in pair.ends():
             for number in range(UNREAD[name]):
@@ -194,7 +194,7 @@ class Exercises:
         return {"tcp_bytes": sum(_by_tcp(pair).values())}
 
     def read_unread(self) -> Answer:
-        """Reads it, and more that is sent after it; FIONREAD on that, which TCP carries."""
+        """Reads that data, and data sent later, which TCP carries; tries FIONREAD on the latter."""
         pair = self._kept(self._unloading)
         correct, waiting = True, 0
         for name, sender, receiver in pair.ends():
@@ -209,7 +209,7 @@ class Exercises:
         return {"correct": correct, "fionread": waiting, "size": TAIL}
 
     def after_unload(self) -> Answer:
-        """Whether the connection is plain TCP, in all that a sockhash member is not."""
+        """Whether the connection is plain TCP: FIONREAD and splice(2) work as they do there."""
         pair = self._kept(self._unloading)
         with closing(pair):
             correct = exchange(pair)
@@ -218,21 +218,21 @@ class Exercises:
             return {"correct": correct, "native": native and splice(pair.server, TAIL) == TAIL}
 
     def ports(self, wanted: int) -> Answer:
-        """Two to listen on for round_trips() and stream(): `wanted`, or any for 0, and another."""
+        """Two ports for round_trips() and stream(): `wanted`, or any if that is 0, and another."""
         self._other = reserve()
         plain = self._other.getsockname()[1]
         if wanted:
-            listen(wanted).close()  # raises the error that they would meet
+            listen(wanted).close()  # raises the error that round_trips() would meet
         return {"accelerated": wanted or self._port, "plain": plain}
 
     def round_trips(self, **load: Any) -> Answer:
-        return pace.round_trips(**load)
+        return measure.round_trips(**load)
 
     def stream(self, **load: Any) -> Answer:
-        return pace.stream(**load)
+        return measure.stream(**load)
 
     def kernel(self) -> Answer:
-        """What the kernel offers, apart from sockets."""
+        """What the kernel offers, as far as no socket is needed to see it."""
         return kernel_facts.gather()
 
     def _kept(self, pair: Pair | None) -> Pair:
@@ -242,7 +242,7 @@ class Exercises:
 
 
 def fill(sock: socket.socket) -> int:
-    """Bytes that a non-blocking socket takes before it says EAGAIN, but no more than FLOOD_CAP."""
+    """How many bytes a non-blocking socket takes before EAGAIN, up to about FLOOD_CAP."""
     accepted = 0
     while accepted < FLOOD_CAP:
         number, offset = divmod(accepted, FLOOD_MESSAGE)

@@ -1,4 +1,4 @@
-"""What a check has found out, in a sentence that says what it means for the user."""
+"""The result of a check, with a sentence that says what it means for the user."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 PASS, WARN, FAIL = "pass", "warn", "fail"
 NOT_TRIED = "not tried"  # what a detail begins with then
 _AS_THE_KERNEL_IS = frozenset({"fentry", "splice", "fionread_redirected", "fionread_tcp"})
+SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,12 @@ class Finding:
         if not everything:
             answer["advice"] = ""
         return answer
+
+
+def some(items: list[str]) -> str:
+    """The first few programs, rules or units for a finding, and how many more there are."""
+    more = len(items) - SHOWN
+    return "; ".join(items[:SHOWN]) + (f"; and {more} more" if more > 0 else "")
 
 
 def failed(findings: list[Finding]) -> Finding | None:

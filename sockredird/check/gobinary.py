@@ -1,6 +1,7 @@
-"""Whether a program was built by Go: its binary says so, in a section or at a known place.
+"""Whether a program was built by Go.
 
-Go's own debug/buildinfo looks for the same two.
+Its binary has a section for that, or a mark where the data segment begins. Go's own debug/buildinfo
+looks for the same two.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 
 _MAGIC = b"\xff Go buildinf:"
 _SECTION = b".go.buildinfo"
-_MOST = 1 << 16  # of a table, or of a segment's head
+_MOST = 1 << 16  # bytes that are read of a table, or of a segment
 _HEADER = struct.Struct("=32xQQ6x5H")  # Elf64_Ehdr: e_phoff, e_shoff, then from e_phentsize on
 _SEGMENT = struct.Struct("=IIQ16xQ")  # Elf64_Phdr: type, flags, offset, file size
 _SECTION_HEADER = struct.Struct("=I20xQQ")  # Elf64_Shdr: name, offset, size
@@ -20,7 +21,10 @@ _PT_LOAD, _PF_W = 1, 2
 
 
 def is_go(fd: int) -> bool:
-    """Of an open file, whatever is in it; only 64-bit little-endian ELF can be."""
+    """Whether an open file, which may hold anything, is a Go program.
+
+    Only 64-bit little-endian ELF is recognised.
+    """
     head = os.pread(fd, _HEADER.size, 0)
     if len(head) < _HEADER.size or not head.startswith(_ELF64_LITTLE):
         return False
@@ -31,7 +35,7 @@ def is_go(fd: int) -> bool:
         if _SECTION + b"\0" in _read(fd, offset, min(size, _MOST)):
             return True
     for kind, flags, offset, size in _table(fd, _SEGMENT, phoff, phsize, phcount):
-        if kind == _PT_LOAD and flags & _PF_W:  # the data segment starts with it
+        if kind == _PT_LOAD and flags & _PF_W:  # the data segment begins with the mark
             return _MAGIC in _read(fd, offset, min(size, _MOST))
     return False
 

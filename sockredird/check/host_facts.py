@@ -1,6 +1,6 @@
 """What on this host does not go well with redirected data: programs, settings, firewall rules.
 
-Only looks, and loads no kernel module by looking.
+This module only looks, and its looking loads no kernel module.
 """
 
 from __future__ import annotations
@@ -15,15 +15,14 @@ from collections.abc import Iterator, Sequence
 from ctypes import byref, c_uint32
 from pathlib import Path
 
-from sockredird.check import splicers
-from sockredird.check.findings import PASS, WARN, Finding
+from sockredird.check import controls, splicers
+from sockredird.check.findings import PASS, WARN, Finding, some
 from sockredird.datapath.generation import Generation
 from sockredird.kernel import libbpf
 from sockredird.kernel.cgroup import mount_point
 from sockredird.kernel.libbpf import Fd, lib
 from sockredird.kernel.uapi import AttachType, ProgType
 
-SHOWN = 5  # programs or rules named in a finding
 RULES_LIMIT_S = 2.0
 _SBIN = "/usr/sbin:/usr/bin:/sbin:/bin"
 _PROGRAMS = {int(ProgType.SOCK_OPS): "sock_ops", int(ProgType.SK_MSG): "sk_msg"}
@@ -41,12 +40,9 @@ def gather(candidate: Generation | None, ours: frozenset[int] = frozenset()) -> 
         _other_programs(ours),
         receive_steering(Path("/sys/class/net/lo")),
         _firewall(),
+        controls.qdiscs("lo"),
+        controls.packet_programs(),
     ]
-
-
-def _some(items: list[str]) -> str:
-    more = len(items) - SHOWN
-    return "; ".join(items[:SHOWN]) + (f"; and {more} more" if more > 0 else "")
 
 
 # -- programs --------------------------------------------------------------------------------
@@ -58,7 +54,7 @@ def _listeners(candidate: Generation | None) -> Finding:
     found, unknown = splicers.find(candidate)
     rest = f"; {_count(unknown, 'program')} could not be looked at" if unknown else ""
     names = [f"{process.comm}[{process.pid}]" for process in unknown]
-    unseen = f"not looked at: {_some(names)}" if names else ""
+    unseen = f"not looked at: {some(names)}" if names else ""
     if not found:
         detail = f"no program that listens is known to splice(2){rest}"
         return Finding("listeners", PASS, detail, unseen)
@@ -67,7 +63,7 @@ def _listeners(candidate: Generation | None) -> Finding:
         WARN,
         f"{_count(found, 'listening program')} on this host may splice(2) from connections, which "
         f"accelerated connections do not support: leave out those that are proxies{rest}",
-        "; ".join(filter(None, [_some(list(map(str, found))), unseen])),
+        "; ".join(filter(None, [some(list(map(str, found))), unseen])),
         _leave_out(found),
     )
 
@@ -90,7 +86,7 @@ def _other_programs(ours: frozenset[int]) -> Finding:
     try:
         others = [text for number, text in _all_programs() if number not in ours]
         unseen = ""
-    except PermissionError:  # CAP_SYS_ADMIN, which the service does without
+    except PermissionError:  # it takes CAP_SYS_ADMIN, which the service does not have
         others = [f"sock_ops program {n}" for n in sorted(set(_on_cgroups()) - ours)]
         unseen = " on cgroups; sk_msg programs cannot be seen with the daemon's privileges"
     if not others:
@@ -100,13 +96,13 @@ def _other_programs(ours: frozenset[int]) -> Finding:
         WARN,
         f"other sock_ops or sk_msg programs: {len(others)}{unseen}; a socket that one of them puts "
         "on its own sockmap first stays on TCP",
-        _some(others),
+        some(others),
         "bpftool cgroup tree; bpftool prog show",
     )
 
 
 def _all_programs() -> Iterator[tuple[int, str]]:
-    """Of the two types that meet ours, by id."""
+    """Ids and descriptions of all programs of the two types that ours have."""
     number = c_uint32(0)
     while True:
         result = lib.bpf_prog_get_next_id(number, byref(number))
@@ -115,7 +111,7 @@ def _all_programs() -> Iterator[tuple[int, str]]:
         libbpf.check(result, "list programs")
         fd = lib.bpf_prog_get_fd_by_id(number)
         if fd < 0:
-            continue  # freed meanwhile
+            continue  # it was freed meanwhile
         with Fd(fd) as program:
             info = libbpf.prog_info(program)
         if info.type in _PROGRAMS:
@@ -127,7 +123,7 @@ def _on_cgroups() -> Iterator[int]:
         try:
             with Fd(os.open(directory, os.O_RDONLY | os.O_DIRECTORY)) as cgroup:
                 yield from libbpf.attached_to_cgroup(cgroup, AttachType.CGROUP_SOCK_OPS)
-        except FileNotFoundError:  # removed meanwhile
+        except FileNotFoundError:  # it was removed meanwhile
             continue
 
 
@@ -135,7 +131,7 @@ def _on_cgroups() -> Iterator[int]:
 
 
 def receive_steering(interface: Path) -> Finding:
-    """`interface` is its directory in sysfs."""
+    """Whether RPS is on for an interface, given by its directory in sysfs."""
     masks = [path.read_text() for path in interface.glob("queues/rx-*/rps_cpus")]
     if not any(set(mask.strip()) - set("0,") for mask in masks):
         return Finding("rps", PASS, "lo has no Receive Packet Steering")
@@ -171,22 +167,22 @@ def _firewall() -> Finding:
         WARN,
         f"firewall rules that look into what connections on lo carry: {len(rules)}; they see the "
         "handshake and the end of accelerated ones, and no data between",
-        _some([rule.strip() for rule in dict.fromkeys(rules)]),
+        some([rule.strip() for rule in dict.fromkeys(rules)]),
     )
 
 
 def looks_inside(rule: str) -> bool:
-    """Whether a line of iptables-save or nft matches lo, and more than headers of connections."""
+    """Whether a line of iptables-save or nft can match packets on lo by more than their headers."""
     interfaces = _INTERFACE.findall(rule)
     elsewhere = any((name == "lo") == bool(a or b) for a, b, name in interfaces)
     return bool(_LOOKS_INSIDE.search(rule)) and not elsewhere
 
 
 def _commands() -> Iterator[list[str]]:
-    """What lists rules; asking for those of a module that is not loaded would load it."""
+    """The commands that list rules, without those that would load a module to do so."""
     names = []
     if _has_nf_tables():
-        # iptables-save knows the names of matches that nft only calls xt
+        # iptables-save shows the names of matches, where nft only shows xt
         names += ["iptables-nft-save", "ip6tables-nft-save", "nft"]
     for table, name in (("ip", "iptables-legacy-save"), ("ip6", "ip6tables-legacy-save")):
         path = Path(f"/proc/net/{table}_tables_names")
@@ -201,7 +197,7 @@ def _commands() -> Iterator[list[str]]:
 def _has_nf_tables() -> bool:
     loaded = Path("/proc/modules")
     if not loaded.exists():
-        return True  # a kernel without modules has none to load
+        return True  # a kernel without modules loads none
     if re.search(r"^nf_tables ", loaded.read_text(), re.MULTILINE):
         return True
     builtin = Path(f"/lib/modules/{os.uname().release}/modules.builtin")

@@ -1,8 +1,8 @@
-"""What is known of the running kernel: found out before each Enable, and whenever somebody asks.
+"""Tries the running kernel, before each Enable and whenever somebody asks, and keeps the result.
 
-Trials of a datapath run in the worker thread, so there is one at a time, and none while the
-manager changes something. They take about 0.1 s; compiling one for a Check takes longer, and is
-done beside the worker.
+A generation is tried in the worker thread, so there is one trial at a time, and none while the
+manager changes something. A trial takes about 0.1 s. To compile a generation for Check takes
+longer, and is done outside the worker.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from sockredird.loader import compiler
 
 log = logging.getLogger(__name__)
 
-_MAX_CONNECTIONS = 1024  # more than the exercises make
+_MAX_CONNECTIONS = 1024  # more than the exercises need
 _Result = TypeVar("_Result")
 Generations = Callable[[], list[Generation]]
 InWorker = Callable[[Callable[[], _Result]], _Result]
@@ -37,7 +37,7 @@ InWorker = Callable[[Callable[[], _Result]], _Result]
 
 @contextmanager
 def leaving_alone(generations: list[Generation], cgroup: Path) -> Iterator[None]:
-    """What happens in that cgroup is not noticed by `generations` within the with block."""
+    """Within the with block, `generations` ignore that cgroup."""
     with ExitStack() as stack:
         for generation in generations:
             stack.callback(generation.is_tried_in, 0)
@@ -46,9 +46,9 @@ def leaving_alone(generations: list[Generation], cgroup: Path) -> Iterator[None]
 
 
 class KernelCheck:
-    """`kernel` holds the findings about the kernel of the last time it was tried, `when` of that.
+    """`kernel` has the findings of the last trial of the kernel, which was at the time `when`.
 
-    One of them survives a restart of the daemon, but no boot and no change of the BPF programs.
+    Both survive a restart of the daemon, but neither a boot nor a change of the BPF programs.
     """
 
     def __init__(self, root: Path, runtime: Path) -> None:
@@ -56,14 +56,14 @@ class KernelCheck:
         self.when = 0  # microseconds since the epoch; 0: never tried
         self._root = root
         self._notes = runtime / "kernel.json"
-        self._recall()
+        self._read_notes()
 
     @contextmanager
     def gate(self, generations: list[Generation]) -> Iterator[Trial | None]:
-        """A trial for Generation.create(); it raises UnsupportedKernel if a probe fails.
+        """A trial for Generation.create(), which raises UnsupportedKernel if a check fails.
 
-        The `generations` there are do not notice it. Where the kernel cannot be tried, nothing is
-        known against it, and there is no trial.
+        `generations` ignore the trial. If the kernel cannot be tried, the result is None, since
+        nothing is known against it.
         """
         with ExitStack() as stack:
             try:
@@ -73,10 +73,10 @@ class KernelCheck:
                 self._note([probes.unavailable(error)])
                 yield None
                 return
-            box.begin("kernel")  # meanwhile, the datapath is compiled
+            box.begin("kernel")  # the child answers while the datapath is compiled
 
             def trial(candidate: Generation) -> None:
-                findings = self._judge(box, candidate, generations)
+                findings = self._examine(box, candidate, generations)
                 self._note(findings)
                 bad = failed(findings)
                 if bad is not None:
@@ -88,13 +88,13 @@ class KernelCheck:
             try:
                 yield trial
             except LoadFailed as error:
-                lockdown = kernel_facts.judge_lockdown(kernel_facts.lockdown())
+                lockdown = kernel_facts.lockdown_finding(kernel_facts.lockdown())
                 if lockdown.status == FAIL:
                     raise UnsupportedKernel(lockdown.detail) from error
                 raise
 
     def run(self, generations: Generations, in_worker: InWorker[Any]) -> list[Finding]:
-        """All there is to find out about kernel and host; `generations` is asked in the worker."""
+        """All findings about kernel and host. `generations` is called in the worker."""
         plan = Plan(
             scope={},
             cgroups=(),
@@ -111,7 +111,7 @@ class KernelCheck:
         return [*in_worker(lambda: self._without_datapath(reason)), *host_facts.gather(None)]
 
     def summary(self) -> dict[str, Any]:
-        """For the status: how many probes said what, and when."""
+        """For the status: how many checks of the kernel ended how, and when."""
         counts = Counter(finding.status for finding in self.kernel)
         return {
             "release": os.uname().release,
@@ -125,22 +125,22 @@ class KernelCheck:
     def _try(
         self, candidate: Generation, generations: list[Generation]
     ) -> tuple[list[Finding], frozenset[int]]:
-        """Findings about the kernel, and the ids of the programs that are ours."""
+        """Findings about the kernel, and the ids of all programs of sockredird."""
         try:
             with sandbox.opened(self._root) as box:
                 box.begin("kernel")
-                findings = self._judge(box, candidate, generations)
+                findings = self._examine(box, candidate, generations)
         except Unavailable as error:
             findings = [probes.unavailable(error)]
         self._note(findings)
         programs = (generation.program_ids() for generation in (candidate, *generations))
         return findings, frozenset().union(*programs)
 
-    def _judge(
+    def _examine(
         self, box: Sandbox, candidate: Generation, generations: list[Generation]
     ) -> list[Finding]:
         try:
-            findings = [*kernel_facts.judge(box.finish("kernel")), probes.LOADED]
+            findings = [*kernel_facts.findings(box.finish("kernel")), probes.LOADED]
             with leaving_alone(generations, box.cgroup):
                 return findings + probes.try_out(box, Candidate(candidate))
         except Unavailable as error:
@@ -152,7 +152,7 @@ class KernelCheck:
         try:
             with sandbox.opened(self._root) as box:
                 known = {finding.name for finding in findings}
-                facts = kernel_facts.judge(box.order("kernel"))
+                facts = kernel_facts.findings(box.order("kernel"))
                 findings += [finding for finding in facts if finding.name not in known]
         except Unavailable as unavailable:
             findings.append(probes.unavailable(unavailable))
@@ -179,8 +179,8 @@ class KernelCheck:
         except OSError as error:
             log.warning("what is known of the kernel will be forgotten: %s", error)
 
-    def _recall(self) -> None:
-        notes = files.read(self._notes)
+    def _read_notes(self) -> None:
+        notes = files.read_or_empty(self._notes)
         try:
             if self._key().items() <= notes.items():
                 self.kernel = [Finding(*map(str, found)) for found in notes["findings"]]

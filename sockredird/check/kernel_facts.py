@@ -1,6 +1,6 @@
-"""What the running kernel offers apart from sockets: BTF fields, fentry programs, lockdown.
+"""What the running kernel offers: BTF fields, fentry programs, lockdown.
 
-Read in the exercise's process: the kernel's BTF takes several MB once loaded.
+gather() runs in the process of the exercises, since the kernel's BTF takes several MB once loaded.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _RETURN_0 = bytes.fromhex("b7000000000000009500000000000000")  # r0 = 0; exit
 
 
 def fentry_refusal() -> str:
-    """Why no fentry program can watch a kernel function; empty if one can."""
+    """Why fentry programs cannot be attached to kernel functions; empty if they can."""
     with closing(KernelTypes()) as kernel:
         function = kernel.function(WATCHED)
     if function is None:
@@ -56,14 +56,14 @@ def gather() -> dict[str, Any]:
     }
 
 
-def judge(facts: dict[str, Any]) -> list[Finding]:
-    """What needs no datapath, from the answer to the order `kernel`."""
+def findings(facts: dict[str, Any]) -> list[Finding]:
+    """Findings that need no datapath, from what gather() returned."""
     if "absent_fields" not in facts:
         return [Finding("btf", WARN, f"not tried: {facts.get('error')}")]
-    return [judge_lockdown(facts["lockdown"]), _fields(facts), _fentry(facts["fentry_refusal"])]
+    return [lockdown_finding(facts["lockdown"]), _fields(facts), _fentry(facts["fentry_refusal"])]
 
 
-def judge_lockdown(mode: str) -> Finding:
+def lockdown_finding(mode: str) -> Finding:
     if mode == "confidentiality":
         return Finding(
             "lockdown",

@@ -1,7 +1,7 @@
-"""The probes: how the running kernel behaves, judged by small exercises over a datapath on trial.
+"""Probes: findings about the running kernel, from small exercises over a datapath on trial.
 
-Any datapath that can be attached to a private cgroup will do, which is how the tests see each
-probe fail.
+The datapath may be any that can be attached to a cgroup. So the tests see each probe fail, over a
+datapath that is wrong.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ from sockredird.check.sandbox import Sandbox, Unavailable
 from sockredird.datapath.generation import Generation, Walked
 from sockredird.errors import LoadFailed, SockredirError, UnsupportedKernel
 
-WINDOW_BYTES = 256 << 10  # while on trial: small, so that it is reached soon
+WINDOW_BYTES = 256 << 10  # during a trial; it is small so that it is filled soon
 UNLOAD_LIMIT_S = 2.0
-_MESSAGES_LIMIT = 5000  # 16 x 256, and a sample more; see bpf/redirect.c: refill()
+_MESSAGES_LIMIT = 5000  # 16 x 256, and one sample more; see bpf/carry
 
 
 class Subject(Protocol):
     """A datapath on trial."""
 
     def attached(self, cgroup: Path, port: int) -> AbstractContextManager[None]:
-        """It works inside the with block, on connections to that port in that cgroup."""
+        """Within the with block, the datapath accelerates connections to `port` in `cgroup`."""
 
     def members(self) -> Walked | None:
-        """What its iterator sees; None if it has none."""
+        """What its iterator counts; None if it has no iterator."""
 
     def begin_unload(self) -> None: ...
 
     def finish_unload(self) -> bool:
-        """Whether nothing of it is left on any socket."""
+        """Returns whether no socket is on its sockhash any more."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A generation that is not live, as a subject."""
+    """A generation that is not live, as the subject of a trial."""
 
     generation: Generation
 
@@ -67,7 +67,7 @@ Verdict = tuple[str, str]
 
 
 def _wrong(answer: Answer) -> str:
-    """What went wrong with the bytes themselves; empty if nothing."""
+    """What was wrong with the bytes; empty if nothing was."""
     if "error" in answer:
         return f"a program would have met an error: {answer['error']}"
     return "" if answer["correct"] else "bytes were lost, swapped or late"
@@ -91,8 +91,8 @@ def _pairing(trial: _Trial) -> Iterator[tuple[str, Verdict]]:
 
 def _redirect(trial: _Trial) -> Verdict:
     for ipv6 in (False, True):
-        answer = trial.sandbox.order("converse", ipv6=ipv6)
-        if "not_tried" in answer:  # nor would be all the rest, each after a timeout
+        answer = trial.sandbox.order("send_both_ways", ipv6=ipv6)
+        if "not_tried" in answer:  # all others would fail too, each after a timeout
             raise Unavailable(answer["not_tried"])
         if answer.get("missing"):
             continue
@@ -111,7 +111,7 @@ _SEEN_OR_NOT = (
 
 def _redirected_data(trial: _Trial) -> Iterator[tuple[str, Verdict]]:
     answer = trial.sandbox.order("inspect")
-    trial.sandbox.order("hang_up")
+    trial.sandbox.order("close")
     if "not_tried" in answer:
         for name in ("fionread_redirected", "splice"):
             yield name, (WARN, _not_tried(answer))
@@ -154,7 +154,7 @@ def _order(trial: _Trial) -> Verdict:
 
 
 def _backpressure(trial: _Trial) -> Verdict:
-    bytes_, messages = trial.sandbox.order("flood"), trial.sandbox.order("patter")
+    bytes_, messages = trial.sandbox.order("flood"), trial.sandbox.order("flood_with_bytes")
     for answer in (bytes_, messages):
         if "not_tried" in answer:
             return WARN, _not_tried(answer)
@@ -197,7 +197,7 @@ def _ktls(trial: _Trial) -> Verdict:
 
 
 def _unload(trial: _Trial) -> Iterator[tuple[str, Verdict]]:
-    """The end of the trial: nothing is accelerated after it."""
+    """The last probes, since nothing is accelerated after them."""
     if "not_tried" in (left := trial.sandbox.order("leave_unread")):
         for name in ("unload", "fionread_tcp"):
             yield name, (WARN, _not_tried(left))
@@ -244,7 +244,7 @@ _SINGLE: dict[str, Callable[[_Trial], Verdict]] = {
 
 
 def try_out(sandbox: Sandbox, subject: Subject) -> list[Finding]:
-    """All probes over `subject`, which is attached for the time. Raises Unavailable."""
+    """All probes over `subject`, which is attached meanwhile. Raises Unavailable."""
     trial = _Trial(sandbox, subject)
     try:
         with subject.attached(sandbox.cgroup, sandbox.order("reserve")["port"]):
@@ -264,7 +264,7 @@ def _all(trial: _Trial) -> Iterator[tuple[str, Verdict]]:
 
 
 def not_loaded(error: SockredirError) -> Finding:
-    """Compiling and loading failed: kernel fields, or the compiler and the verifier."""
+    """The finding about a datapath that could not be compiled or loaded."""
     if isinstance(error, UnsupportedKernel):
         return Finding("btf", FAIL, str(error))
     return Finding("programs", FAIL, str(error))

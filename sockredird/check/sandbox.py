@@ -1,4 +1,4 @@
-"""A private cgroup and a child process in it: where the kernel is tried before it is relied on."""
+"""A private cgroup with a child process, in which the kernel is tried."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from sockredird.kernel import cgroup, child
 
 log = logging.getLogger(__name__)
 
-ORDER_LIMIT_S = 15.0  # several times the patience of the exercises, and the child's start
+ORDER_LIMIT_S = 15.0  # more than the start of the child and several timeouts of an exercise
 
 
 class Unavailable(SockredirError):
-    """The kernel cannot be tried here, which says nothing about it."""
+    """The kernel cannot be tried here. That says nothing about the kernel."""
 
 
 class Sandbox:
-    """Gives orders to the child; `cgroup` is where its sockets belong."""
+    """Gives orders to the child, whose sockets belong to `cgroup`."""
 
     def __init__(self, directory: Path, process: subprocess.Popen[str]) -> None:
         self.cgroup = directory
         self._process = process
 
     def order(self, name: str, **arguments: Any) -> dict[str, Any]:
-        """The child's answer; see exercise.py for the orders. Raises Unavailable without one."""
+        """The child's answer to an order of exercise.py. Raises Unavailable if there is none."""
         self.begin(name, **arguments)
         return self.finish(name)
 
     def begin(self, name: str, **arguments: Any) -> None:
         assert self._process.stdin is not None
-        with suppress(BrokenPipeError):  # finish() tells
+        with suppress(BrokenPipeError):  # finish() reports it
             print(json.dumps({"order": name, **arguments}), file=self._process.stdin, flush=True)
 
     def finish(self, name: str) -> dict[str, Any]:
@@ -57,9 +57,9 @@ class Sandbox:
 
 @contextmanager
 def opened(root: Path) -> Iterator[Sandbox]:
-    """A sandbox for the daemon in charge of `root`, gone afterwards. Raises Unavailable.
+    """A sandbox for the daemon that owns the bpffs directory `root`. Raises Unavailable.
 
-    The child is started and not waited for: its first answer comes when it is ready.
+    The child is started without waiting for it; it answers the first order when it is ready.
     """
     with _private_cgroup(root) as (directory, join):
         process = subprocess.Popen(
@@ -77,21 +77,22 @@ def opened(root: Path) -> Iterator[Sandbox]:
 
 
 def clear(root: Path) -> None:
-    """Removes what a daemon left that was killed while it had a sandbox."""
+    """Removes the cgroup of a daemon that was killed while it had a sandbox."""
     with suppress(OSError, SockredirError):
         (cgroup.own() / _name(root)).rmdir()
 
 
 def _name(root: Path) -> str:
-    """The same in each life of a daemon; another for each daemon, of which `root` has one."""
+    """The name of the cgroup. It depends on `root`, which each daemon has for itself."""
     return f"sockredird-check-{hashlib.sha256(os.fsencode(root)).hexdigest()[:8]}"
 
 
 @contextmanager
 def _private_cgroup(root: Path) -> Iterator[tuple[Path, bool]]:
-    """A cgroup without programs of others, and whether the child has to move there.
+    """A cgroup in which no other programs run, and whether the child has to move there.
 
-    The daemon's own, if it has one, as under systemd, where cgroupfs is read-only; else one below.
+    It is the daemon's own cgroup if nobody else is in it, as under systemd, where cgroupfs is
+    read-only. Otherwise it is a new one below that.
     """
     try:
         own = cgroup.own()
@@ -102,7 +103,7 @@ def _private_cgroup(root: Path) -> Iterator[tuple[Path, bool]]:
         return
     directory = own / _name(root)
     try:
-        directory.mkdir(exist_ok=True)  # a killed daemon's
+        directory.mkdir(exist_ok=True)  # a daemon that was killed may have left it
     except OSError as error:
         raise Unavailable(
             f"no private cgroup: other programs are in {own}, and {error.strerror} for one below it"
@@ -120,7 +121,7 @@ def _has_for_itself(directory: Path) -> bool:
     if directory == cgroup.mount_point() or any(path.is_dir() for path in directory.iterdir()):
         return False
     if os.environ.get("SYSTEMD_EXEC_PID") == str(os.getpid()):
-        return True  # the service's main process: besides it, there may be its ExecReload=
+        return True  # we are the main process of a service; only its ExecReload= may be there, too
     pids = map(int, (directory / "cgroup.procs").read_text().split())
     return all(map(_is_ours, pids))
 
@@ -130,4 +131,4 @@ def _is_ours(pid: int) -> bool:
     try:
         return pid == me or f"\nPPid:\t{me}\n" in Path(f"/proc/{pid}/status").read_text()
     except OSError:
-        return pid != 0  # 0: of another pid namespace; else it has ended
+        return pid != 0  # 0: it is in another pid namespace; otherwise it has ended

@@ -1,7 +1,7 @@
 """Which listeners belong to programs that are likely to splice(2) from their connections.
 
-Such a program hangs on an accelerated connection unless it is noticed. Go's io.Copy between two
-TCP connections is splice(2), so every proxy written in Go does.
+Such a program hangs on an accelerated connection where the kernel has no ftrace. Go's io.Copy
+between two TCP connections uses splice(2), and so does every proxy in Go that calls it.
 """
 
 from __future__ import annotations
@@ -38,9 +38,10 @@ class Splicer:
 
 
 def find(candidate: Generation) -> tuple[list[Splicer], list[Process]]:
-    """Those in this network namespace, and the listening programs of which nothing can be told.
+    """Such listeners in this network namespace, and the programs that could not be looked at.
 
-    Any generation tells who has a socket open; /proc/PID/fd would take capabilities for it.
+    The iterator of any generation shows who has a socket open. To read /proc/PID/fd would take
+    capabilities.
     """
     listening = {s.inode: s.local.port for s in sockdiag.look().sockets if s.listening and s.inode}
     ports: dict[Process, set[int]] = {}
@@ -67,7 +68,7 @@ def unit(process: Process) -> str:
 
 
 def likely(process: Process) -> str | None:
-    """What is known for splicing about it; empty if nothing, None if it cannot be looked at."""
+    """Why a program is likely to splice; empty if it is not, None if that cannot be known."""
     if process.comm == "docker-proxy":
         return "the proxy of published ports"
     if process.comm == "haproxy":
@@ -82,7 +83,7 @@ def likely(process: Process) -> str | None:
 
 
 def _arguments(pid: int) -> list[str]:
-    """/proc/PID/cmdline, unlike exe, is for everybody."""
+    """The arguments of a process. Everybody may read them, unlike /proc/PID/exe."""
     try:
         return os.fsdecode(Path(f"/proc/{pid}/cmdline").read_bytes()).split("\0")[:-1]
     except OSError:
@@ -90,7 +91,7 @@ def _arguments(pid: int) -> list[str]:
 
 
 def _open_binary(pid: int) -> int | None:
-    """Without CAP_SYS_PTRACE the kernel does not give it, but its name may do."""
+    """The binary of a process. Without CAP_SYS_PTRACE, the file that its first argument names."""
     for path in (f"/proc/{pid}/exe", *_arguments(pid)[:1]):
         if path.startswith("/"):
             with suppress(OSError):
@@ -99,8 +100,9 @@ def _open_binary(pid: int) -> int | None:
 
 
 def open_file(path: str) -> int:
-    """Opens a regular file for reading; anybody may have chosen the name. OSError for all else."""
-    fd = os.open(path, os.O_PATH | os.O_CLOEXEC)  # opening a device has consequences
+    """Opens a regular file, whose name anybody may have chosen. Raises OSError if it is none."""
+    # O_PATH does not open a device, which could have consequences
+    fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise OSError(f"{path} is no file")

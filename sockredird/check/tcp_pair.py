@@ -1,4 +1,4 @@
-"""TCP connections on loopback, and what a program can see of a socket; for exercise.py."""
+"""TCP connections on loopback, and what a program sees of a socket, for exercise.py."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
-PATIENCE_S = 2.0  # for data on its way through loopback; nothing that works takes a hundredth
+PATIENCE_S = 2.0  # for data on loopback, which takes less than a hundredth of that
 WORD = 8
 _BYTES_SENT = struct.Struct("200xQ")  # struct tcp_info, include/uapi/linux/tcp.h
 
 
 class NotTried(Exception):
-    """The exercise could not be set up; nothing is known."""
+    """The exercise could not be set up, so it shows nothing."""
 
 
 @dataclass
@@ -38,12 +38,12 @@ class Pair:
 
 
 def message(number: int, size: int) -> bytes:
-    """A message that says which one it is, all through."""
+    """A message that repeats its number from the first byte to the last."""
     return (number.to_bytes(WORD, "big") * (size // WORD + 1))[:size]
 
 
 def reserve() -> socket.socket:
-    """A port that listen() may use and nobody else is given."""
+    """A socket that holds a port: listen() may use it, and the kernel gives it to nobody else."""
     holder = socket.socket()
     holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     holder.bind(("127.0.0.1", 0))
@@ -51,7 +51,7 @@ def reserve() -> socket.socket:
 
 
 def listen(port: int, family: int = socket.AF_INET, protocol: int = 0) -> socket.socket:
-    """Bound, and not listening yet."""
+    """A bound socket, on which the caller calls listen()."""
     listener = socket.socket(family, socket.SOCK_STREAM, protocol)
     listener.settimeout(PATIENCE_S)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -60,7 +60,7 @@ def listen(port: int, family: int = socket.AF_INET, protocol: int = 0) -> socket
 
 
 def connect(listener: socket.socket) -> Pair:
-    """Raises NotTried: whatever keeps two sockets from meeting, it is not the datapath."""
+    """Connects to `listener`. Raises NotTried on an error, which the datapath cannot cause."""
     client = socket.socket(listener.family, socket.SOCK_STREAM, listener.proto)
     client.settimeout(PATIENCE_S)
     try:
@@ -82,7 +82,7 @@ def new_pair(port: int, family: int = socket.AF_INET, protocol: int = 0) -> Pair
 
 
 def read(sock: socket.socket, size: int) -> bytes:
-    """Up to `size` bytes: fewer if nothing more comes in time, or the stream ends."""
+    """Reads `size` bytes, or fewer if no more come in time or the stream ends."""
     data = bytearray()
     while len(data) < size:
         try:
@@ -96,7 +96,7 @@ def read(sock: socket.socket, size: int) -> bytes:
 
 
 def sent_by_tcp(sock: socket.socket) -> int:
-    """Bytes TCP has sent; redirected ones are not among them."""
+    """How many bytes TCP has sent; redirected ones do not count."""
     info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
     return int(_BYTES_SENT.unpack_from(info.ljust(_BYTES_SENT.size, b"\0"))[0])
 
@@ -113,7 +113,7 @@ def fionread(sock: socket.socket) -> int:
 
 
 def splice(sock: socket.socket, size: int) -> int:
-    """Bytes that splice(2) takes from the socket, or -1 for EAGAIN."""
+    """How many bytes splice(2) takes from the socket, or -1 for EAGAIN."""
     read_end, write_end = os.pipe()
     try:
         # a socket with a timeout does not block in the kernel

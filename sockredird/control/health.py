@@ -1,4 +1,4 @@
-"""What is wrong with the datapath, in words with a remedy, and what would put it right."""
+"""What is wrong with the datapath, as a sentence with a remedy."""
 
 from __future__ import annotations
 
@@ -17,18 +17,21 @@ OTHER_SOCKMAP = (
 
 
 class Health:
-    """Others remove pins and cgroups, detach programs, take sockets. Looked at, never polled."""
+    """What others did: removed pins and cgroups, detached programs, took sockets.
+
+    The caller asks when something has happened; nothing is polled.
+    """
 
     def __init__(self) -> None:
-        self.outdated = ""  # why the live generation is not of this version
-        self._displaced = 0  # its declined_other_sockmap when it was last enabled
-        self._cgroup = 0  # id of the cgroup in scope when last looked for; 0: there was none
+        self.outdated = ""  # why the live generation still is that of another version
+        self._displaced = 0  # the live generation's declined_other_sockmap at the last Enable
+        self._cgroup = 0  # id of the cgroup in scope at the last attempt; 0: it did not exist
 
     def adopted(self, live: Generation) -> None:
         self._cgroup = next(iter(live.cgroups.values()), 0)
 
     def enabled(self, live: Generation) -> None:
-        """Whatever was wrong is repaired, or has been taken note of."""
+        """Forgets what was wrong: Enable has repaired it, or has reported it."""
         self.outdated = ""
         self._displaced = _displacements(live)
 
@@ -40,7 +43,7 @@ class Health:
         return path
 
     def of_live(self, live: Generation) -> str:
-        """Empty if nothing is wrong."""
+        """What is wrong with the live generation; empty if nothing is."""
         if problem := live.problem():
             return f"{problem}; sockredirctl enable repairs it"
         if _displacements(live) > self._displaced:
@@ -48,7 +51,7 @@ class Health:
         return self.outdated
 
     def of_disabled(self, scope: Scope) -> str:
-        """Why Enable would fail, as far as that is easily told."""
+        """Why Enable would fail; empty if no reason is known without trying."""
         if scope.units:
             return ""
         try:
@@ -58,7 +61,7 @@ class Health:
         return ""
 
     def awaited(self, scope: Scope) -> Path | None:
-        """The cgroup in scope, if it is not that of the last attempt: gone, or made anew."""
+        """The cgroup in scope if it is missing, or is another than at the last attempt."""
         if scope.units:
             return None
         try:

@@ -1,12 +1,13 @@
 """The state machine: disabled, enabled, draining, failed. Owns the generations on the bpffs.
 
-Everything here blocks and runs in one worker thread, one call at a time; daemon.py sees to that.
+Everything here may block. The service calls it in one worker thread, one call at a time.
 """
 
 from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,22 +25,33 @@ from sockredird.datapath.generation import WALK_SHARE, Generation, Walked, disca
 from sockredird.datapath.join import Joiner, Looked
 from sockredird.datapath.learned import Learned, has_kernel_tls
 from sockredird.datapath.plan import Plan
-from sockredird.datapath.resets import Resets
+from sockredird.datapath.resets import Resets, reset_connection
 from sockredird.errors import InvalidConfig, LoadFailed, SockredirError
 from sockredird.kernel import cgroup
+from sockredird.kernel.sockdiag import Address
 from sockredird.loader import compiler
-from sockredird.observe import explain
+from sockredird.loader.records import SIDES, Flow
+from sockredird.observe import explain, listing
 from sockredird.observe.explain import View
 
 log = logging.getLogger(__name__)
 
 DISABLED, ENABLED, DRAINING, FAILED = "disabled", "enabled", "draining", "failed"
 RETIRE_SLICE_S = 0.1
-DRAIN_AT_ONCE_S = 1.0  # how long a change waits for readers itself: nothing else runs meanwhile
+RESETS_AT_ONCE = 1_000_000  # connections: as many as [limits] max_connections allows
+RESETS_LOGGED = 20  # pairs of programs
+DRAIN_AT_ONCE_S = 1.0  # how long a change waits for readers; the worker does nothing else meanwhile
 
 
 def _empty(walked: Walked) -> bool:
     return walked.entries == 0
+
+
+def _program(connection: dict[str, Any], side: str) -> str:
+    """The one that last sent, if any, and its unit."""
+    comm = connection.get(f"{side}_comm") or "?"
+    pid, unit = connection.get(f"{side}_pid", 0), connection.get(f"{side}_unit", "")
+    return f"{comm}[{pid}]" + (f" of {unit}" if unit else "")
 
 
 def _outermost(units: dict[str, str]) -> tuple[Path, ...]:
@@ -48,7 +60,7 @@ def _outermost(units: dict[str, str]) -> tuple[Path, ...]:
 
 @contextmanager
 def _noting() -> Iterator[None]:
-    """What is learned decides no more than how fast it is: nothing else may fail for it."""
+    """Errors inside are warnings: what was learned decides about speed only."""
     try:
         yield
     except OSError as error:
@@ -65,23 +77,23 @@ class Manager:
         follow: Callable[[Sequence[str]], dict[str, str]] = lambda _units: {},
         place: Callable[[Sequence[str]], dict[str, str]] = lambda _units: {},
     ) -> None:
-        """`changed` is called after every change of what is shown, in the worker thread.
+        """`changed` is called, in the worker thread, after every change of what is shown.
 
-        `follow` is Units.follow(); follow_units() has to be called when it says so. `place` is
-        Units.places().
+        `follow` is Units.follow(). Whoever owns the Units calls follow_units() on a change.
+        `place` is Units.places().
         """
         self.config = settings
         self.scope = settings.scope
         self.state = DISABLED
         self.since = time.time_ns() // 1000
         self.problem = ""
-        self.units: dict[str, str] = {}  # in scope, by name: their cgroups, empty while not running
+        self.units: dict[str, str] = {}  # cgroups of the units in scope; empty: it does not run
         self._follow = follow
         self._place = place
         self.live: Generation | None = None
         self.draining: list[Generation] = []
         self._health = Health()
-        self.unfinished = False  # pairs are on their way off the sockhash
+        self.unfinished = False  # pairs are being retired
         self._changed = changed
         self._tracing = False
         self._root = Path(settings.paths.bpffs)
@@ -95,12 +107,12 @@ class Manager:
     # -- start -------------------------------------------------------------------------------
 
     def start(self, *, restore: bool = True) -> None:
-        """Adopts what is pinned, finishes what a crash interrupted, restores the intent.
+        """Adopts what is pinned, finishes what a crash interrupted, enables if that is remembered.
 
         Without `restore` it ends what is pinned, and forgets the intent, as disable() does.
 
-        Raises LoadFailed or UnsupportedKernel if there is something it does not recognise, having
-        changed nothing. A failure to enable is kept as state `failed`.
+        Raises LoadFailed or UnsupportedKernel, having changed nothing, if something that is pinned
+        is not recognised. If enabling fails, the state is `failed`.
         """
         staging, generations = inventory.scan(self._root)
         sandbox.clear(self._root)
@@ -134,7 +146,7 @@ class Manager:
             self.enable(overrides)
         except (SockredirError, OSError) as error:
             log.error("cannot restore acceleration: %s", error)
-            with suppress(InvalidConfig):  # what is told already
+            with suppress(InvalidConfig):  # `error` is about the same
                 self.scope = config.override_scope(self.config.scope, overrides)
             self.problem = str(error)
             if self.live is None:
@@ -150,17 +162,17 @@ class Manager:
             "adopted %s, made by version %s", generation.directory, generation.manifest["version"]
         )
         if self._intent.remembered() is None:
-            # a crash between attaching and remembering, or between forgetting and stopping
+            # a crash came between attaching and remembering, or between forgetting and stopping
             self._intent.remember(self.scope.as_dict())
         try:
             self._follow_live()
         except (SockredirError, OSError) as error:
-            # what is attached stays so
+            # what is attached stays attached
             log.error("cannot follow the units in scope: %s", error)
         self._enter(ENABLED)
 
     def _upgrade(self, old: Generation) -> None:
-        """Puts this version's datapath in the place of one made from other BPF code."""
+        """Replaces a datapath that was made from other BPF code than this version's."""
         if old.manifest["source"] == compiler.source_digest():
             return
         try:
@@ -174,10 +186,10 @@ class Manager:
     # -- changes -----------------------------------------------------------------------------
 
     def enable(self, overrides: dict[str, Any] | None = None) -> None:
-        """Idempotent; repairs a damaged datapath. Another scope takes over without a gap.
+        """Enables, repairs a damaged datapath, or changes the scope without a gap. Idempotent.
 
-        Without `overrides` those of before stay, until disable(). Raises InvalidConfig,
-        UnsupportedKernel or LoadFailed; what was there before goes on.
+        Without `overrides` the remembered ones stay in force, until disable(). Raises
+        InvalidConfig, UnsupportedKernel or LoadFailed; then the old datapath stays in place.
         """
         before = self._intent.remembered()
         if overrides is None:
@@ -214,7 +226,10 @@ class Manager:
         return {**before, **lists}
 
     def disable(self) -> None:
-        """Idempotent. Leaves state `draining` while there is unread data; drain() goes on."""
+        """Disables. Idempotent.
+
+        While there is unread data the state is `draining`, and drain() goes on.
+        """
         self._intent.remember(None)
         if self.live is not None:
             self._retire_all(self.live)
@@ -226,7 +241,7 @@ class Manager:
         self._enter(DRAINING if self.draining else DISABLED)
 
     def reload(self, settings: Config) -> None:
-        """Another configuration, for new connections. On any error the old one stays in force."""
+        """Applies another configuration to new connections; on an error, keeps the old one."""
         if settings.paths != self.config.paths:
             raise InvalidConfig("[paths] cannot change by reload: restart sockredird for that")
         old, self.config = self.config, settings
@@ -262,15 +277,18 @@ class Manager:
         return (*scope.exclude_cgroups, *places.values())
 
     def _cgroups(self, scope: Scope) -> tuple[Path, ...]:
-        """In scope now. Raises InvalidConfig if there is no such one, or no systemd to ask."""
+        """The cgroups in scope now.
+
+        Raises InvalidConfig if the configured one does not exist, or systemd cannot be asked.
+        """
         if not scope.units:
             return (self._health.find_cgroup(scope),)
         return _outermost(self._follow(scope.units))
 
     def _follow_live(self) -> None:
-        """Attaches the live generation to the units in scope as they are now, and follows those.
+        """Attaches the live generation to the units in scope that run now, and follows them.
 
-        Raises InvalidConfig or LoadFailed; what is attached stays so.
+        Raises InvalidConfig or LoadFailed; what is attached stays attached.
         """
         self.units = self._follow(self.scope.units if self.live is not None else [])
         if self.live is None or not self.live.follows_units:
@@ -284,7 +302,7 @@ class Manager:
             log.info("a unit has stopped meanwhile, and will be told of: %s", error)
 
     def follow_units(self) -> None:
-        """A unit in scope has started, or stopped."""
+        """To be called when a unit in scope has started or stopped."""
         try:
             self._follow_live()
         except (SockredirError, OSError) as error:
@@ -292,10 +310,11 @@ class Manager:
         self._changed()
 
     def _replace(self, plan: Plan) -> None:
-        """A new generation, then the end of the old one: there is no moment without either.
+        """Starts a new generation, and then stops the old one, so that one of them is always live.
 
-        Between the two, both see new connections. The first to insert a socket has it, as a psock
-        takes one sk_msg program (sock_map_link(), EBUSY), and the other declines the pair whole.
+        Between the two steps both see new connections. The first one to insert a socket keeps it,
+        since a psock takes one sk_msg program (sock_map_link(), EBUSY), and the other one declines
+        both ends of the pair.
         """
         inventory.check_bpffs(self._root)
         number = inventory.next_number(self._root)
@@ -326,21 +345,42 @@ class Manager:
         return min(float(self.config.limits.drain_timeout_s), DRAIN_AT_ONCE_S)
 
     def drain(self, timeout: float = RETIRE_SLICE_S) -> None:
-        """Takes the stopped generations further; removes those whose sockhash is empty."""
+        """Retires pairs of the stopped generations, and removes those whose sockhash is empty."""
         for generation in list(self.draining):
             if generation.retire(timeout, _empty):
                 self._totals.carry(generation)
                 with _noting():
                     self._learned.take_over(generation, self.live)
                 self.draining.remove(generation)
-                self._changed()  # its ring buffers are let go of
+                self._changed()  # so that its ring buffers are closed
                 generation.remove()
                 log.info("removed %s", generation.directory)
         if self.state == DRAINING and not self.draining:
             self._enter(DISABLED)
 
+    def reset_draining(self) -> None:
+        """Resets the connections whose programs have not read; drain() then removes the rest.
+
+        Logs how many, and whose. One in another network namespace stays until its program reads.
+        """
+        outcomes: Counter[str] = Counter()
+        for generation in self.draining:
+            reset = set()
+            for c in listing.busiest([generation], RESETS_AT_ONCE, listing.Query()):
+                ends = Address.parse(c["client"]), Address.parse(c["server"])
+                error = reset_connection(*ends, c["netns"])
+                if not error:
+                    reset.add(Flow(c["client"], c["server"], c["netns"]))
+                outcome = f"cannot be reset ({error})" if error else "had not drained: reset"
+                outcomes[f"{outcome}: {' > '.join(_program(c, side) for side in SIDES)}"] += 1
+            generation.purge(reset)
+        for outcome, count in outcomes.most_common(RESETS_LOGGED):
+            log.warning("%d connection%s, %s", count, "s"[: count != 1], outcome)
+        if rest := sum(outcomes.values()) - sum(dict(outcomes.most_common(RESETS_LOGGED)).values()):
+            log.warning("%d connections of other programs, too", rest)
+
     def finish_retirements(self) -> bool:
-        """Takes pairs that left acceleration off the sockhash; whether all are off."""
+        """Retires the pairs that have a cause to leave. Returns whether all of them are native."""
         self.drain()
         done = self.live is None or self.live.retire(RETIRE_SLICE_S, self._resets.then_done)
         self.unfinished = not done or bool(self.draining)
@@ -362,7 +402,7 @@ class Manager:
         return WALK_SHARE * live.walk_seconds if live else 0.0
 
     def check(self) -> None:
-        """Looks whether somebody else changed what is pinned, attached, or in the way."""
+        """Looks for what others did to pins, cgroups, programs and sockets, and sets `problem`."""
         problem = self.problem
         if self.live is not None:
             problem = self._health.of_live(self.live)
@@ -376,11 +416,11 @@ class Manager:
 
     @property
     def awaited(self) -> Path | None:
-        """The cgroup whose appearance would change something; then recover()."""
+        """The cgroup to wait for, or None; when it appears, recover() is to be called."""
         return self._health.awaited(self.scope) if self.problem else None
 
     def recover(self) -> None:
-        """The cgroup in scope is there (again): what is remembered is done now."""
+        """To be called when the cgroup in scope appears: enables, if that is remembered."""
         overrides = self._intent.remembered()
         if overrides is not None and (self.live is None or self.live.problem()):
             log.info("cgroup %s has appeared", self.scope.cgroup)
@@ -388,7 +428,7 @@ class Manager:
         self.check()
 
     def note_addresses(self) -> None:
-        """The addresses of this host have changed."""
+        """To be called when the addresses of this host have changed."""
         if self.live is not None:
             self.live.note_addresses()
 
@@ -401,19 +441,20 @@ class Manager:
 
     @property
     def generations(self) -> list[Generation]:
-        """All whose sockhash may have connections."""
+        """All generations whose sockhash may have connections."""
         return [*self.draining, *([self.live] if self.live else [])]
 
     # -- reading -----------------------------------------------------------------------------
 
     def stats(self) -> dict[str, int]:
-        """The counters of INTERFACE: totals since boot, and what is on the sockhash now."""
+        """The counters of Stats: totals since boot, and what is on the sockhash now."""
         stats = self._totals.stats(self.generations)
-        stats["map_capacity"] = self.live.capacity() if self.live else 0
+        # of all that map_entries counts: one that drains has a sockhash of its own
+        stats["map_capacity"] = sum(generation.capacity() for generation in self.generations)
         return stats
 
     def note_learned(self) -> None:
-        """The datapath has learned something, or a program there asked for kTLS."""
+        """To be called when the datapath has learned a listener, or a program asked for kTLS."""
         if self.live is not None:
             with _noting():
                 self.live.kernel_tls(has_kernel_tls())
@@ -424,7 +465,10 @@ class Manager:
         return self._learned.shown()
 
     def forget(self, identity: str) -> None:
-        """An empty `identity` means all. Raises InvalidConfig if there is no such entry."""
+        """Removes a learned listener, or all if `identity` is empty.
+
+        Raises InvalidConfig if there is no such one, LoadFailed if a map cannot be changed.
+        """
         self.note_learned()
         try:
             self._learned.forget(identity, self.generations)

@@ -1,8 +1,9 @@
-"""Whether acceleration is to be enabled, and with which scope: remembered across boots."""
+"""Whether acceleration is enabled, and with which scope: remembered across boots."""
 
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +16,31 @@ log = logging.getLogger(__name__)
 
 
 class Intent:
-    """A file below [paths] state. What is remembered are overrides of the configured scope."""
+    """A file below [paths] state, with the keys of [scope] that Enable was given."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def remembered(self) -> dict[str, Any] | None:
-        """The scope's overrides if it is to be enabled, or None."""
-        intent = files.read(self._path)
+        """The scope's overrides if it is to be enabled, or None.
+
+        Raises LoadFailed if the file cannot be read, as when descriptors run out.
+        """
+        try:
+            intent = files.read(self._path)
+        except OSError as error:
+            raise LoadFailed(
+                f"cannot read whether acceleration is to be enabled: {error}; nothing was changed"
+            ) from error
         scope = intent.get("scope")
         # a damaged scope must not become the whole host
         return scope if intent.get("enabled") and isinstance(scope, dict) else None
 
     def usable(self, configured: Scope) -> dict[str, Any]:
-        """Remembered overrides of `configured`; none if the file they are from was damaged."""
+        """Remembered overrides of `configured`; none if the file they are from was damaged.
+
+        Raises LoadFailed as remembered() does.
+        """
         overrides = self.remembered() or {}
         try:
             config.override_scope(configured, overrides)
@@ -39,8 +51,9 @@ class Intent:
 
     def remember(self, overrides: dict[str, Any] | None) -> None:
         """None: it is to be disabled. Raises LoadFailed; nothing is changed then."""
-        if self.remembered() == overrides:
-            return
+        with suppress(LoadFailed):
+            if self.remembered() == overrides:
+                return
         try:
             if overrides is None:
                 files.remove(self._path)

@@ -1,4 +1,4 @@
-"""The counters of Stats: of the generations there are, and of those before them since boot."""
+"""The counters of Stats: sums over all generations since boot."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ log = logging.getLogger(__name__)
 
 
 class Totals:
-    """Counters live in a generation's map; a file below [paths] runtime keeps those of the gone."""
+    """A generation has its counters in a map; a file below [paths] runtime has earlier ones."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._carried = dict.fromkeys(COUNTERS, 0)
-        self._carried_from = 0  # the last generation carried, by when it was created
+        self._carried_from = 0  # when the last generation in it was created
 
     def load(self) -> None:
-        carried = {k: v for k, v in files.read(self._path).items() if isinstance(v, int)}
+        """Raises OSError as files.read_or_empty() does. What cannot be a counter counts as 0."""
+        carried = {k: v for k, v in files.read_or_empty(self._path).items() if _is_counter(v)}
         self._carried = {name: carried.get(name, 0) for name in COUNTERS}
         self._carried_from = carried.get("generation", 0)
 
     def carry(self, generation: Generation) -> None:
-        """Keeps the counters of a generation about to go; lost at boot, as /run is."""
+        """Keeps the counters of a generation that is about to be removed, until the host boots."""
         for name, value in self._of(generation).items():
             self._carried[name] += value
         self._carried_from = generation.manifest["created"]
@@ -36,7 +37,10 @@ class Totals:
             log.warning("the totals will not survive a restart: %s", error)
 
     def stats(self, generations: list[Generation]) -> dict[str, int]:
-        """All of Stats but `map_capacity`; monotonic but for what is on the sockhash now."""
+        """All counters of Stats but `map_capacity`.
+
+        They only grow, except `active_connections` and `map_entries`.
+        """
         totals = dict(self._carried)
         entries = connections = 0
         for generation in generations:
@@ -54,7 +58,15 @@ class Totals:
         return totals
 
     def _of(self, generation: Generation) -> dict[str, int]:
-        """Counters not carried yet: a crash may fall between carrying and removing."""
+        """The counters of a generation, unless they are carried already.
+
+        A crash may come after carrying them and before removing the generation.
+        """
         if generation.manifest["created"] == self._carried_from:
             return {}
         return generation.counters()
+
+
+def _is_counter(value: object) -> bool:
+    """Whether Stats can have it, as `t`, and still count on for as long as a host runs."""
+    return type(value) is int and 0 <= value < 1 << 63

@@ -19,7 +19,7 @@ import os
 import struct
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence, Set
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,7 @@ from sockredird.datapath import adoption, contents, links
 from sockredird.datapath.adoption import MAPS, MEMBERS
 from sockredird.datapath.plan import Plan
 from sockredird.errors import AccessDenied, Internal, LoadFailed
-from sockredird.kernel import capabilities, libbpf
+from sockredird.kernel import capabilities, files, libbpf
 from sockredird.kernel.cgroup import is_cgroup
 from sockredird.kernel.libbpf import Fd
 from sockredird.loader import compiler
@@ -48,6 +48,7 @@ from sockredird.loader.records import (
     PLAIN_COUNTERS,
     PROGRAMS,
     RETIRED,
+    Flow,
     Settings,
     hash_of,
     listener_key,
@@ -157,6 +158,8 @@ class Generation:
         """One that is never live and ends with this process, for tried_in(). Raises as create()."""
         staging = root / "staging-0"  # generations count from 1
         try:
+            if staging.exists():  # it could not be taken away, for want of descriptors
+                discard(staging)
             staging.mkdir(mode=0o700, parents=True)
             try:
                 compiler.compile_and_pin(staging, plan.max_connections)
@@ -241,7 +244,8 @@ class Generation:
         except LoadFailed as error:
             return str(error)
         except OSError as error:
-            return f"{self.directory}: {error.strerror or error}"
+            if error.errno not in files.PASSING:
+                return f"{self.directory}: {error.strerror or error}"
         return ""
 
     @property
@@ -476,16 +480,32 @@ class Generation:
         # the links stay: what is still on the sockhash may be shut down, reset, or connected again
         # (pair/pair.c), or asked for what it cannot do (leave/guard.c)
 
-    def walk(self) -> Walked:
-        """Visits every socket on the sockhash and takes the retirements one step further."""
-        started = time.monotonic()
-        recount = self._begin_recount()
+    def _members(self) -> Iterator[Any]:
+        """Visits every socket on the sockhash: a struct member for each."""
         with libbpf.open_iterator(self._pins[MEMBERS]) as lines:
             data = bytearray()
             while chunk := os.read(lines.number, 1 << 20):
                 data += chunk
+        yield from record("member").iter_unpack(data)
+
+    def purge(self, connections: Set[Flow]) -> None:
+        """Takes connections that were reset off the sockhash, with what they have unread.
+
+        A closed socket would otherwise stay until its program closes it; the generation, too.
+        """
+        members = list(self._members())
+        pairs = {member.self.pair for member in members if Flow.of(member.flow) in connections}
+        for member in members:
+            if member.self.pair in pairs:
+                with suppress(OSError):  # it has gone
+                    libbpf.delete(self._pins["peers"], record("end").pack(**member.self._asdict()))
+
+    def walk(self) -> Walked:
+        """Visits every socket on the sockhash and takes the retirements one step further."""
+        started = time.monotonic()
+        recount = self._begin_recount()
         # by end, as the kernel visits a bucket again when its output did not fit in one read()
-        members = {(*m.self.pair, m.self.side): m for m in record("member").iter_unpack(data)}
+        members = {(*m.self.pair, m.self.side): m for m in self._members()}
         found = [m for m in members.values() if m.leaving != LEFT_UNREAD]
         if len(found) < len(members) or any(m.border == BORDER_REACHED for m in found):
             self._rewake()

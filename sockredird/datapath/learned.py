@@ -74,7 +74,7 @@ class Learned:
 
     def load(self) -> None:
         """What was kept; a damaged entry is left out, and no reason not to start."""
-        kept = files.read(self._path)
+        kept = files.read_or_empty(self._path)
         this_boot, host = kept.get("boot") == self._boot, kept.get("host")
         entries = kept.get("entries")
         for raw in entries[:MOST] if isinstance(entries, list) else []:

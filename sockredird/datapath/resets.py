@@ -11,6 +11,7 @@ import logging
 from sockredird.datapath.generation import Walked
 from sockredird.kernel import sockdiag
 from sockredird.kernel.addresses import netns_cookie
+from sockredird.kernel.sockdiag import Address
 from sockredird.loader.records import FLOW, Flow, ip_bytes
 
 log = logging.getLogger(__name__)
@@ -46,3 +47,20 @@ def _reset(flow: bytes, side: int) -> str:
     except OSError as error:
         return str(error)
     return ""
+
+
+def reset_connection(client: Address, server: Address, netns: int) -> str:
+    """Resets a connection, whatever it has unread; why it could not be, empty if it could.
+
+    By the client's end; by the server's, if the client has closed. `netns` is a cookie.
+    """
+    if netns != netns_cookie():
+        return "it is in another network namespace"
+    error = ""
+    for local, remote in ((client, server), (server, client)):
+        try:
+            sockdiag.destroy(local.packed, local.port, remote.packed, remote.port)
+            return ""
+        except OSError as failure:
+            error = error or str(failure)
+    return error

@@ -1,1 +1,4 @@
-"""libbpf, netlink, sock_diag, cgroupfs, mounts, capabilities: knows nothing of sockredir."""
+"""What the kernel offers: libbpf, netlink, sock_diag, cgroupfs, mounts, capabilities.
+
+It knows nothing of sockredir.
+"""

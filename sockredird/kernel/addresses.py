@@ -1,4 +1,4 @@
-"""The addresses of this host: those of the daemon's network namespace, by rtnetlink(7)."""
+"""The addresses of this host, those of the daemon's network namespace, from rtnetlink(7)."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _V4_MAPPED = bytes(10) + b"\xff\xff"
 
 
 def netns_cookie() -> int:
-    """Of the calling thread's network namespace."""
-    with socket.socket(socket.AF_UNIX) as probe:  # every socket knows its namespace
+    """The cookie of the calling thread's network namespace (SO_NETNS_COOKIE)."""
+    with socket.socket(socket.AF_UNIX) as probe:  # any socket has it
         return int.from_bytes(probe.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), "little")
 
 
@@ -31,7 +31,7 @@ def own() -> set[bytes]:
     found = set()
     for message in dump(socket.NETLINK_ROUTE, _RTM_GETADDR, request, "addresses of this host"):
         has = attributes(message[_IFADDRMSG.size :])
-        # on a point-to-point link IFA_ADDRESS is the other end's
+        # on a point-to-point link IFA_ADDRESS is the address of the other end
         ip = has.get(_IFA_LOCAL) or has.get(_IFA_ADDRESS)
         if ip:
             found.add(_V4_MAPPED + ip if len(ip) == 4 else ip)
@@ -39,10 +39,10 @@ def own() -> set[bytes]:
 
 
 class Changes:
-    """Waits in the event loop for an address to come or go."""
+    """Watches, in the event loop, for addresses that are added or removed."""
 
     def __init__(self, changed: Callable[[], None]) -> None:
-        """Calls `changed` then; own() tells what is there."""
+        """`changed` is called after each change; own() returns the addresses there are then."""
         self._changed = changed
         self._loop = asyncio.get_running_loop()
         self._netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
@@ -57,7 +57,7 @@ class Changes:
             except BlockingIOError:
                 break
             except OSError as error:
-                # more came than it could hold; that something did is all we want to know
+                # ENOBUFS: messages were lost, but we only need to know that something changed
                 if error.errno != errno.ENOBUFS:
                     raise
         self._changed()

@@ -1,20 +1,20 @@
-"""The capabilities(7) the daemon works with, named where one is missing."""
+"""The capabilities(7) that the daemon needs, and the names of those that it lacks."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-# As in CapabilityBoundingSet= of systemd/sockredird.service; bits of <linux/capability.h>.
+# As CapabilityBoundingSet= in systemd/sockredird.service; numbers from <linux/capability.h>.
 NEEDED = {
     "CAP_NET_ADMIN": 12,  # network programs, and attaching them
     "CAP_PERFMON": 38,  # programs that read kernel memory
     "CAP_BPF": 39,  # maps and programs
 }
-_SYS_ADMIN = 21  # stands for all of them where BPF is concerned
+_SYS_ADMIN = 21  # includes all of them for the bpf(2) system call
 
 
 def lacking() -> list[str]:
-    """Those of NEEDED that this process does not have."""
+    """Names of the capabilities in NEEDED that this process does not have."""
     status = Path("/proc/self/status").read_text()
     effective = next(int(line[7:], 16) for line in status.splitlines() if line[:7] == "CapEff:")
     if effective >> _SYS_ADMIN & 1:
@@ -23,7 +23,7 @@ def lacking() -> list[str]:
 
 
 def hint() -> str:
-    """To be appended to an error that may be for want of a capability; empty if none is."""
+    """Text to append to an error that a missing capability may explain; empty if none is."""
     names = " and ".join(lacking())
     if not names:
         return ""

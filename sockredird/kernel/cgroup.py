@@ -1,4 +1,4 @@
-"""Finding cgroups: the cgroup2 mount, the id of a cgroup in it, and back from the id."""
+"""The cgroup2 mount, the cgroups in it, and their ids."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sockredird.kernel.mounts import mounts
 
 
 def mount_point() -> Path:
-    """Where cgroup2 is mounted: /sys/fs/cgroup, or below it on a hybrid host.
+    """The directory where cgroup2 is mounted: /sys/fs/cgroup, or one below it on a hybrid host.
 
     Raises UnsupportedKernel if it is not mounted.
     """
@@ -25,12 +25,12 @@ def mount_point() -> Path:
 
 
 def directory(cgroup: str) -> Path:
-    """Of a cgroup named as in /proc/PID/cgroup ('/' is the root), whether it exists or not."""
+    """The directory of a cgroup named as in /proc/PID/cgroup ('/': the root); it need not exist."""
     return mount_point() / cgroup.lstrip("/")
 
 
 def resolve(cgroup: str) -> Path:
-    """As directory(). Raises InvalidConfig if there is no such cgroup."""
+    """Like directory(), but raises InvalidConfig if there is no such cgroup."""
     path = directory(cgroup)
     if ".." in path.parts or not (path / "cgroup.procs").exists():
         raise InvalidConfig(
@@ -41,29 +41,32 @@ def resolve(cgroup: str) -> Path:
 
 
 def own() -> Path:
-    """The directory of this process's cgroup. Raises UnsupportedKernel if it cannot be told."""
+    """The directory of this process's cgroup. Raises UnsupportedKernel if that is not visible."""
     lines = Path("/proc/self/cgroup").read_text().splitlines()
     name = next((line[3:] for line in lines if line.startswith("0::")), "")
     path = mount_point() / name.lstrip("/")
-    # outside of the cgroup namespace, or of what is mounted of the hierarchy
+    # the cgroup may be outside the cgroup namespace, or outside the part that is mounted
     if not name or ".." in path.parts or not (path / "cgroup.procs").exists():
         raise UnsupportedKernel(f"the cgroup of this process, {name!r}, is not below {path}")
     return path
 
 
 def outermost(paths: Iterable[Path]) -> tuple[Path, ...]:
-    """Those that exist, and are not below another: a program attached to both would run twice."""
+    """The cgroups that exist and are not below another one of `paths`.
+
+    A program that is attached to a cgroup and to one below it would run twice for each socket.
+    """
     there = {path for path in paths if (path / "cgroup.procs").exists()}
     return tuple(sorted(path for path in there if not there & {*path.parents}))
 
 
 def cgroup_id(path: Path) -> int:
-    """The kernel's id of a cgroup, as bpf_link_info reports it: the inode number (kernfs)."""
+    """The id of a cgroup, as in struct bpf_link_info: its inode number (kernfs)."""
     return path.stat().st_ino
 
 
 def is_cgroup(path: Path, number: int) -> bool:
-    """Whether the cgroup of this id is there, and not removed or made anew."""
+    """Whether `path` is still the cgroup with this id, and was not removed or created again."""
     try:
         return cgroup_id(path) == number
     except FileNotFoundError:
@@ -71,16 +74,17 @@ def is_cgroup(path: Path, number: int) -> bool:
 
 
 class Names:
-    """Paths of cgroups by id, as in /proc/PID/cgroup: of all there are when first asked.
+    """Paths of cgroups by id, as in /proc/PID/cgroup. All cgroups are read at the first question.
 
-    open_by_handle_at() would find one by its id, but takes a capability the daemon does without.
+    open_by_handle_at(2) would find one by its id, but needs CAP_DAC_READ_SEARCH, which the daemon
+    does not have.
     """
 
     def __init__(self) -> None:
         self._paths: dict[int, str] = {}
 
     def path(self, number: int) -> str:
-        """Empty if there is no such cgroup (any more)."""
+        """The path of a cgroup; empty if there is none with this id, or no longer."""
         if not self._paths:
             base = mount_point()
             self._paths[cgroup_id(base)] = "/"
@@ -88,13 +92,13 @@ class Names:
         return self._paths.get(number, "")
 
     def unit(self, number: int) -> str:
-        """The systemd unit that the cgroup belongs to; empty if to none."""
+        """The systemd unit that the cgroup belongs to; empty if it belongs to none."""
         parts = self.path(number).split("/")
-        # a service may have cgroups of its own below; the slices above it are not it
+        # the first one counts: above it are slices, and below it are cgroups that the service made
         return next((p for p in parts if p.endswith((".service", ".scope"))), "")
 
     def _add(self, directory: str, path: str) -> None:
-        with suppress(OSError), os.scandir(directory) as entries:  # removed meanwhile
+        with suppress(OSError), os.scandir(directory) as entries:  # it was removed meanwhile
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
                     below = f"{path}/{entry.name}"
@@ -102,12 +106,12 @@ class Names:
                     self._add(entry.path, below)
 
 
-EXCLUDED_NAME_SIZE = 126  # bytes; a longer name would look like another one once it is cut to fit
+EXCLUDED_NAME_SIZE = 126  # bytes; a longer name, cut to fit, could equal another one
 EXCLUDED_DEPTH = 16  # MAX_EXCLUDED_DEPTH in scope.h
 
 
 def components(cgroup: str) -> list[str]:
-    """The names on the path of a cgroup. Raises InvalidConfig if that cannot be excluded."""
+    """The names on the path of a cgroup. Raises InvalidConfig if this cgroup cannot be excluded."""
     names = [name for name in cgroup.split("/") if name]
     if not names or not cgroup.startswith("/") or {".", ".."} & {*names} or "\0" in cgroup:
         raise InvalidConfig(

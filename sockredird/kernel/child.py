@@ -1,4 +1,4 @@
-"""Starts helper processes of this project as `python3 -m MODULE`; they end with this process."""
+"""Child processes that run a module of this project and end when this process ends."""
 
 from __future__ import annotations
 
@@ -12,19 +12,22 @@ _PR_SET_PDEATHSIG = 1
 
 
 def command(module: str, *arguments: str) -> list[str]:
-    """The pid of this process is the last argument, for die_with()."""
+    """The command line that runs `module`; its last argument, our pid, is for die_with()."""
     return [sys.executable, "-P", "-m", module, *arguments, str(os.getpid())]
 
 
 def environment() -> dict[str, str]:
-    """With this package on the path, installed or not."""
+    """The environment for command(): this package is on the path, even if it is not installed."""
     package_parent = str(Path(__file__).parents[2])
     path = os.pathsep.join(filter(None, [package_parent, os.environ.get("PYTHONPATH", "")]))
     return {**os.environ, "PYTHONPATH": path}
 
 
 def die_with(parent: int) -> None:
-    """In the child: ends with the daemon, as nobody wants its results after that (prctl(2))."""
+    """For the child: the kernel kills it when its parent ends (PR_SET_PDEATHSIG, prctl(2)).
+
+    Exits at once if the parent has ended already.
+    """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         sys.exit("the daemon is gone")

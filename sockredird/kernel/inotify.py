@@ -1,4 +1,4 @@
-"""Being told when files come and go: inotify(7), which bpffs and cgroupfs support."""
+"""Notices of files that appear and disappear, by inotify(7), which bpffs and cgroupfs support."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _EVENT = struct.Struct("iIII")  # struct inotify_event; the name follows
 
 
 class Watch:
-    """Readable when one of the paths, or something directly in it, came or went.
+    """A descriptor that is readable when one of the paths, or a file in it, came or went.
 
-    That a cgroup itself is removed is told by the directory above only.
+    cgroupfs reports the removal of a cgroup only to a watch of the directory above it.
     """
 
     def __init__(self, paths: list[Path], events: int = GOING) -> None:
-        """Raises OSError, also if one of the paths is gone already."""
+        """Raises OSError, for one if a path does not exist."""
         self._fd = _checked(_libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC), "inotify_init1")
         try:
             for path in paths:
@@ -44,7 +44,7 @@ class Watch:
         return self._fd
 
     def names(self) -> set[str]:
-        """Of what came or went in the paths; empty for a path itself."""
+        """Names of the files that came or went; the empty name stands for a path itself."""
         found = set()
         with suppress(BlockingIOError):
             while data := os.read(self._fd, 65536):

@@ -1,8 +1,8 @@
-"""ctypes over libbpf.so.1: the calls the daemon needs, with real prototypes and OSError.
+"""The functions of libbpf.so.1 that the daemon needs, by ctypes, with prototypes and OSError.
 
 libbpf 1.x returns -errno from integer calls and NULL with errno set from pointer calls
 (libbpf_set_strict_mode() history, libbpf 1.0 release notes). File descriptors are wrapped in
-`Fd`, which closes itself.
+`Fd`, which closes them.
 """
 
 from __future__ import annotations
@@ -75,7 +75,9 @@ class _ProgLoadOpts(ctypes.Structure):
 
 
 _INSN_SIZE = 8  # struct bpf_insn
+_QUERY_EFFECTIVE = 1  # BPF_F_QUERY_EFFECTIVE
 _LOG_SIZE = 1 << 20
+_LOG_STATS = 4  # BPF_LOG_STATS, linux/bpf_verifier.h: the verifier's last words alone
 _BTF_INT_SIGNED = 1  # include/uapi/linux/btf.h
 KEYS_TRIES = 10
 
@@ -145,7 +147,7 @@ def check(result: int, what: str) -> int:
 
 
 class Fd:
-    """An owned file descriptor."""
+    """A file descriptor that is closed with this object."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -174,7 +176,7 @@ class Fd:
 
 
 def open_pin(path: Path) -> Fd:
-    """Opens a pinned program, map or link. OSError, EACCES if `path` is no BPF object."""
+    """Opens a pinned program, map or link. Raises OSError; EACCES if `path` is not a BPF object."""
     return Fd(check(lib.bpf_obj_get(os.fsencode(path)), f"open {path}"))
 
 
@@ -211,7 +213,7 @@ def prog_tag(fd: Fd) -> str:
 
 
 def prog_map_ids(fd: Fd) -> set[int]:
-    """Ids of the maps a program uses."""
+    """Ids of the maps that a program uses."""
     count = prog_info(fd).nr_map_ids
     ids = (c_uint32 * max(count, 1))()
     info = ProgInfo(nr_map_ids=count, map_ids=ctypes.addressof(ids))
@@ -232,7 +234,7 @@ def link_info(fd: Fd) -> LinkInfo:
 
 
 def create_map(info: MapInfo) -> Fd:
-    """A map with the type, sizes, flags and name of `info`."""
+    """Creates a map with the type, sizes, flags and name of `info`. Raises OSError."""
     options = _MapCreateOpts(sz=ctypes.sizeof(_MapCreateOpts), map_flags=info.map_flags)
     with ExitStack() as stack:
         if info.type == MapType.SK_STORAGE:
@@ -250,9 +252,10 @@ def create_map(info: MapInfo) -> Fd:
 
 
 def _storage_types(value_size: int) -> Fd:
-    """BTF as socket storage must have it, with key and value as types 1 and 2.
+    """The BTF that the kernel requires of socket storage: type 1 is the key, and type 2 the value.
 
-    An int, and anything of that size (bpf_local_storage_map_check_btf()).
+    The key has to be an int, and the value any type of that size
+    (bpf_local_storage_map_check_btf(), kernel/bpf/bpf_local_storage.c).
     """
     btf = lib.btf__new_empty()
     if not btf:
@@ -270,22 +273,25 @@ def _storage_types(value_size: int) -> Fd:
 def load_program(
     kind: ProgType, name: str, code: bytes, attach_type: int = 0, target: int = 0
 ) -> Fd:
-    """`target` is the BTF id of the kernel function a tracing program is for.
+    """Loads a program. `target` is the BTF id of the kernel function that a tracing program is for.
 
-    Raises OSError; if the verifier had words for it, they are its `__notes__`.
+    Raises OSError; the verifier's messages, if there are any, are its `__notes__`.
     """
     log = ctypes.create_string_buffer(_LOG_SIZE)
     options = _ProgLoadOpts(
         sz=ctypes.sizeof(_ProgLoadOpts),
         expected_attach_type=attach_type,
         attach_btf_id=target,
-        # filled by a second attempt, if the first fails (bpf_prog_load(), libbpf bpf.c)
+        # libbpf fills it by a second attempt if the first fails (bpf_prog_load(), bpf.c)
         log_size=len(log),
         log_buf=ctypes.addressof(log),
     )
-    loaded = lib.bpf_prog_load(
-        kind, name.encode(), b"GPL", code, len(code) // _INSN_SIZE, ctypes.byref(options)
-    )
+    arguments = (kind, name.encode(), b"GPL", code, len(code) // _INSN_SIZE, ctypes.byref(options))
+    loaded = lib.bpf_prog_load(*arguments)
+    if loaded == -errno.ENOSPC:
+        # before Linux 6.4 a log that is full stays as it is, and hides the cause
+        options.log_level = _LOG_STATS
+        loaded = lib.bpf_prog_load(*arguments)
     try:
         return Fd(check(loaded, f"load program {name}"))
     except OSError as error:
@@ -295,7 +301,7 @@ def load_program(
 
 
 def lookup(fd: Fd, key: bytes, value_size: int) -> bytes:
-    """A value; for per-CPU maps `value_size` is the total over all possible CPUs."""
+    """The value of a key. For per-CPU maps `value_size` is the sum over all possible CPUs."""
     value = ctypes.create_string_buffer(value_size)
     check(lib.bpf_map_lookup_elem(fd.number, key, value), "map lookup")
     return value.raw
@@ -310,15 +316,15 @@ def delete(fd: Fd, key: bytes) -> None:
 
 
 def keys(fd: Fd, key_size: int) -> list[bytes]:
-    """Those of a hash map; one that is added or deleted meanwhile may be missing, or there.
+    """The keys of a hash map. One that is added or deleted meanwhile may be in the list or not.
 
-    Raises OSError if it changes faster than it can be read.
+    Raises OSError; EAGAIN if the map changes faster than it can be read.
     """
     following = ctypes.create_string_buffer(key_size)
     for _ in range(KEYS_TRIES):
         found: dict[bytes, None] = {}
         before: bytes | None = None
-        # after a key that was deleted meanwhile the kernel begins again, and so do we
+        # if `before` was deleted meanwhile, the kernel begins again, and so do we
         while before not in found:
             if before is not None:
                 found[before] = None
@@ -352,10 +358,15 @@ def attached_to_cgroup(cgroup: Fd, kind: AttachType) -> list[int]:
     return _attached(cgroup, kind)
 
 
-def _attached(target: Fd, kind: AttachType) -> list[int]:
+def effective_on_cgroup(cgroup: Fd, kind: AttachType) -> list[int]:
+    """Ids of the programs that sockets in the cgroup run, those of cgroups above included."""
+    return _attached(cgroup, kind, _QUERY_EFFECTIVE)
+
+
+def _attached(target: Fd, kind: AttachType, flags: int = 0) -> list[int]:
     ids = (c_uint32 * 64)()  # as many as a cgroup takes (BPF_CGROUP_MAX_PROGS)
     count = c_uint32(len(ids))
-    result = lib.bpf_prog_query(target.number, kind, 0, None, ids, ctypes.byref(count))
+    result = lib.bpf_prog_query(target.number, kind, flags, None, ids, ctypes.byref(count))
     check(result, "query attached programs")
     return list(ids[: count.value])
 
@@ -376,20 +387,23 @@ def _exists(fd: int) -> bool:
 
 
 def create_cgroup_link(prog: Fd, cgroup: Fd, attach_type: AttachType) -> Fd:
-    """Attaches a program beside whatever others the cgroup has (multi-attach)."""
+    """Attaches a program to a cgroup, in addition to those that it has. Raises OSError."""
     link = lib.bpf_link_create(prog.number, cgroup.number, attach_type, None)
     return Fd(check(link, f"attach {attach_type.name} program to cgroup"))
 
 
 def create_tracing_link(prog: Fd, attach_type: AttachType) -> Fd:
-    """Attaches an fentry or fexit program to the function it was loaded for."""
+    """Attaches an fentry or fexit program to the function that it was loaded for."""
     link = lib.bpf_link_create(prog.number, 0, attach_type, None)
     return Fd(check(link, f"attach {attach_type.name} program"))
 
 
 def create_iterator_link(prog: Fd, over: Fd | None = None) -> Fd:
-    """A link that, once opened with bpf_iter_create() or through its pin, walks map `over`."""
-    if over is None:  # iterates over something else than a map
+    """The link of an iterator, over the elements of the map `over` if there is one. Raises OSError.
+
+    open_iterator(), or opening its pin, gives a file to read from.
+    """
+    if over is None:  # the program iterates over something other than a map
         link = lib.bpf_link_create(prog.number, 0, AttachType.TRACE_ITER, None)
         return Fd(check(link, "create iterator"))
     info = c_uint32(over.number)  # union bpf_iter_link_info.map.map_fd
@@ -403,12 +417,12 @@ def create_iterator_link(prog: Fd, over: Fd | None = None) -> Fd:
 
 
 def open_iterator(link: Fd) -> Fd:
-    """A file whose content is the iterator's output; each one walks once."""
+    """A file with the iterator's output. Reading it to its end visits every object once."""
     return Fd(check(lib.bpf_iter_create(link.number), "open iterator"))
 
 
 def read_iterator(iterator: Fd) -> bytes:
-    """Some whole records of an iterator's output; empty at its end."""
+    """The next whole records of an iterator's output; empty at its end."""
     while True:
         try:
             return os.read(iterator.number, 1 << 16)
@@ -418,7 +432,7 @@ def read_iterator(iterator: Fd) -> bytes:
 
 
 def wait_for_programs() -> None:
-    """Returns when every BPF program that was running at the time of the call has ended.
+    """Waits until every run of a BPF program that had begun before this call has ended.
 
     Updating a map of maps waits for an RCU grace period before it returns, on every kernel
     configuration (maybe_wait_bpf_programs(), kernel/bpf/syscall.c).

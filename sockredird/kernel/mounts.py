@@ -1,4 +1,4 @@
-"""What is mounted where, from /proc/self/mountinfo (proc_pid_mountinfo(5))."""
+"""The mounted file systems, from /proc/self/mountinfo (proc_pid_mountinfo(5))."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ class Mount:
 
 def parse(text: str) -> list[Mount]:
     mounts = []
-    for line in text.split("\n"):  # splitlines() would split at more than the kernel escapes
+    # splitlines() would also split at characters that the kernel does not escape
+    for line in text.split("\n"):
         left, separator, right = line.partition(" - ")
         fields = left.split(" ")
         if not separator or len(fields) < 6:
             continue
-        # blanks and backslashes in paths come as octal escapes
+        # the kernel writes blanks and backslashes in paths as octal numbers
         point = re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), fields[4])
         mounts.append(Mount(fields[2], Path(point), right.split(" ", 1)[0]))
     return mounts

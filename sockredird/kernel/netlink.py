@@ -1,7 +1,8 @@
-"""Questions over netlink(7): sock_diag, rtnetlink."""
+"""Requests over netlink(7), to sock_diag and rtnetlink."""
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
@@ -16,9 +17,9 @@ _ATTRIBUTE = struct.Struct("=HH")
 
 
 def dump(family: int, request: int, body: bytes, what: str) -> Iterator[bytes]:
-    """The messages, without their headers, that answer a request for all there is of a kind.
+    """The answers to a request for all objects of a kind, without their message headers.
 
-    Raises OSError; `what` is for its text.
+    Raises OSError, with `what` in its text.
     """
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, family) as netlink:
         size = _HEADER.size + len(body)
@@ -26,7 +27,7 @@ def dump(family: int, request: int, body: bytes, what: str) -> Iterator[bytes]:
         while True:
             data = netlink.recv(1 << 16)
             while data:
-                length, kind, *_ = _HEADER.unpack_from(data)
+                length, kind, *_ = _header(data, what)
                 if kind == _NLMSG_DONE:
                     return
                 if kind == _NLMSG_ERROR:
@@ -37,12 +38,12 @@ def dump(family: int, request: int, body: bytes, what: str) -> Iterator[bytes]:
 
 
 def ask(family: int, request: int, body: bytes, what: str) -> bytes:
-    """The one message, without its header, that answers a request. Raises OSError."""
+    """The answer to a request for one object, without its message header. Raises OSError."""
     return _exchange(family, request, _NLM_F_REQUEST, body, what)
 
 
 def order(family: int, request: int, body: bytes, what: str) -> None:
-    """Has something done and waits until it is. Raises OSError."""
+    """Requests a change, and waits until the kernel confirms it. Raises OSError."""
     _exchange(family, request, _NLM_F_REQUEST | _NLM_F_ACK, body, what)
 
 
@@ -51,7 +52,7 @@ def _exchange(family: int, request: int, flags: int, body: bytes, what: str) -> 
         size = _HEADER.size + len(body)
         netlink.send(_HEADER.pack(size, request, flags, 1, 0) + body)
         answer = netlink.recv(1 << 16)
-    length, kind, *_ = _HEADER.unpack_from(answer)
+    length, kind, *_ = _header(answer, what)
     if kind == _NLMSG_ERROR:
         error = -struct.unpack_from("=i", answer, _HEADER.size)[0]
         if error:
@@ -59,11 +60,22 @@ def _exchange(family: int, request: int, flags: int, body: bytes, what: str) -> 
     return answer[_HEADER.size : length]
 
 
+def _header(data: bytes, what: str) -> tuple[int, ...]:
+    """Of the first message in `data`. Raises OSError if that is not whole."""
+    if len(data) >= _HEADER.size:
+        header = _HEADER.unpack_from(data)
+        if _HEADER.size <= header[0] <= len(data):
+            return header
+    raise OSError(errno.EBADMSG, f"{what}: an answer that was cut off")
+
+
 def attributes(raw: bytes) -> dict[int, bytes]:
-    """By type, nested ones as they are."""
+    """Attributes by their types. Those that are nested in another are left as bytes."""
     found = {}
     while len(raw) >= _ATTRIBUTE.size:
         length, kind = _ATTRIBUTE.unpack_from(raw)
+        if length < _ATTRIBUTE.size:  # there is no next one
+            break
         found[kind & _NLA_TYPE_MASK] = raw[_ATTRIBUTE.size : length]
         raw = raw[(length + 3) & ~3 :]
     return found

@@ -1,4 +1,4 @@
-"""Consuming BPF ring buffers through libbpf."""
+"""Reads BPF ring buffers through libbpf."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sockredird.kernel.libbpf import Fd, RingCallback, check, lib
 
 
 class RingBuffers:
-    """Consumer of BPF ring buffers; `fileno()` is an epoll descriptor for an event loop."""
+    """Reads several BPF ring buffers. `fileno()` is an epoll descriptor for an event loop."""
 
     def __init__(self) -> None:
         self._manager: int | None = None
@@ -22,7 +22,7 @@ class RingBuffers:
             return 0
 
         function = RingCallback(trampoline)
-        self._callbacks.append(function)  # must outlive the ring buffer
+        self._callbacks.append(function)  # libbpf calls it as long as the ring buffer is open
         if self._manager is None:
             ctypes.set_errno(0)
             self._manager = lib.ring_buffer__new(ring.number, function, None, None)
@@ -36,7 +36,7 @@ class RingBuffers:
         return int(lib.ring_buffer__epoll_fd(self._manager))
 
     def consume(self) -> int:
-        """Calls back for each waiting record; returns their number."""
+        """Calls back for each record that waits, and returns how many there were."""
         return check(lib.ring_buffer__consume(self._manager), "read ring buffer")
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""TCP sockets of a network namespace, from the kernel by sock_diag(7)."""
+"""The TCP sockets of a network namespace, from sock_diag(7)."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ _V4_MAPPED = bytes(10) + b"\xff\xff"
 _MESSAGE = struct.Struct("=BBxx2s2s16s16s4x8s3I2I")  # struct inet_diag_msg
 _ULP_INFO, _CGROUP_ID = 19, 21
 _ULP_NAME = 1
-_WANT_INFO = 1 << 1  # INET_DIAG_INFO, without which the kernel does not tell the ULP
+_WANT_INFO = 1 << 1  # INET_DIAG_INFO: without it the kernel leaves out the ULP
 _CLONE_NEWNET = 0x40000000
 
 
 @dataclass(frozen=True)
 class Address:
-    """An IPv4-mapped address is its IPv4 address, as the two meet."""
+    """An address and a port. A v4-mapped address is stored as IPv4, since the two can be peers."""
 
     ip: IPv4Address | IPv6Address
     port: int
@@ -48,7 +48,7 @@ class Address:
 
     @property
     def packed(self) -> bytes:
-        """Always 16 bytes, IPv4 v4-mapped."""
+        """The address in 16 bytes; IPv4 addresses are v4-mapped."""
         return self.ip.packed if self.ip.version == 6 else bytes(10) + b"\xff\xff" + self.ip.packed
 
     @classmethod
@@ -71,10 +71,10 @@ class Socket:
     remote: Address
     state: int
     uid: int
-    inode: int  # 0: no program has it open (any more)
+    inode: int  # 0: no program has it open
     cgroup: int  # id; 0: unknown
     ulp: str
-    cookie: bytes  # no other socket has it, before or after
+    cookie: bytes  # unique among all sockets since boot
 
     @property
     def listening(self) -> bool:
@@ -114,7 +114,7 @@ def _dump(family: int) -> Iterator[Socket]:
 
 @dataclass(frozen=True)
 class Namespace:
-    """The TCP sockets of one network namespace at one time."""
+    """The TCP sockets that a network namespace had at one time."""
 
     cookie: int
     sockets: list[Socket]
@@ -123,8 +123,8 @@ class Namespace:
 def destroy(local: bytes, local_port: int, remote: bytes, remote_port: int) -> None:
     """Aborts a connection from one end; addresses are 16 bytes, IPv4 v4-mapped.
 
-    That end gets ECONNABORTED, the other one is sent a RST. Raises OSError: ENOENT if it is gone,
-    EOPNOTSUPP on a kernel without CONFIG_INET_DIAG_DESTROY.
+    The program at that end gets ECONNABORTED, and the other end is sent a RST. Raises OSError:
+    ENOENT if there is no such connection, EOPNOTSUPP without CONFIG_INET_DIAG_DESTROY.
     """
     wanted = [
         Address(_unmapped(IPv6Address(ip)), port)
@@ -133,15 +133,16 @@ def destroy(local: bytes, local_port: int, remote: bytes, remote_port: int) -> N
     family = socket.AF_INET6
     if local.startswith(_V4_MAPPED) and remote.startswith(_V4_MAPPED):
         family = socket.AF_INET
-        local, remote = local[12:], remote[12:]  # packed with zeros behind
+        local, remote = local[12:], remote[12:]  # "16s" fills up with zeros
     ports = [port.to_bytes(2, "big") for port in (local_port, remote_port)]
 
     def request(cookie: bytes) -> bytes:
         ends = (*ports, local, remote)
         return _REQUEST_OF_ONE.pack(family, socket.IPPROTO_TCP, _STATES, *ends, cookie)
 
-    # Where there is no such connection any more the kernel finds, and would close, the listener
-    # (inet_diag_find_one_icsk(), net/ipv4/inet_diag.c). The cookie is that of what was looked at.
+    # If the connection is gone, the kernel finds the listener instead, and would close that
+    # (inet_diag_find_one_icsk(), net/ipv4/inet_diag.c). So we look first, and then name the socket
+    # that we have seen by its cookie.
     found = _parse(ask(_NETLINK_SOCK_DIAG, _SOCK_DIAG_BY_FAMILY, request(_NO_COOKIE), "sock_diag"))
     if found.state not in _CONNECTED or [found.local, found.remote] != wanted:
         raise OSError(errno.ENOENT, "sock_diag: there is no such connection")
@@ -154,7 +155,10 @@ def _look() -> Namespace:
 
 
 def look(pid: int = 0) -> Namespace:
-    """The namespace of a process, or the daemon's. Raises InvalidConfig if there is no such one."""
+    """The sockets in the network namespace of a process, or in the daemon's if `pid` is 0.
+
+    Raises InvalidConfig if there is no such process.
+    """
     if not pid:
         return _look()
     path = Path(f"/proc/{pid}/ns/net")
@@ -162,11 +166,11 @@ def look(pid: int = 0) -> Namespace:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         raise InvalidConfig(f"there is no process {pid}") from None
-    except PermissionError:  # the service has no CAP_SYS_PTRACE
+    except PermissionError:  # the service does not have CAP_SYS_PTRACE
         return _look()
 
     def inside() -> Namespace:
-        # of this thread only, which ends with the namespace it is in
+        # setns(2) moves this thread only, which ends in that namespace
         if ctypes.CDLL(None, use_errno=True).setns(fd, _CLONE_NEWNET):
             raise OSError(ctypes.get_errno(), f"cannot enter {path}")
         return _look()

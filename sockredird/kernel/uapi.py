@@ -1,4 +1,4 @@
-"""Constants and structures of include/uapi/linux/bpf.h that the daemon meets."""
+"""Constants and structures of include/uapi/linux/bpf.h that the daemon uses."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from enum import IntEnum
 
 
 class MapType(IntEnum):
-    """enum bpf_map_type, include/uapi/linux/bpf.h; the types the datapath uses."""
+    """enum bpf_map_type: the types that the datapath uses."""
 
     HASH = 1
     ARRAY = 2
@@ -32,6 +32,8 @@ class ProgType(IntEnum):
 class AttachType(IntEnum):
     """enum bpf_attach_type."""
 
+    CGROUP_INET_INGRESS = 0
+    CGROUP_INET_EGRESS = 1
     CGROUP_SOCK_OPS = 3
     SK_MSG_VERDICT = 7
     CGROUP_SETSOCKOPT = 22
@@ -49,7 +51,7 @@ class LinkType(IntEnum):
 
 
 class ProgInfo(ctypes.Structure):
-    """The head of struct bpf_prog_info; the kernel fills as much as it is given."""
+    """The head of struct bpf_prog_info. The kernel fills as much of it as there is room for."""
 
     _fields_ = [
         ("type", c_uint32),

@@ -1,1 +1,1 @@
-"""From C text to programs and maps in the kernel, and the records they share with Python."""
+"""From C text to programs and maps in the kernel, and the records that C and Python share."""

@@ -23,7 +23,7 @@ _QUALIFIERS = {KIND_TYPEDEF, 9, 10, 11, 18}  # volatile, const, restrict, type_t
 
 @dataclass(frozen=True)
 class Field:
-    """A field's place: whole bytes (`mask` 0xff, `shift` 0), or bits of the byte at `offset`."""
+    """Where a field is: whole bytes (`mask` 0xff, `shift` 0), or bits of the byte at `offset`."""
 
     offset: int
     mask: int = 0xFF
@@ -43,10 +43,7 @@ class _Enumerator(ctypes.Structure):
 
 
 class KernelTypes:
-    """The running kernel's types.
-
-    Raises UnsupportedKernel if it carries no BTF.
-    """
+    """The types of the running kernel. Raises UnsupportedKernel if the kernel has no BTF."""
 
     def __init__(self) -> None:
         self._btf = lib.btf__load_vmlinux_btf()
@@ -62,9 +59,9 @@ class KernelTypes:
             self._btf = None
 
     def field(self, struct: str, path: str) -> Field | None:
-        """The place of e.g. ('sock', '__sk_common.skc_refcnt'); None if there is no such field.
+        """Where a field is, such as ('sock', '__sk_common.skc_refcnt'); None if there is none.
 
-        Anonymous structs and unions on the way are looked through.
+        The members of anonymous structs and unions count as members of what contains them.
         """
         type_id = self._find(struct, KIND_STRUCT)
         bits, size = 0, 0
@@ -79,9 +76,9 @@ class KernelTypes:
         return Field(bits // 8)
 
     def offsets(self, struct: str, member: str) -> list[int]:
-        """Where struct `struct` has members that are a struct `member`, in bytes.
+        """Offsets, in bytes, of the members of struct `struct` whose type is struct `member`.
 
-        Anonymous structs and unions on the way are looked through.
+        The members of anonymous structs and unions count as members of what contains them.
         """
         outer, wanted = self._find(struct, KIND_STRUCT), self._find(member, KIND_STRUCT)
         if outer is None or wanted is None:
@@ -97,7 +94,7 @@ class KernelTypes:
         return next((e.value for e in table if self._name(e.name_off) == name), None)
 
     def arguments(self, function: str) -> int | None:
-        """How many a function has; None if there is no such function."""
+        """How many arguments a kernel function has; None if there is no such function."""
         type_id = self.function(function)
         if type_id is None:
             return None
@@ -110,7 +107,7 @@ class KernelTypes:
         return self._find(name, KIND_STRUCT)
 
     def function(self, name: str) -> int | None:
-        """The id of its type; None if there is no such function."""
+        """The type id of a kernel function; None if there is no such function."""
         return self._find(name, KIND_FUNC)
 
     def _find(self, name: str, kind: int) -> int | None:
@@ -126,7 +123,10 @@ class KernelTypes:
         return name.decode()
 
     def _members(self, type_id: int) -> Iterator[tuple[str, int, int, int]]:
-        """(name, bit offset, bit-field size or 0, type id) of each member, qualifiers peeled."""
+        """(name, bit offset, size of the bit field or 0, type id) of each member.
+
+        Typedefs and qualifiers of the struct's own type are followed.
+        """
         address, header = self._type(type_id)
         while (header.info >> 24) & 0x1F in _QUALIFIERS:
             address, header = self._type(header.size_or_type)
@@ -141,7 +141,7 @@ class KernelTypes:
             yield self._name(member.name_off), offset, size, member.type
 
     def _places(self, type_id: int, wanted: int) -> Iterator[int]:
-        """Bit offsets of the members of one type."""
+        """Bit offsets of the members that have the type `wanted`."""
         for name, offset, _size, member_type in self._members(type_id):
             if member_type == wanted:
                 yield offset

@@ -1,31 +1,41 @@
-"""Compiled programs, kept for the next Enable: in $CACHE_DIRECTORY, or /var/cache/sockredird.
+"""Compiled programs, kept in $CACHE_DIRECTORY or /var/cache/sockredird for the next Enable.
 
-Nothing depends on it: what is missing, damaged or somebody else's is compiled anew.
+Nothing depends on it: programs whose file is missing, damaged or not ours are compiled again.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import stat
 from pathlib import Path
 
+from sockredird.kernel import files
 from sockredird.loader.objects import Objects, Unreadable
 
 log = logging.getLogger(__name__)
 
-KEPT = 8  # of other limits, and of the version before, which an upgrade may have to go back to
+KEPT = 8  # files; the last version's is among them, in case an upgrade is undone
 
 
 def directory() -> Path:
-    """Systemd's CacheDirectory=, systemd.exec(5)."""
+    """Under systemd, the directory of CacheDirectory= (systemd.exec(5))."""
     return Path(os.environ.get("CACHE_DIRECTORY") or "/var/cache/sockredird")
 
 
+def _path(key: str) -> Path:
+    """Of this processor architecture: a disk, or a container's volume, may meet another."""
+    return directory() / f"{key}.{os.uname().machine}"
+
+
 def read(key: str) -> Objects | None:
-    path = directory() / key
+    path = _path(key)
     try:
-        with path.open("rb") as file:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(fd, "rb") as file:
             status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise Unreadable("not a regular file")
             if status.st_uid != os.geteuid() or status.st_mode & 0o022:
                 raise Unreadable("others may have written it")
             objects = Objects.parse(file.read())
@@ -39,17 +49,10 @@ def read(key: str) -> Objects | None:
 
 
 def write(key: str, objects: Objects) -> None:
-    """Or not, with a warning."""
+    """Keeps the programs. A failure is a warning, since they can be compiled again."""
     try:
         directory().mkdir(mode=0o755, parents=True, exist_ok=True)
-        beside = directory() / f"{key}.{os.getpid()}"
-        try:
-            beside.write_bytes(objects.dump())
-            beside.chmod(0o600)
-            beside.rename(directory() / key)
-        except OSError:
-            beside.unlink(missing_ok=True)
-            raise
+        files.replace(_path(key), objects.dump(), 0o600, f".{os.getpid()}.new")
         by_age = sorted(directory().iterdir(), key=lambda path: -path.stat().st_mtime_ns)
         for path in by_age[KEPT:]:
             path.unlink(missing_ok=True)

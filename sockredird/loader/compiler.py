@@ -2,8 +2,8 @@
 
 BCC brings LLVM and keeps about 140 MB resident, so the daemon never imports it: this module is
 run as `python3 -m sockredird.loader.compiler`, and is the only one that imports bcc. It compiles
-what cache.py has not kept. If the daemon loaded the programs itself it would stay at 50 MB
-instead of 30, since parsing the kernel's types takes that much for a moment.
+what cache.py has not kept. The child also loads the programs: parsing the kernel's types takes
+20 MB for a moment, which the daemon would keep.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from sockredird.loader.records import (
 
 log = logging.getLogger(__name__)
 
-TIMEOUT_S = 120.0  # it takes one, or sixty on an emulated processor that has other work
+TIMEOUT_S = 120.0  # it takes 1 s, and up to 60 s on a busy emulated processor
 
 
 def source() -> str:
@@ -75,11 +75,11 @@ def source_digest() -> str:
 
 
 def compile_and_pin(directory: Path, max_connections: int) -> None:
-    """Pins the programs and maps of a new datapath in `directory`, an empty one on a bpffs.
+    """Pins the programs and maps of a new datapath in `directory`, which is empty and on a bpffs.
 
-    The limit makes maps of another size, and no other programs.
+    `max_connections` sets the size of the maps; the programs do not depend on it.
 
-    Raises LoadFailed with the compiler's or verifier's words, or UnsupportedKernel.
+    Raises LoadFailed with the message of the compiler or the verifier, or UnsupportedKernel.
     """
     try:
         process = subprocess.run(
@@ -111,12 +111,12 @@ def compile_and_pin(directory: Path, max_connections: int) -> None:
 
 
 def _gist(output: str) -> str:
-    """The line that names the cause: clang's first error, or the verifier's last word."""
+    """The line that names the cause: clang's first error, or the verifier's last message."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     for line in lines:
         if "error:" in line:
             return line
-    # "processed N insns ..." ends a verifier log, the cause stands above it
+    # the last line of a verifier log is "processed N insns ...", and the cause is above it
     spoken = [line for line in lines if not line.startswith("processed ")]
     return spoken[-1] if spoken else "no details"
 
@@ -130,7 +130,7 @@ def _flags(kernel: KernelTypes) -> list[str]:
 
 
 def _bcc_version() -> str:
-    """Without importing it, which takes a quarter of a second."""
+    """The version of BCC, read from its file: to import BCC takes a quarter of a second."""
     found = importlib.util.find_spec("bcc")
     if found is None or found.origin is None:
         return ""
@@ -138,14 +138,17 @@ def _bcc_version() -> str:
 
 
 def _key(flags: list[str]) -> str:
-    """Of what the compiled programs depend on; on the kernel they do through its offsets alone."""
+    """A digest of all that the compiled programs depend on.
+
+    They depend on the kernel only through the offsets in `flags`.
+    """
     headers = [path.read_text() for path in sorted(BPF_DIR.glob("kernel-shim/**/*.h"))]
     parts = [source(), *headers, *flags, *map(repr, _programs()), _bcc_version()]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
 def _programs() -> Iterator[tuple[str, ProgramShape]]:
-    """By the names of their pins."""
+    """The shapes of all programs, by the names of their pins."""
     yield from PROGRAMS.items()
     for name, shape in DETECTORS.items():
         yield detector_pin(name), shape
@@ -160,10 +163,10 @@ def _compile(flags: list[str]) -> Objects:
         raise LoadFailed(f"BCC is not installed ({error}): apt install python3-bpfcc") from error
     try:
         module = BPF(text=source(), cflags=flags)
-    except Exception as error:  # BCC raises bare Exception
+    except Exception as error:  # BCC raises Exception itself
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise LoadFailed(f"the BPF programs cannot be compiled: {first}") from error
-    # it has made the maps already, but they are to be had without it, too
+    # BCC has created the maps; we keep what is needed to create them without it
     fds = {name: libbcc.bpf_table_fd(module.module, name.encode()) for name in map_shapes(1, 1)}
     maps = {name: objects.of_map(fd) for name, fd in fds.items()}
     places = {fd: place for place, fd in enumerate(fds.values())}
@@ -174,7 +177,7 @@ def _compile(flags: list[str]) -> Objects:
         if begin is None:
             if pin in PROGRAMS:
                 raise LoadFailed(f"the compiler has made no {shape.function}()")
-            continue  # this kernel has no use for it
+            continue  # the source leaves it out on this kernel
         code = ctypes.string_at(begin, libbcc.bpf_function_size(module.module, function))
         programs[pin] = Program(
             shape.kind,

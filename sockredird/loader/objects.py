@@ -1,7 +1,7 @@
-"""BPF programs and maps as data: what the compiler makes, the kernel is given, and a file keeps.
+"""BPF programs and maps as data, which can be kept in a file and loaded into the kernel later.
 
-The compiler's instructions name a map by a descriptor of its process. Here they have its place in
-the table of maps instead, as in an ELF object's relocations, so that they can be loaded later.
+The compiler's instructions refer to a map by a file descriptor of its process. Here they have the
+number of the map in the table of maps instead, like the relocations of an ELF object.
 """
 
 from __future__ import annotations
@@ -33,31 +33,31 @@ _INSTRUCTION = struct.Struct("=BBhi")  # struct bpf_insn: opcode, registers, off
 
 
 class Unreadable(ValueError):
-    """This is not what Objects.dump() gives."""
+    """The data is not the output of Objects.dump()."""
 
 
 @dataclass(frozen=True)
 class Program:
     kind: ProgType
     name: str
-    code: bytes  # maps by their place in Objects.maps
+    code: bytes  # refers to maps by their number in Objects.maps
     attach_type: int = 0
-    target: str = ""  # the kernel function a tracing program is for
-    optional: bool = False  # it is left out where the kernel does not take it
+    target: str = ""  # the kernel function that a tracing program is for
+    optional: bool = False  # left out if the kernel does not accept it
 
 
 @dataclass(frozen=True)
 class Objects:
-    """All by the names of their pins; `maps` are struct bpf_map_info."""
+    """Maps and programs by the names of their pins; a map is a struct bpf_map_info."""
 
     maps: Mapping[str, bytes]
     programs: Mapping[str, Program]
 
     def load(self, kernel: KernelTypes, entries: Mapping[str, int]) -> dict[str, Fd]:
-        """Makes the programs and maps in the kernel; those that are not optional, at least.
+        """Creates the maps and loads the programs. Optional ones may be missing from the result.
 
-        `entries`: how many each map has room for, which may not be known when it is compiled.
-        Raises LoadFailed with the verifier's words.
+        `entries` is the size of each map, which the compiler need not know. Raises LoadFailed, with
+        the verifier's messages as `__notes__`.
         """
         pins: dict[str, Fd] = {}
         with ExitStack() as stack:
@@ -74,7 +74,7 @@ class Objects:
         return pins
 
     def dump(self) -> bytes:
-        """A line with the digest of the rest, and the rest."""
+        """The objects as bytes: a line with a digest, and the JSON that it is the digest of."""
         content = json.dumps(
             {
                 "maps": {name: _text(raw) for name, raw in self.maps.items()},
@@ -88,7 +88,7 @@ class Objects:
 
     @classmethod
     def parse(cls, data: bytes) -> Objects:
-        """Raises Unreadable."""
+        """The objects from what dump() returned. Raises Unreadable."""
         digest, _, content = data.partition(b"\n")
         if digest != _digest(content):
             raise Unreadable("it is damaged")
@@ -103,15 +103,15 @@ class Objects:
 
 
 def of_map(number: int) -> bytes:
-    """The value in Objects.maps for a loaded map. The descriptor stays the caller's."""
+    """The value in Objects.maps for a loaded map. The descriptor `number` stays open."""
     with Fd(os.dup(number)) as fd:
         info = libbpf.map_info(fd)
-    info.id = 0  # of that one
+    info.id = 0  # of the map that BCC has created
     return bytes(info)
 
 
 def with_maps(code: bytes, replacements: Mapping[int, int]) -> bytes:
-    """Instructions with one way to name a map replaced by another."""
+    """The instructions, with each reference to a map replaced as `replacements` says."""
     changed = bytearray(code)
     opcodes = code[:: _INSTRUCTION.size]
     found = opcodes.find(_LOAD_IMMEDIATE)
@@ -174,7 +174,7 @@ def _load(program: Program, places: Mapping[int, int], kernel: KernelTypes) -> F
 
 def _map(text: str) -> bytes:
     raw = b64decode(text)
-    MapInfo.from_buffer_copy(raw)  # ValueError, if it is too short
+    MapInfo.from_buffer_copy(raw)  # raises ValueError if it is too short
     return raw
 
 

@@ -1,4 +1,4 @@
-"""Which kernel fields the datapath reads, as -D flags for the BPF compiler."""
+"""Offsets of the kernel fields that the datapath reads, as -D flags for the BPF compiler."""
 
 from __future__ import annotations
 
@@ -80,9 +80,9 @@ _REQUIRED = (
     ("tcp_sock", "repair"),
     ("tcp_sock", "recvmsg_inq"),
 )
-# What exclude_cgroups needs.
+# Needed by exclude_cgroups.
 _EXCLUDING = (("cgroup", "level"), ("cgroup", "ancestors"), ("kernfs_node", "name"))
-# Absent where the kernel was built without the feature, or is older than the field.
+# Missing if the kernel was built without the feature, or is older than the field.
 _OPTIONAL = (
     ("sk_psock", "msg_tot_len"),  # 6.6.128, 6.12.75, 6.18.14, 7.0
     ("tcp_sock", "is_mptcp"),  # CONFIG_MPTCP
@@ -101,8 +101,8 @@ _CAST = (
     *("sock", "inet_connection_sock", "tcp_sock", "sk_psock", "task_struct"),
     *("wait_queue_entry", "list_head", "proto", "page_counter"),
 )
-# Each of their timers holds a reference to the socket while it is armed. Which there are differs:
-# 6.12.117 has one for keepalive that 6.12.107 has not, and 6.19 moved two.
+# An armed timer holds a reference to its socket. Kernels have different timers: 6.12.117 has one
+# for keepalive that 6.12.107 does not have, and 6.19 moved two.
 _WITH_TIMERS = ("sock", "inet_connection_sock", "tcp_sock")
 
 
@@ -116,9 +116,9 @@ def _flags(struct: str, path: str, field: Field) -> list[str]:
 
 
 def compiler_flags(kernel: KernelTypes) -> list[str]:
-    """-D flags for the kernel.
+    """The -D flags for this kernel.
 
-    Raises UnsupportedKernel, naming the field, if one the datapath cannot do without is missing.
+    Raises UnsupportedKernel, naming the field, if one that the datapath needs is missing.
     """
     flags: list[str] = []
     for struct, path in _REQUIRED:
@@ -163,7 +163,7 @@ def _cast_flags(kernel: KernelTypes) -> list[str]:
 
 
 def absent() -> list[str]:
-    """Fields the datapath would use and can do without, e.g. 'sk_psock.msg_tot_len'."""
+    """The optional fields that this kernel does not have, such as 'sk_psock.msg_tot_len'."""
     kernel = KernelTypes()
     try:
         return [f"{s}.{path}" for s, path in _OPTIONAL if kernel.field(s, path) is None]
@@ -172,5 +172,5 @@ def absent() -> list[str]:
 
 
 def can_exclude_cgroups() -> bool:
-    """Whether the datapath finds out below which cgroups that of a socket is."""
+    """Whether the kernel has the fields by which the datapath finds the ancestors of a cgroup."""
     return not {f"{struct}.{path}" for struct, path in _EXCLUDING} & {*absent()}

@@ -1,6 +1,7 @@
 """Why a connection or a listener is accelerated or not.
 
-What the datapath said of it comes first; of what it never saw, the live socket tells why.
+The reason that the datapath has recorded comes first. For a socket that the datapath never saw,
+sock_diag(7) says what it is, and that is compared with the scope.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ UNSEEN = {
 
 @dataclass(frozen=True)
 class View:
-    """What of the daemon's state an explanation needs."""
+    """The part of the daemon's state that an explanation needs."""
 
     enabled: bool
     scope: Scope
@@ -46,7 +47,7 @@ class View:
 
 @dataclass(frozen=True)
 class Subject:
-    """A listener, or a connection with the ends of it that are in this namespace."""
+    """A listener, or a connection with those of its ends that are in this network namespace."""
 
     server: Address
     client: Address | None = None
@@ -58,7 +59,7 @@ class Subject:
         return [s for s in (self.client_socket, self.server_socket) if s is not None]
 
     def turned(self) -> Subject:
-        """The connection with its ends taken for each other."""
+        """The same connection with client and server exchanged."""
         assert self.client is not None
         return Subject(self.client, self.server, self.client_socket, self.server_socket)
 
@@ -69,7 +70,7 @@ class Subject:
 
 
 def explain(view: View, keys: dict[str, Any]) -> list[dict[str, Any]]:
-    """One answer for each listener and connection meant. Raises InvalidConfig.
+    """An answer for each listener and connection that `keys` select. Raises InvalidConfig.
 
     `keys`: `local` and `remote` (addresses of one connection, in either order), or `pid`, `pids`,
     `unit` or `port`.
@@ -84,7 +85,7 @@ def explain(view: View, keys: dict[str, Any]) -> list[dict[str, Any]]:
         subjects = _gone(view, namespace, local, remote)
     subjects = subjects[:MOST]
     connections = [s for s in subjects if s.client is not None]
-    # which end is the client is sure only where the datapath knows the connection
+    # only the datapath knows for certain which end is the client
     both_ways = [s for one in connections for s in (one, one.turned())]
     flows = {s.flow(namespace.cookie) for s in both_ways}
     members = listing.with_flows(view.generations, flows) if flows else {}
@@ -100,11 +101,13 @@ def explain(view: View, keys: dict[str, Any]) -> list[dict[str, Any]]:
                 subject = turned
         member: dict[str, Any] = {}
         if subject.client is None:
-            state, reason = _judge_listener(view, subject, names)
+            state, reason = _state_of_listener(view, subject, names)
         else:
             flow = subject.flow(namespace.cookie)
             member = members.get(flow, {})
-            state, reason = _judge(view, subject, flow, member, names, namespace.cookie)
+            state, reason = _state_of_connection(
+                view, subject, flow, member, names, namespace.cookie
+            )
         entry = view.learned.about(namespace.cookie, subject.server.port)
         if entry and (state, reason) in (("in_scope", ""), ("tcp", "before_enable")):
             state, reason = "tcp" if subject.client else "out_of_scope", "learned"
@@ -140,7 +143,7 @@ def _elsewhere(view: View, keys: dict[str, Any], seen: set[bytes]) -> list[dict[
 
 
 def name_listeners(generation: Generation) -> None:
-    """Tells the datapath whose the listeners are that it did not see begin, for its events."""
+    """Stores the processes of listeners that are older than the datapath, for its events."""
     namespace = sockdiag.look()
     listening = [s for s in namespace.sockets if s.listening]
     processes = owners.find(generation, {s.inode for s in listening})
@@ -182,9 +185,9 @@ def _opened_by(asked: Generation | None, pids: list[int]) -> Callable[[Socket], 
 def _subjects(
     namespace: Namespace, chosen: Callable[[Socket], bool], learned: set[int]
 ) -> Iterator[Subject]:
-    """Listeners first; each connection once, whichever of its ends was chosen.
+    """Listeners first, then each connection once, whichever of its ends was chosen.
 
-    `learned`: ports of listeners that there were.
+    `learned`: ports of learned listeners, which need not exist any more.
     """
     by_ends = {(s.local, s.remote): s for s in namespace.sockets if not s.listening}
     listening = learned | {s.local.port for s in namespace.sockets if s.listening}
@@ -196,7 +199,7 @@ def _subjects(
             continue
         done |= {(one.local, one.remote), (one.remote, one.local)}
         other = by_ends.get((one.remote, one.local))
-        # a server's port is one somebody listens on; else, as a guess, the lower
+        # the server's port is the one that somebody listens on, or else the lower one
         local_serves = one.local.port in listening
         if local_serves == (one.remote.port in listening):
             local_serves = one.local.port < one.remote.port
@@ -207,7 +210,7 @@ def _subjects(
 
 
 def _gone(view: View, namespace: Namespace, local: Address, remote: Address) -> list[Subject]:
-    """A connection without sockets that the datapath had something to say of."""
+    """A connection that has no socket any more, if the datapath has recorded a reason."""
     for subject in (Subject(remote, local), Subject(local, remote)):
         flow = subject.flow(namespace.cookie)
         if _known(view, flow, {}):
@@ -229,7 +232,7 @@ def _addresses_in_scope(scope: str, client: Address, server: Address, netns: int
     return scope != "loopback" or (client.ip.is_loopback and server.ip.is_loopback)
 
 
-def _judge(
+def _state_of_connection(
     view: View, subject: Subject, flow: bytes, member: dict[str, Any], names: Names, namespace: int
 ) -> tuple[str, str]:
     """State and reason of a connection."""
@@ -250,8 +253,8 @@ def _judge(
     return "tcp", _unsuitable(subject.sockets) or "before_enable"
 
 
-def _judge_listener(view: View, subject: Subject, names: Names) -> tuple[str, str]:
-    """State and reason of what a listener accepts."""
+def _state_of_listener(view: View, subject: Subject, names: Names) -> tuple[str, str]:
+    """State and reason of the connections that a listener accepts."""
     if not view.enabled:
         return "out_of_scope", "disable"
     if view.scope.addresses == "loopback" and not (

@@ -1,6 +1,6 @@
 """Accelerated connections as `list` and Connections() show them, read from the kernel each time.
 
-However many there are, only those to be shown are held in memory. docs/json.md names the keys.
+Only the connections that are shown are held in memory. docs/json.md describes the keys.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ from sockredird.observe import owners
 Connection = Any  # struct connection, as header.Record unpacks it
 Listed = tuple[set[bytes], dict[str, Any]]  # struct flow, as either end sees it, and the connection
 
-# The kernel visits a bucket again when its output did not fit in one read(); buckets are short.
+# If the records of a bucket do not fit into one read(), the kernel writes them again in the next.
+# Buckets are short.
 _REPEATED = 64
-_LINES = 64  # written at a time
+_LINES = 64  # written together
 STALL_S = 2
 
 
@@ -49,13 +50,13 @@ SORTS = tuple(_SORTS)
 
 @dataclass(frozen=True)
 class Query:
-    """Which connections, and in which order. Raises InvalidConfig for what makes no sense."""
+    """Which connections are listed, and in which order. Raises InvalidConfig for invalid values."""
 
     sort: str = "bytes"
-    port: int = 0  # either end's; 0: any
-    pid: int = 0  # has either end open; 0: any
-    unit: str = ""  # either end's systemd unit, or cgroup; empty: any
-    pids: Sequence[int] = ()  # one of these has either end open; empty: any
+    port: int = 0  # of either end; 0: any
+    pid: int = 0  # of a process that has either end open; 0: any
+    unit: str = ""  # systemd unit or cgroup of either end; empty: any
+    pids: Sequence[int] = ()  # of processes, one of which has either end open; empty: any
 
     def __post_init__(self) -> None:
         if self.sort not in SORTS:
@@ -86,7 +87,7 @@ def in_unit(path: str, unit: str) -> bool:
 def _matcher(
     query: Query, names: Names, generations: list[Generation]
 ) -> Callable[[Connection], bool]:
-    # sockets that several processes have open name only one of them
+    # a record names only one of the processes that have a socket open
     pids = {*query.pids, query.pid} - {0}
     inodes = owners.sockets_of(generations[0], pids) if pids and generations else set()
 
@@ -112,7 +113,7 @@ def _read(generations: list[Generation]) -> Iterator[Connection]:
 
 
 def _as_server_sees(c: Connection) -> Any:
-    """struct flow; NAT and another network namespace make it differ from the client's."""
+    """struct flow as the server end sees it, which differs behind NAT or in another namespace."""
     if not c.server.netns:
         return c.flow
     return c.flow._replace(server_ip=c.server.ip, netns=c.server.netns, server_port=c.server.port)
@@ -165,7 +166,7 @@ def describe(c: Connection, names: Names) -> dict[str, Any]:
 
 
 def busiest(generations: list[Generation], limit: int, query: Query) -> list[dict[str, Any]]:
-    """The first `limit` connections in the order of the query, largest first."""
+    """The first `limit` connections in the order of the query, from the largest value down."""
     names = Names()
     found = filter(_matcher(query, names, generations), _read(generations))
     chosen = heapq.nlargest(limit, found, key=_SORTS[query.sort])
@@ -173,9 +174,10 @@ def busiest(generations: list[Generation], limit: int, query: Query) -> list[dic
 
 
 def write(generations: list[Generation], query: Query, fd: int) -> None:
-    """All connections to a pipe, a line of JSON for each, in no order. OSError if it is closed.
+    """Writes all connections to a pipe, a line of JSON for each, in no order.
 
-    Raises Busy if nobody reads: everything else the daemon has to do waits meanwhile.
+    Raises OSError if the pipe is closed, and Busy if nobody reads for STALL_S, since the daemon
+    does nothing else meanwhile.
     """
     os.set_blocking(fd, False)
     writable = select.poll()
@@ -198,7 +200,7 @@ def matching(generations: list[Generation], query: Query) -> Iterator[Listed]:
 
 
 def with_flows(generations: list[Generation], flows: set[bytes]) -> dict[bytes, dict[str, Any]]:
-    """Those of some connections that are accelerated, by struct flow as either end sees it."""
+    """The accelerated connections among `flows`, by struct flow as either end sees it."""
     names = Names()
     found = {}
     for c in _read(generations):

@@ -1,6 +1,6 @@
-"""Which processes have a socket open; for the few sockets somebody asks about.
+"""Which processes have a socket open, for the few sockets that somebody asks about.
 
-In a listing of connections the kernel notes this itself: bpf/show/list.c.
+For a list of connections the iterator in bpf/show/list.c notes this in the kernel.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from dbus_next import DBusError, Variant
 from dbus_next.aio import MessageBus
 
 from sockredird import __version__, config
+from sockredird.bus import connection
 from sockredird.bus import manager1 as dbus
 from sockredird.bus.events import EventRelay
 from sockredird.bus.units import Units
@@ -23,7 +24,7 @@ from sockredird.config import Config
 from sockredird.control.manager import DRAINING, Manager
 from sockredird.datapath import inventory
 from sockredird.datapath.generation import Generation
-from sockredird.errors import BusUnavailable, InvalidConfig, SockredirError
+from sockredird.errors import BusUnavailable, InvalidConfig, SockredirError, printable
 from sockredird.kernel import addresses
 from sockredird.loader.records import REQUEST_LEARNED, REQUEST_ULP
 from sockredird.observe import explain, listing
@@ -39,6 +40,7 @@ log = logging.getLogger(__name__)
 
 RETIRE_PAUSE_S = (0.02, 1.0)  # first and longest pause between looks at stalled readers
 RECONNECT_PAUSE_S = 1.0
+RESET_S = 5.0  # how long connections that were reset may take to leave the sockhash
 CHECK_MAX_AGE_S = 60.0  # of findings, for those who may not have the kernel tried at any time
 SCOPE_SIGNATURES = {
     "cgroup": "s",
@@ -86,6 +88,7 @@ class Daemon:
         self._retire_timer: asyncio.TimerHandle | None = None
         self._retire_again = False  # asked for since the walk under way began
         self._retired_at = 0.0  # when the last walk ended
+        self._drain_began = self._loop.time()
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def run(self) -> None:
@@ -139,7 +142,7 @@ class Daemon:
     # -- the bus -----------------------------------------------------------------------------
 
     async def _connect(self, *, first: bool) -> None:
-        bus = await dbus.connect()
+        bus = await connection.connect()
         try:
             if not await dbus.name_is_free(bus):
                 raise BusUnavailable(f"the bus name {dbus.NAME} is taken: another sockredird runs")
@@ -209,12 +212,25 @@ class Daemon:
                 keys[key] = await self._units.resolve(names, wait=wait, running=False)
         return keys if configured else self._manager.added(keys)
 
-    async def disable(self) -> None:
-        """Others are served meanwhile, however long it waits for readers."""
-        started = self._loop.time()
+    async def disable(self, force: bool) -> None:
+        """Others are served meanwhile, however long it waits for readers.
+
+        With `force`, connections that have not drained by the end of the timeout are reset. It
+        counts from the first Disable.
+        """
+        began = self._loop.time()
+        if self._manager.state != DRAINING:
+            self._drain_began = began
         await self._worker.run(self._manager.disable)
         timeout = self._manager.config.limits.drain_timeout_s
-        while self._manager.state == DRAINING and self._loop.time() - started < timeout:
+        await self._drain_until((self._drain_began if force else began) + timeout)
+        if force and self._manager.state == DRAINING:
+            await self._worker.run(self._manager.reset_draining)
+            await self._drain_until(self._loop.time() + RESET_S)
+
+    async def _drain_until(self, end: float) -> None:
+        """`end` as the event loop's clock has it."""
+        while self._manager.state == DRAINING and self._loop.time() < end:
             await self._worker.run(self._manager.drain)
 
     async def reload(self) -> None:
@@ -435,7 +451,7 @@ class Daemon:
     def _notify(self, *lines: str) -> None:
         status = f"STATUS=Acceleration {self._manager.state}"
         if self._manager.problem:
-            status += f" ({' '.join(self._manager.problem.split())})"
+            status += f" ({printable(self._manager.problem)})"
         self._service.notify(*lines, status)
 
 
@@ -443,7 +459,7 @@ def _handle_exception(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) 
     """dbus-next raises errors again that it has sent to the caller, or told by disconnecting."""
     error = context.get("exception")
     if isinstance(error, DBusError):
-        log.warning("answered with an error: %s", error)
+        log.debug("answered with an error: %s", error)
     elif isinstance(error, (OSError, EOFError)):
         log.debug("on the bus connection: %s", error)
     else:

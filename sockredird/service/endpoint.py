@@ -1,6 +1,7 @@
 """The scrape endpoint: GET /metrics on a unix socket or a loopback port. Off unless configured.
 
-Serves what `sockredirctl stats --format` prints, in the format the scraper asks for.
+Serves what `sockredirctl stats --format` prints, in the format the scraper asks for. Whoever can
+reach the address may ask, so there are few connections at a time, and each ends soon.
 """
 
 from __future__ import annotations
@@ -13,15 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from sockredird import config
-from sockredird.errors import SockredirError
+from sockredird.errors import SockredirError, printable
 
 log = logging.getLogger(__name__)
 
-REQUEST_LIMIT = 8192
-REQUEST_TIMEOUT_S = 5.0
+REQUEST_LIMIT = 8192  # bytes
+CONNECTIONS = 16  # at a time
+# To send a request, and again to take the answer
+TIMEOUT_S = 5.0
+_UNREAD_LIMIT = 1 << 20  # bytes of a refused request that are read before the connection is closed
 
 # properties and counters, as the bus object has them
 Read = Callable[[], Awaitable[tuple[dict[str, Any], dict[str, int]]]]
+_Answer = tuple[str, str, bytes]  # status, content type, body
 
 
 class Endpoint:
@@ -29,6 +34,7 @@ class Endpoint:
         self._read = read
         self._listen = ""
         self._server: asyncio.Server | None = None
+        self._connections = 0
 
     async def use(self, listen: str) -> None:
         """Moves to another address, or nowhere. That it cannot is logged: the rest goes on."""
@@ -40,10 +46,14 @@ class Endpoint:
         try:
             if isinstance(address, Path):
                 await asyncio.to_thread(_remove_stale, address)
-                self._server = await asyncio.start_unix_server(self._serve, address)
+                self._server = await asyncio.start_unix_server(
+                    self._serve, address, limit=REQUEST_LIMIT
+                )
             elif address is not None:
                 host, port = address
-                self._server = await asyncio.start_server(self._serve, host, port)
+                self._server = await asyncio.start_server(
+                    self._serve, host, port, limit=REQUEST_LIMIT
+                )
         except OSError as error:
             self._listen = ""
             log.error("no metrics: cannot listen on %s: %s", listen, error)
@@ -61,36 +71,78 @@ class Endpoint:
         self._listen = ""
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(OSError, ValueError, asyncio.IncompleteReadError, TimeoutError):
-            request = asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), REQUEST_TIMEOUT_S)
-            status, kind, body = await self._answer((await request).decode("latin-1"))
-            head = f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n"
-            writer.write(head.encode() + b"Connection: close\r\n\r\n" + body)
-            await asyncio.wait_for(writer.drain(), REQUEST_TIMEOUT_S)
-        writer.close()
+        self._connections += 1
+        try:
+            async with asyncio.timeout(2 * TIMEOUT_S):
+                if self._connections > CONNECTIONS:
+                    answer = _plain("503 Service Unavailable", "too many connections")
+                else:
+                    answer = await self._answer(reader)
+                writer.write(_response(*answer))
+                await writer.drain()
+                writer.write_eof()
+                # a socket closed with unread data would take the answer back
+                for _ in range(_UNREAD_LIMIT // REQUEST_LIMIT):
+                    if not await reader.read(REQUEST_LIMIT):
+                        break
+        except (OSError, TimeoutError) as error:
+            log.debug("on the metrics endpoint: %r", error)
+        except Exception as error:
+            log.error("on the metrics endpoint: %r", error)
+        finally:
+            self._connections -= 1
+            writer.transport.abort() if writer.transport.get_write_buffer_size() else writer.close()
+            with suppress(OSError):
+                await writer.wait_closed()
 
-    async def _answer(self, request: str) -> tuple[str, str, bytes]:
-        line, *rest = request.split("\r\n")
+    async def _answer(self, reader: asyncio.StreamReader) -> _Answer:
+        """Raises OSError."""
+        try:
+            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), TIMEOUT_S)
+        except asyncio.LimitOverrunError:
+            limit = f"at most {REQUEST_LIMIT} bytes of request are read"
+            return _plain("431 Request Header Fields Too Large", limit)
+        except asyncio.IncompleteReadError:
+            return _plain("400 Bad Request", "the request has no end")
+        except TimeoutError:
+            return _plain("408 Request Timeout", f"no request within {TIMEOUT_S:g} s")
+        line, *rest = head.decode("latin-1").split("\r\n")
         match line.split(" "):
-            case ["GET", "/metrics", _]:
+            case ["GET", "/metrics", version] if version.startswith("HTTP/1."):
                 pass
-            case ["GET", *_]:
-                return "404 Not Found", "text/plain", b"see /metrics\n"
+            case ["GET", _, version] if version.startswith("HTTP/1."):
+                return _plain("404 Not Found", "see /metrics")
+            case [_, _, version] if version.startswith("HTTP/1."):
+                return _plain("405 Method Not Allowed", "GET only")
             case _:
-                return "405 Method Not Allowed", "text/plain", b"GET only\n"
+                return _plain("400 Bad Request", "not HTTP/1.1")
         headers = {
             name.strip().lower(): value.strip()
             for name, _, value in (header.partition(":") for header in rest)
         }
+        return await self._metrics(headers.get("accept", ""))
+
+    async def _metrics(self, accept: str) -> _Answer:
         # of the client package: it owns the names of the metrics. Loaded here, as few need it.
         from sockredirctl import metrics
 
         try:
             properties, stats = await self._read()
         except SockredirError as error:
-            return "503 Service Unavailable", "text/plain", f"{error}\n".encode()
-        style = metrics.negotiate(headers.get("accept", ""))
+            return _plain("503 Service Unavailable", printable(str(error)))
+        style = metrics.negotiate(accept)
         return "200 OK", style.content_type, metrics.text(properties, stats, style).encode()
+
+
+def _plain(status: str, text: str) -> _Answer:
+    return status, "text/plain; charset=utf-8", f"{text}\n".encode()
+
+
+def _response(status: str, kind: str, body: bytes) -> bytes:
+    lines = [f"HTTP/1.1 {status}", f"Content-Type: {kind}", f"Content-Length: {len(body)}"]
+    if status.startswith("405"):
+        lines.append("Allow: GET")
+    return "\r\n".join([*lines, "Connection: close", "", ""]).encode() + body
 
 
 def _remove_stale(path: Path) -> None:

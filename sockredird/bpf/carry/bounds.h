@@ -15,7 +15,7 @@
 #define SMALL_GRANT_BYTES 4096		/* at first, and while memory is short */
 #define SMALL_GRANT_MESSAGES 2
 #define FIRST_WINDOW_BYTES 1048576	/* TCP holds 2.5 MB of large messages for a stalled reader */
-#define FIRST_WINDOW_MESSAGES 64	/* and 30 KB of small ones */
+#define FIRST_WINDOW_MESSAGES 64	/* and 30 KB of small ones, of which it makes few buffers */
 #define MESSAGE_BYTES 1344		/* of kernel memory, besides its payload: struct sk_msg and a page's rest */
 #define PAGE_BYTES 4096
 #define CGROUP_SHARE 16
@@ -144,21 +144,46 @@ inline_fn void discharge(struct sock_state *st, const struct settings *s)
 	st->charged = 0;
 }
 
-/* The window grows while the reader keeps up, and starts with what TCP would hold. */
+/*
+ * The most messages that may be unread. That bounds small ones, which cost more than they carry; what
+ * larger ones cost, TCP would hold as well.
+ */
+inline_fn __u32 most_messages(const struct sock_state *st, __u64 unread)
+{
+	return st->window_messages + (__u32)unread / (MESSAGE_BYTES / 2);
+}
+
+/*
+ * The window starts with what TCP would hold, and doubles when the reader has read that much and is not
+ * behind. A short queue alone shows nothing: it is short at first for a reader that never reads.
+ */
 inline_fn void adjust_window(struct sock_state *st, __u64 unread, __u32 messages, __u32 most)
 {
 	if (!st->window_bytes) {
 		st->window_bytes = FIRST_WINDOW_BYTES;
 		st->window_messages = FIRST_WINDOW_MESSAGES;
-	} else if (st->sent_messages && unread <= st->window_bytes / 4 &&
-		   messages <= st->window_messages / 4) {
-		if (st->window_bytes < most)
+	} else if (unread <= st->window_bytes / 4 && messages <= most_messages(st, unread) / 4) {
+		if (st->window_bytes < most && st->sent_bytes - unread >= st->window_bytes)
 			st->window_bytes *= 2;
-		if (st->window_messages < most / MESSAGE_BYTES)
+		if (st->window_messages < most / MESSAGE_BYTES &&
+		    st->sent_messages - messages >= st->window_messages)
 			st->window_messages *= 2;
 	}
 	if (st->window_bytes > most)
 		st->window_bytes = most;
+}
+
+/* So far apart that the sixteen of them reach back over more than the window. */
+inline_fn void take_checkpoint(struct sock_state *st)
+{
+	__u32 last = (st->checkpoints - 1) & 15, next = st->checkpoints & 15;
+
+	if (st->checkpoints &&
+	    st->sent_messages - st->checkpoint[last].messages < st->window_messages / 8)
+		return;
+	st->checkpoint[next].bytes = st->sent_bytes;
+	st->checkpoint[next].messages = st->sent_messages;
+	st->checkpoints++;
 }
 
 /*
@@ -170,16 +195,15 @@ inline_fn enum cause grant(struct tcp_sock *tp, struct sock_state *st, __u64 pso
 {
 	__u64 unread = unread_bytes(st, psock);
 	__u32 messages = unread_messages(st, unread);
-	__u32 slot = st->checkpoints & 15, held, bytes, count;
+	__u32 held, bytes, count;
 	__u32 most = most_bytes(tp, st, s);
 
-	if (tcp_under_pressure((__u64)tp) || near_socket_limit((__u64)tp) ||
-	    near_socket_limit(st->peer_sk))
+	if (memory_is_short((__u64)tp) || near_socket_limit(st->peer_sk))
 		return CAUSE_PRESSURE;
 	adjust_window(st, unread, messages, most);
 	if (unread >= st->window_bytes)
 		return CAUSE_WINDOW;
-	if (messages >= st->window_messages)
+	if (messages >= most_messages(st, unread))
 		return CAUSE_MESSAGES;
 	bytes = st->sent_messages ? GRANT_BYTES : SMALL_GRANT_BYTES;
 	count = st->sent_messages ? GRANT_MESSAGES : SMALL_GRANT_MESSAGES;
@@ -192,12 +216,10 @@ inline_fn enum cause grant(struct tcp_sock *tp, struct sock_state *st, __u64 pso
 	}
 	if (bytes > st->window_bytes - unread)
 		bytes = st->window_bytes - unread;
-	if (count > st->window_messages - messages)
-		count = st->window_messages - messages;
+	if (count > most_messages(st, unread) - messages)
+		count = most_messages(st, unread) - messages;
 	st->budget_bytes = bytes < size ? size : bytes;
 	st->budget_messages = count;
-	st->checkpoint[slot].bytes = st->sent_bytes;
-	st->checkpoint[slot].messages = st->sent_messages;
-	st->checkpoints++;
+	take_checkpoint(st);
 	return CAUSE_NONE;
 }

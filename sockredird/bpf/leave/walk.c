@@ -121,7 +121,7 @@ inline_fn __u8 why_leave(__u64 sk, const struct sock_state *st, __u64 peer_sk, _
 		return CAUSE_BLOCKING_READER;
 	if (not_begun(st) && bpf_ktime_get_ns() - st->since > BEGINS_WITHIN_NS)
 		return CAUSE_NEVER_QUIET;
-	if (tcp_under_pressure(sk))
+	if (memory_is_short(sk))
 		return CAUSE_PRESSURE;
 	return CAUSE_NONE;
 }

@@ -42,9 +42,12 @@ inline_fn int is_excluded(__u64 sk)
 	if (depth < 0)
 		return 1;
 #pragma clang loop unroll(disable)
-	for (__s32 level = 1; level <= MAX_EXCLUDED_DEPTH && level <= depth; level++) {
+	for (__s32 level = 1; level <= MAX_EXCLUDED_DEPTH; level++) {
 		__u32 *next;
 
+		OPTIMIZER_HIDE_VAR(depth); /* else it counts down from the smaller of the two */
+		if (level > depth)
+			return 0;
 		__builtin_memset(&step, 0, sizeof(step));
 		step.directory = directory;
 		if (read_ancestor_name(step.name, sizeof(step.name), cgroup, level))

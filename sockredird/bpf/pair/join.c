@@ -28,7 +28,10 @@ inline_fn int cgroup_in_scope(__u64 sk)
 	__s32 depth = cgroup_level(cgroup);
 
 #pragma clang loop unroll(disable)
-	for (__s32 level = 0; level <= SCOPE_LEVELS && level <= depth; level++) {
+	for (__s32 level = 0; level <= SCOPE_LEVELS; level++) {
+		OPTIMIZER_HIDE_VAR(depth); /* as in is_excluded() */
+		if (level > depth)
+			return 0;
 		id = ancestor_id(cgroup, level);
 		if (scope_cgroups.lookup(&id))
 			return 1;

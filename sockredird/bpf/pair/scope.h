@@ -114,8 +114,12 @@ inline_fn int port_in_scope(__u16 port)
 {
 	int zero = 0;
 	struct ports *p = ports.lookup(&zero);
+	__u32 at = port >> 3;
 
-	return p && (p->bits[port >> 3] >> (port & 7)) & 1;
+	OPTIMIZER_HIDE_VAR(at); /* else one shift is made of this and of the byte order's */
+	if (!p || at >= sizeof(p->bits))
+		return 0;
+	return (p->bits[at] >> (port & 7)) & 1;
 }
 
 enum reach {

@@ -32,6 +32,8 @@ inline_fn enum cause unsuitable(struct tcp_sock *tp)
 		return CAUSE_REPAIR;
 	if (own_syn_smc(tp))
 		return CAUSE_ULP;
+	if (memory_is_short((__u64)tp))
+		return CAUSE_PRESSURE;
 	return CAUSE_NONE;
 }
 

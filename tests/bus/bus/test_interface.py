@@ -18,6 +18,7 @@ METHODS = {
     "Enable": ("", ""),
     "EnableWith": ("a{sv}", ""),
     "Disable": ("", ""),
+    "DisableWith": ("a{sv}", ""),
     "Stats": ("", "a{sv}"),
     "Connections": ("u", "aa{sv}"),
     "ConnectionsWith": ("ua{sv}", "aa{sv}"),

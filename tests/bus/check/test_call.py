@@ -23,7 +23,7 @@ from support.daemon.users import as_nobody, main_as_nobody
 from support.waiting import eventually
 
 Finding = dict[str, str]
-HOST_FACTS = {"listeners", "other_programs", "rps", "firewall"}
+HOST_FACTS = {"listeners", "other_programs", "rps", "firewall", "qdiscs", "packet_programs"}
 
 
 def runs(host: Host) -> int:

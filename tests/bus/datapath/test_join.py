@@ -1,4 +1,4 @@
-"""Connections that were there before Enable are accelerated, and come back after they had to leave."""
+"""Connections older than Enable are accelerated, and come back after they had to leave."""
 
 from __future__ import annotations
 
@@ -23,9 +23,7 @@ def await_joined(client: Client, count: int) -> None:
     )
 
 
-def test_enable_takes_over_what_is_there(
-    host: Host, daemon: DaemonProcess, client: Client
-) -> None:
+def test_enable_takes_over_what_is_there(host: Host, daemon: DaemonProcess, client: Client) -> None:
     traffic = host.actor()
     traffic.do(polling.start, COUNT)
     client.call("Enable")
@@ -35,7 +33,7 @@ def test_enable_takes_over_what_is_there(
         lambda: client.call("Stats")["redirected_messages"] > before + 1000, "it is redirected"
     )
     stats = client.call("Stats")
-    assert stats["joined_connections"] == stats["accelerated_connections"] == COUNT
+    assert stats["joined_connections"] == stats["accelerated_connections"] >= COUNT
     traffic.do(polling.finish)
 
 
@@ -62,7 +60,7 @@ def test_a_reload_keeps_what_both_scopes_have(
     host.configure()
     client.call("Reload")
     await_joined(client, COUNT)
-    assert client.call("Stats")["joined_connections"] == COUNT
+    assert client.call("Stats")["joined_connections"] >= COUNT
     traffic.do(polling.finish)
 
 

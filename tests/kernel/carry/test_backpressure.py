@@ -28,6 +28,7 @@ from support.traffic import (
 
 MIB = 1 << 20
 WINDOW = 4 * MIB
+FIRST_WINDOW = MIB  # of a reader that has not read yet, bpf/carry/bounds.h
 TCP_BUFFERS = 16 * MIB
 HOPELESS = 64 * MIB  # a sender that got this far is not going to be stopped
 CHUNK = 65536
@@ -82,8 +83,9 @@ def test_stalled_reader_stops_the_sender(cgroup: Path, datapath: Datapath) -> No
         if generation is None:
             assert sent >= HOPELESS
             return
-        assert WINDOW <= sent < WINDOW + TCP_BUFFERS
-        assert WINDOW <= generation.counters()["redirected_bytes"] <= WINDOW + CHUNK
+        assert FIRST_WINDOW <= sent < FIRST_WINDOW + TCP_BUFFERS
+        redirected = generation.counters()["redirected_bytes"]
+        assert FIRST_WINDOW <= redirected <= FIRST_WINDOW + CHUNK
         check_retired_after_draining(generation, both, Stream(), sent, "retired_window")
 
 
@@ -92,7 +94,7 @@ def test_stalled_client_stops_the_server(cgroup: Path, generation: Generation) -
     with connection() as both:
         turned = Connection(both.server, both.client)
         sent = push(turned.client, HOPELESS)
-        assert WINDOW <= sent < WINDOW + TCP_BUFFERS
+        assert FIRST_WINDOW <= sent < FIRST_WINDOW + TCP_BUFFERS
         check_retired_after_draining(generation, turned, Stream(), sent, "retired_window")
 
 

@@ -192,4 +192,26 @@ def test_the_oldest_go(kept: Path) -> None:
         cache.write(str(number), made)
         assert cache.read("0") == made  # in use all the time
     latest = range(4, cache.KEPT + 3)
-    assert {path.name for path in kept.iterdir()} == {"0", *map(str, latest)}
+    machine = os.uname().machine
+    names = {f"{number}.{machine}" for number in (0, *latest)}
+    assert {path.name for path in kept.iterdir()} == names
+
+
+def test_another_architecture(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that was moved: what was compiled for other registers is not loaded."""
+    made = compiler.Objects({}, {})
+    cache.write("key", made)
+    here = os.uname()
+    there = os.uname_result((*here[:4], "aarch64" if here.machine != "aarch64" else "x86_64"))
+    monkeypatch.setattr(os, "uname", lambda: there)
+    assert cache.read("key") is None
+
+
+def test_no_link_is_followed(kept: Path, tmp_path: Path) -> None:
+    cache.write("key", compiler.Objects({}, {}))
+    file = only_file(kept)
+    file.rename(tmp_path / "elsewhere")
+    file.symlink_to(tmp_path / "elsewhere")
+    assert cache.read("key") is None
+    cache.write("key", compiler.Objects({}, {}))
+    assert not file.is_symlink()

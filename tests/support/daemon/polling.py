@@ -1,8 +1,8 @@
 """Byte-checked traffic of programs that poll; its functions run in an Actor.
 
-Half of the connections echo small messages, one at a time; the others keep a stream under way in both
-directions. All descriptors are O_NONBLOCK and watched by one edge-triggered epoll, which trusts a short
-read.
+Half of the connections echo small messages, one at a time; the others keep a stream under way in
+both directions. All descriptors are O_NONBLOCK and watched by one edge-triggered epoll, which trusts
+a short read.
 """
 
 from __future__ import annotations
@@ -88,8 +88,7 @@ class _Traffic(threading.Thread):
 
     def done(self) -> bool:
         return self.ending.is_set() and all(
-            end.peer is not None and end.peer.got.position == end.sent
-            for end in self.ends.values()
+            end.peer is not None and end.peer.got.position == end.sent for end in self.ends.values()
         )
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import socket
+
 from support.traffic import Connection, Stream, check_native, connect, echo, listen, pattern
 
 CHUNK = 4096
@@ -28,3 +31,17 @@ def check_all_native() -> None:
     for both, _ in _held:
         check_native(both.client, both.server)
         check_native(both.server, both.client)
+
+
+def errors() -> list[str]:
+    """What client and server end of each connection meet behind the data there is, e.g. EOF."""
+    return [_end_of(end) for both, _ in _held for end in (both.client, both.server)]
+
+
+def _end_of(end: socket.socket) -> str:
+    try:
+        while end.recv(1 << 16):
+            pass
+    except OSError as error:
+        return errno.errorcode[error.errno or 0]
+    return "EOF"

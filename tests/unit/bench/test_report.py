@@ -21,7 +21,8 @@ def results() -> dict[str, Any]:
 
 
 def test_the_readme_has_the_figures_of_the_committed_results(results: dict[str, Any]) -> None:
-    assert readme.figures(results) in (REPOSITORY / "README.md").read_text()
+    text = (REPOSITORY / "README.md").read_text()
+    assert readme.replace(text, results) == text
 
 
 def test_the_committed_table_is_that_of_the_committed_results(results: dict[str, Any]) -> None:
@@ -58,14 +59,24 @@ def test_amounts_have_three_digits(value: float, text: str) -> None:
 
 
 def test_only_what_is_between_the_marks_is_replaced(results: dict[str, Any]) -> None:
-    text = f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n"
+    text = (
+        f"before\n{readme.BEGIN_GAINS}\nold\n{readme.END_GAINS}\n"
+        f"between\n{readme.BEGIN}\nold\n{readme.END}\nafter\n"
+    )
     replaced = readme.replace(text, results)
-    assert replaced.startswith(f"before\n{readme.BEGIN}\n")
+    assert replaced.startswith(f"before\n{readme.BEGIN_GAINS}\n")
+    assert f"{readme.END_GAINS}\nbetween\n{readme.BEGIN}\n" in replaced
     assert replaced.endswith(f"{readme.END}\nafter\n")
     assert "old" not in replaced
+    assert all(words in replaced for words in readme.GAINS.values())
     assert readme.replace(replaced, results) == replaced
 
 
-def test_a_readme_without_marks_is_refused(results: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "missing", [readme.BEGIN_GAINS, readme.END_GAINS, readme.BEGIN, readme.END]
+)
+def test_a_readme_without_marks_is_refused(results: dict[str, Any], missing: str) -> None:
+    text = f"{readme.BEGIN_GAINS}\n{readme.END_GAINS}\n{readme.BEGIN}\n{readme.END}\n"
+    readme.replace(text, results)
     with pytest.raises(ValueError, match="no figures"):
-        readme.replace("nothing here", results)
+        readme.replace(text.replace(missing, ""), results)

@@ -1,7 +1,7 @@
-"""How fast connections are: round trips and streams between two processes, for exercise.py.
+"""Measures round trips and streams between two processes, for exercise.py.
 
-In Python, whose own time is the same with and without acceleration: programs that spend less time
-between their calls gain more.
+Both processes are Python, which takes the same time with and without acceleration. So programs that
+spend less time between their calls gain more than is measured here.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PATIENCE_S = 5.0
 
 
 def cpus(same: bool) -> tuple[int, int] | None:
-    """For client and server; None if there are not two."""
+    """The CPUs for client and server; None if two are needed and there is one."""
     usable = sorted(os.sched_getaffinity(0))
     if same:
         return usable[0], usable[0]
@@ -28,7 +28,7 @@ def cpus(same: bool) -> tuple[int, int] | None:
 
 
 def round_trips(port: int, size: int, seconds: float, same_cpu: bool) -> dict[str, Any]:
-    """Round trips per second of a message of that size, there and back."""
+    """Round trips per second, with a message of `size` bytes each way."""
 
     def serve(server: socket.socket) -> None:
         while data := server.recv(READ_SIZE):
@@ -56,7 +56,7 @@ def round_trips(port: int, size: int, seconds: float, same_cpu: bool) -> dict[st
 
 
 def stream(port: int, size: int, seconds: float, same_cpu: bool) -> dict[str, Any]:
-    """Bytes per second of writes of that size, from the reader's first byte to its last."""
+    """Bytes per second with writes of `size` bytes, from the reader's first byte to its last."""
 
     def serve(server: socket.socket) -> None:
         chunk = b"x" * size
@@ -81,7 +81,7 @@ def _talk(
     serve: Callable[[socket.socket], None],
     ask: Callable[[socket.socket], float],
 ) -> dict[str, Any]:
-    """The client is this process, the server a child. `redirected`: TCP has sent nothing for it."""
+    """Runs `ask` in this process and `serve` in a child. `redirected`: TCP has sent nothing."""
     chosen = cpus(same_cpu)
     if chosen is None:
         return {"missing": True}

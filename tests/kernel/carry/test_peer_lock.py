@@ -1,0 +1,173 @@
+"""A reader whose recv() waits for memory holds its socket's lock; a sender never waits for that.
+
+A redirect takes that lock (bpf_tcp_ingress()), and TCP does without it (sk_backlog). The textbook
+shows the fault: its non-blocking send() sleeps for as long as the reader's memory takes.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from sockredird.datapath.generation import Generation
+from support.background import Background
+from support.datapath import Datapath
+from support.emulated import PATIENCE
+from support.kernel_facts import FIONREAD_OMITS_TCP
+from support.processes import inside, outside
+from support.slow_memory import SlowMemory
+from support.traffic import Connection, Stream, check_native, connection, echo, pattern
+
+KIB, MIB = 1 << 10, 1 << 20
+SIZES = [4, 4 * KIB, 64 * KIB, MIB]
+FIRST = 64 * KIB  # at most, of what is unread when the reader comes
+AT_ONCE_S = 0.5 * PATIENCE
+BLOCKED_S = 1.0
+ADDRESSES = ["127.0.0.1", "::1"]
+STEP = MIB
+
+
+def turned(both: Connection, reader: str) -> Connection:
+    """So that the `client` is the one that sends."""
+    return both if reader == "server" else Connection(both.server, both.client)
+
+
+def send_at_once(sock: socket.socket, start: int, size: int) -> tuple[int, float]:
+    """How much a non-blocking send() took, and for how long it did not return."""
+    before = time.monotonic()
+    sent = sock.send(pattern(start, size), socket.MSG_DONTWAIT)
+    return sent, time.monotonic() - before
+
+
+class FaultingRead:
+    """A recv() that waits for its memory, with `size` bytes of the test stream sent before."""
+
+    def __init__(self, both: Connection, size: int, memory: SlowMemory) -> None:
+        self.stream = Stream()
+        self._view = memory.view
+        both.client.sendall(pattern(0, size))
+        self._thread = Background(both.server.recv_into, memory.view)
+        memory.wait_for_fault()
+
+    def join(self) -> None:
+        """Its memory was delivered: recv() comes back, and what it read is right."""
+        received = self._thread.join(10 * PATIENCE)
+        self.stream.feed(bytes(self._view[:received]))
+
+
+@inside()
+def test_the_textbook_waits(cgroup: Path, datapath: Datapath) -> None:
+    """What is measured below does tell waiting from not waiting."""
+    with connection() as both, SlowMemory(4 * KIB) as memory:
+        echo(both, 10)
+        reader = FaultingRead(both, 4, memory)
+        sender = Background(send_at_once, both.client, 4, 4)
+        if datapath.is_textbook:
+            with pytest.raises(TimeoutError):
+                sender.join(BLOCKED_S)
+        else:
+            sender.join(BLOCKED_S * PATIENCE)
+        memory.deliver()
+        reader.join()
+        sent, took = sender.join(10 * PATIENCE)
+        assert (took >= BLOCKED_S) == datapath.is_textbook
+        reader.stream.read(both.server, 4 + sent - reader.stream.position)
+
+
+def check_send(both: Connection, size: int) -> None:
+    with SlowMemory(max(size, 4 * KIB)) as memory:
+        first = min(size, FIRST)
+        reader = FaultingRead(both, first, memory)
+        sent, took = send_at_once(both.client, first, size)
+        assert sent > 0
+        assert took < AT_ONCE_S
+        memory.deliver()
+        reader.join()
+        reader.stream.read(both.server, first + sent - reader.stream.position)
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+@pytest.mark.parametrize("size", SIZES)
+@outside()
+def test_plain_tcp(cgroup: Path, address: str, size: int) -> None:
+    with connection(address) as both:
+        check_send(both, size)
+
+
+def check_it_goes_on(generation: Generation, both: Connection) -> None:
+    """The direction is redirected again once its reader has caught up, where that is possible."""
+    if FIONREAD_OMITS_TCP:
+        assert generation.retire(10 * PATIENCE, lambda walked: walked.entries == 0)
+        assert generation.counters()["retired_peer_busy"] == 1
+        check_native(both.client, both.server)
+        check_native(both.server, both.client)
+        return
+    before = generation.counters()["redirected_messages"]
+    assert generation.counters()["paused_peer_busy"] >= 1
+    echo(both, 100)
+    assert generation.counters()["redirected_messages"] - before >= 195
+
+
+@pytest.mark.parametrize("reader", ["client", "server"])
+@pytest.mark.parametrize("address", ADDRESSES)
+@pytest.mark.parametrize("size", SIZES)
+@inside()
+def test_send_does_not_wait(
+    cgroup: Path, generation: Generation, address: str, size: int, reader: str
+) -> None:
+    with connection(address) as both:
+        echo(both, 10)
+        assert generation.counters()["redirected_messages"] == 20
+        check_send(turned(both, reader), size)
+        assert generation.counters()["redirected_messages"] > 20
+        check_it_goes_on(generation, both)
+
+
+@pytest.mark.parametrize("reader", ["client", "server"])
+@pytest.mark.parametrize("size", SIZES)
+@inside()
+def test_no_deadlock_with_who_brings_the_memory(
+    cgroup: Path, generation: Generation, size: int, reader: str
+) -> None:
+    """The sender itself is who delivers the reader's memory, and says something before that."""
+    with connection() as both, SlowMemory(max(size, 4 * KIB)) as memory:
+        echo(both, 10)
+        ends = turned(both, reader)
+        reading = FaultingRead(ends, 4, memory)
+        sent: list[int] = []
+
+        def handle() -> None:
+            sent.append(ends.client.send(pattern(4, size), socket.MSG_DONTWAIT))
+            memory.deliver()
+
+        Background(handle).join(5 * PATIENCE)
+        reading.join()
+        reading.stream.read(ends.server, 4 + sent[0] - reading.stream.position)
+        check_it_goes_on(generation, both)
+
+
+def send_in_step(sock: socket.socket, size: int, chunk: int) -> None:
+    """No further ahead of the reader than STEP bytes, so that the window has no part in this."""
+    for position in range(0, size, chunk):
+        sock.sendall(pattern(position, chunk))
+        if (position + chunk) % STEP == 0:
+            assert sock.recv(1) == b"a"
+
+
+@inside()
+def test_a_stream_keeps_being_redirected(cgroup: Path, generation: Generation) -> None:
+    """A reader that is busy because it reads is no reason to go to TCP."""
+    size, chunk = 64 * MIB, 64 * KIB
+    with connection() as both:
+        sender = Background(send_in_step, both.client, size, chunk)
+        stream = Stream()
+        for _ in range(size // STEP):
+            stream.read(both.server, STEP)
+            both.server.sendall(b"a")
+        sender.join(10 * PATIENCE)
+        counters = generation.counters()
+        assert counters["redirected_bytes"] >= size * 0.98
+        assert counters["retired_peer_busy"] == 0

@@ -1,0 +1,218 @@
+"""What nobody reads costs the kernel about what it costs with TCP, per direction and in total.
+
+A redirected message is a struct sk_msg of 1 KiB that is charged to nobody, whatever its payload, so
+small messages are what hurts: see the textbook.
+"""
+
+from __future__ import annotations
+
+import resource
+import socket
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from sockredird.datapath.generation import Generation
+from sockredird.kernel import libbpf
+from support import memory, processes, textbook
+from support.background import Background
+from support.emulated import times
+from support.processes import inside
+from support.traffic import Connection, Stream, connect, listen, pattern, read_exactly
+
+KIB, MIB = 1 << 10, 1 << 20
+CONNECTIONS = times(200)
+MESSAGES = 4050
+SOME = times(10)
+ROUNDS = 2
+TEXTBOOK_CONNECTIONS = 25
+SLAB_MESSAGE = KIB  # sizeof(struct sk_msg), rounded up by kmalloc()
+MESSAGE_BYTES = 1344  # bpf/carry/bounds.h
+OVERSHOOT = 2 * 4096  # of a grant: the message that meets the limit and those of a small grant
+
+
+def many_descriptors() -> None:
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def establish(number: int) -> list[Connection]:
+    many_descriptors()
+    with listen() as listener:
+        return [connect(listener) for _ in range(number)]
+
+
+def fill(sock: socket.socket, messages: int, size: int) -> int:
+    """Sends until TCP would block; how many messages."""
+    data = b"x" * size
+    sock.setblocking(False)
+    sent = 0
+    with suppress(BlockingIOError):
+        while sent < messages:
+            sock.send(data)
+            sent += 1
+    return sent
+
+
+def held_by_unread(connections: int, messages: int, size: int = 1) -> int:
+    """Bytes of kernel memory while both ends of each have sent messages that nobody reads."""
+    ends = [end for both in establish(connections) for end in (both.client, both.server)]
+    before = memory.kernel_bytes()
+    for end in ends:
+        fill(end, messages, size)
+    return memory.kernel_bytes() - before
+
+
+def test_the_textbook_holds_a_lot(cgroup: Path, bpffs: Path) -> None:
+    with textbook.attached(bpffs / "textbook-unread", cgroup):
+        held = processes.run(held_by_unread, TEXTBOOK_CONNECTIONS, MESSAGES, cgroup=cgroup)
+    assert held > TEXTBOOK_CONNECTIONS * 2 * MESSAGES * SLAB_MESSAGE // 2
+
+
+def test_small_messages_cost_what_they_cost_with_tcp(cgroup: Path, generation: Generation) -> None:
+    """Others use memory at the same time: the lowest of some figures, and the highest with TCP."""
+    plain = max(processes.run(held_by_unread, CONNECTIONS, MESSAGES) for _ in range(ROUNDS))
+    held = min(
+        processes.run(held_by_unread, CONNECTIONS, MESSAGES, cgroup=cgroup) for _ in range(ROUNDS)
+    )
+    print(f"unread: {held / MIB:.1f} MiB, with plain TCP {plain / MIB:.1f} MiB")
+    assert held <= 4 * plain + 32 * MIB
+    counters = generation.counters()
+    assert counters["accelerated_connections"] == ROUNDS * CONNECTIONS
+    assert counters["redirected_messages"] >= ROUNDS * CONNECTIONS * 2 * 16
+
+
+@pytest.mark.parametrize("size", [64, KIB, 16 * KIB])
+def test_larger_messages_too(cgroup: Path, generation: Generation, size: int) -> None:
+    """As many as TCP takes, or 4 MiB."""
+    number = 4 * MIB // size
+    plain = max(processes.run(held_by_unread, SOME, number, size) for _ in range(ROUNDS))
+    held = min(
+        processes.run(held_by_unread, SOME, number, size, cgroup=cgroup) for _ in range(ROUNDS)
+    )
+    print(f"unread: {held / MIB:.1f} MiB, with plain TCP {plain / MIB:.1f} MiB")
+    assert held <= 4 * plain + 32 * MIB
+    assert generation.counters()["redirected_messages"] >= ROUNDS * SOME * 2 * 16
+
+
+def charged(generation: Generation) -> int:
+    value = libbpf.lookup(generation._pins["unread_memory"], bytes(4), 8)
+    return int.from_bytes(value, "little", signed=True)
+
+
+LIMIT = 8 * MIB
+LIMITED = [pytest.param({"memory_bytes": LIMIT, "learn": False}, id="8 MiB")]
+STALLED = times(300)
+
+
+@pytest.mark.parametrize("size", [1, 1000, 64 * KIB])
+@pytest.mark.parametrize("generation", LIMITED, indirect=True)
+@inside()
+def test_all_together_stay_within_memory_bytes(
+    cgroup: Path, generation: Generation, size: int
+) -> None:
+    per_connection = 64 * KIB // size + 1 if size > 1 else 200
+    stalled = establish(STALLED)
+    sent = [
+        (fill(b.client, per_connection, size), fill(b.server, per_connection, size))
+        for b in stalled
+    ]
+    counters = generation.counters()
+    held = counters["redirected_bytes"] + counters["redirected_messages"] * MESSAGE_BYTES
+    assert LIMIT // 4 < held <= LIMIT + OVERSHOOT + size
+    assert charged(generation) <= LIMIT
+    for both, (forth, back) in zip(stalled, sent, strict=True):
+        assert read_exactly(both.server, forth * size) == b"x" * (forth * size)
+        assert read_exactly(both.client, back * size) == b"x" * (back * size)
+    generation.retire(10, lambda walked: not walked.leaving)
+    counters = generation.counters()
+    assert counters["paused_memory"] + counters["retired_memory"] > 0
+
+
+@pytest.mark.parametrize("generation", LIMITED, indirect=True)
+@inside()
+def test_the_limit_is_free_again(cgroup: Path, generation: Generation) -> None:
+    """What was closed unread counts no more; others are redirected again."""
+    stalled = establish(STALLED)
+    for both in stalled:
+        fill(both.client, 60, KIB)
+    with listen() as listener:
+        assert redirected(generation, connect(listener), KIB, 1) == 0
+        for both in stalled:
+            both.close()
+        generation.walk()
+        assert redirected(generation, connect(listener), KIB, 16) == 16
+
+
+@pytest.mark.parametrize("generation", LIMITED, indirect=True)
+@inside()
+def test_what_is_read_counts_no_more(cgroup: Path, generation: Generation) -> None:
+    stalled = establish(STALLED)
+    sent = [fill(both.client, 60, KIB) for both in stalled]
+    with listen() as listener:
+        assert redirected(generation, connect(listener), KIB, 1) == 0
+        for both, number in zip(stalled, sent, strict=True):
+            read_exactly(both.server, number * KIB)
+        generation.walk()
+        assert redirected(generation, connect(listener), KIB, 16) == 16
+
+
+def send(sock: socket.socket, size: int, chunk: int, step: int) -> None:
+    """No further ahead of the reader than `step` bytes."""
+    for position in range(0, size, chunk):
+        sock.sendall(pattern(position, chunk))
+        if (position + chunk) % step == 0:
+            assert sock.recv(1) == b"a"
+
+
+# of a reader that keeps up: message size, and how far its sender runs ahead
+STEADY = [(64, 4 * KIB), (KIB, 128 * KIB), (16 * KIB, MIB // 2), (64 * KIB, MIB // 2)]
+
+
+@pytest.mark.parametrize(("chunk", "step"), STEADY)
+@pytest.mark.parametrize("sender", ["client", "server"])
+@inside()
+def test_a_reader_that_keeps_up(
+    cgroup: Path, generation: Generation, sender: str, chunk: int, step: int
+) -> None:
+    size = min(64 * MIB, chunk * times(8192)) // step * step
+    with listen() as listener:
+        both = connect(listener)
+    if sender == "server":
+        both = Connection(both.server, both.client)
+    sending = Background(send, both.client, size, chunk, step)
+    stream = Stream()
+    for _ in range(size // step):
+        stream.read(both.server, step)
+        both.server.sendall(b"a")
+    sending.join(10)
+    counters = generation.counters()
+    assert counters["redirected_messages"] >= 0.98 * (size // chunk + size // step)
+    assert counters["retired_window"] == counters["retired_messages"] == 0
+    both.close()
+
+
+BURSTS = {"bytes": (64 * KIB, 48, 100), "messages": (1, 2000, 4000)}
+
+
+@pytest.mark.parametrize("kind", BURSTS)
+@inside()
+def test_the_window_grows(cgroup: Path, generation: Generation, kind: str) -> None:
+    """A burst that is too large for a new connection fits once its reader has kept up."""
+    size, number, rounds = BURSTS[kind]
+    with listen() as listener:
+        new, used = connect(listener), connect(listener)
+    assert redirected(generation, new, size, number) < number
+    stream = Stream()
+    for _ in range(rounds):
+        used.client.sendall(pattern(stream.position, size))
+        stream.read(used.server, size)
+    assert redirected(generation, used, size, number) == number
+
+
+def redirected(generation: Generation, both: Connection, size: int, number: int) -> int:
+    """Of a burst of messages that nobody reads."""
+    before = generation.counters()["redirected_messages"]
+    fill(both.client, number, size)
+    return generation.counters()["redirected_messages"] - before
