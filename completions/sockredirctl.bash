@@ -55,16 +55,20 @@ _sockredirctl() {
     local -a options
     case $command in
         '') options=(--help --version) ;;
-        enable) options=(--unit --cgroup --exclude-cgroup --addresses --port --exclude-port) ;;
+        enable)
+            options=(--configured --unit --cgroup --wait --exclude-unit --exclude-cgroup
+                --addresses --port --exclude-port)
+            ;;
         disable) options=(--force) ;;
         reload) ;;
-        status | check | trace) options=(--json) ;;
+        status | trace) options=(--json) ;;
+        check) options=(--json --output --no-pager) ;;
         bench) options=(--port --json) ;;
         stats) options=(--format --json) ;;
-        list) options=(--limit --sort --port --pid --unit --json) ;;
+        list) options=(--limit --sort --port --pid --unit --output --no-pager --json) ;;
         top) options=(--sort --interval --json) ;;
-        explain) options=(--pid --port --json) ;;
-        learned) options=(--forget --all --json) ;;
+        explain) options=(--pid --port --unit --output --no-pager --json) ;;
+        learned) options=(--forget --all --output --no-pager --json) ;;
         *) return ;;
     esac
     [[ -z $command ]] || options+=(--timeout --help)
@@ -77,10 +81,11 @@ _sockredirctl() {
             mapfile -t words < <(__sockredirctl_cgroups "$current")
             ;;
         --format) words=(text json openmetrics prometheus) ;;
+        --output | -o) words=(short wide json) ;;
         --pid) mapfile -t words < <(__sockredirctl_pids) ;;
         --port | --exclude-port) mapfile -t words < <(__sockredirctl_ports) ;;
         --sort) words=(bytes messages rate message_rate unread age) ;;
-        --unit) mapfile -t words < <(__sockredirctl_units) ;;
+        --unit | --exclude-unit) mapfile -t words < <(__sockredirctl_units) ;;
         --forget | --interval | --limit | --timeout) ;;
         *)
             words=("${options[@]}")

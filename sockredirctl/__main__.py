@@ -5,53 +5,98 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import shutil
 import sys
 import time
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 from dbus_next import Variant
 
-from sockredirctl import bench, check, explain, learned, render, trace
+from sockredirctl import (
+    bench,
+    check,
+    explain,
+    learned,
+    offline,
+    progress,
+    render,
+    scope,
+    trace,
+    values,
+)
 from sockredirctl import list as list_
 from sockredirctl.client import Client
-from sockredirctl.errors import ClientError, Exit
+from sockredirctl.errors import ClientError, Exit, NoBus, NotRunning
 
 
 async def _enable(client: Client, arguments: argparse.Namespace) -> None:
-    scope: dict[str, Variant] = {}
-    if arguments.cgroup is not None:
-        # units in the file would take precedence
-        scope |= {"cgroup": Variant("s", arguments.cgroup), "units": Variant("as", [])}
-    if arguments.addresses is not None:
-        scope["addresses"] = Variant("s", arguments.addresses)
-    for key, signature, values in (
-        ("units", "as", arguments.unit),
-        ("exclude_cgroups", "as", arguments.exclude_cgroup),
-        ("only_ports", "au", arguments.port),
-        ("exclude_ports", "au", arguments.exclude_port),
-    ):
-        if values:
-            scope[key] = Variant(signature, values)
+    await _start(client)
     before = await client.properties()
-    if scope:
-        await client.call("EnableWith", "a{sv}", scope)
-    else:
-        await client.call("Enable")
-    properties = render.printable(await client.properties())
+    asked = scope.asked(arguments)
+
+    async def enable() -> None:
+        async with progress.shown("trying this kernel, compiling and loading the programs"):
+            if asked is None:
+                await client.call("Enable")
+            else:
+                await client.call("EnableWith", "a{sv}", asked)
+
+    properties = await _changing(client, enable, stays=asked is None)
     waiting = [unit for unit, path in properties["Units"].items() if not path]
     if waiting:
         print(f"not running, and waited for: {', '.join(waiting)}", file=sys.stderr)
     if before["State"] == "draining":
         print("enabled; connections of before go on leaving acceleration", file=sys.stderr)
-    if any(properties["Scope"][key] != render.printable(v.value) for key, v in scope.items()):
+    if any(properties["Scope"][key] != value for key, value in scope.chosen(asked)):
         shown = render.scope(properties["Scope"], properties["Units"])
         print(f"somebody else changed the scope meanwhile: {shown}", file=sys.stderr)
 
 
+async def _changing(
+    client: Client, change: Callable[[], Awaitable[None]], *, stays: bool
+) -> dict[str, Any]:
+    """Makes a change, and says which scope is in force then. The properties after it."""
+    before, counted = render.printable(await client.properties()), await client.call("Stats")
+    await change()
+    properties: dict[str, Any] = render.printable(await client.properties())
+    after = await client.call("Stats")
+    if properties["State"] == "enabled":
+        # since when: of the datapath, which another scope and other limits replace
+        same = all(before[name] == properties[name] for name in ("Since", "Scope"))
+        left = after["retired_connections"] - counted["retired_connections"]
+        print(scope.told(properties, 0 if same else left, stays))
+    return properties
+
+
+async def _start(client: Client) -> None:
+    """Has the bus start the daemon, if it does not run and its unit is enabled."""
+    try:
+        await client.properties()
+    except NotRunning as error:
+        # it would not start with a bad file, and the bus would wait for it in vain
+        if mistake := offline.configuration_mistake():
+            raise NotRunning(f"{error}: {mistake}; correct it and try again", why=True) from error
+        await client.properties(start=True)
+
+
 async def _disable(client: Client, arguments: argparse.Namespace) -> None:
-    if (await client.properties())["State"] == "disabled":
+    async def left() -> str:
+        return f"{(await client.call('Stats'))['active_connections']:,} left"
+
+    try:
+        before = await client.properties()
+    except NotRunning:
+        if os.geteuid() == 0:
+            offline.disable()
+            return
+        await _start(client)
+        before = await client.properties()
+    if before["State"] == "disabled":
         print("acceleration was disabled already", file=sys.stderr)
-    await client.call("Disable")
+    async with progress.shown("waiting for programs to read what was sent to them", left):
+        await client.call("Disable")
     if arguments.force and (await client.properties())["State"] == "draining":
         await _reset(client)
     if (await client.properties())["State"] == "draining":
@@ -76,7 +121,7 @@ async def _reset(client: Client) -> None:
 
 
 async def _reload(client: Client, _arguments: argparse.Namespace) -> None:
-    await client.call("Reload")
+    await _changing(client, lambda: client.call("Reload"), stays=True)
 
 
 async def _status(client: Client, arguments: argparse.Namespace) -> None:
@@ -118,28 +163,35 @@ def _version() -> str:
         return "(checkout)"
 
 
+def _with_timeout(seconds: int) -> argparse.ArgumentParser:
+    parent = argparse.ArgumentParser(add_help=False)
+    parent.add_argument(
+        "--timeout",
+        type=values.seconds,
+        default=float(seconds),
+        metavar="SECONDS",
+        help=f"how long to wait for an answer (default: {seconds})",
+    )
+    return parent
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="sockredirctl",
         description="Controls sockredird, which accelerates TCP between programs on this host.",
-        epilog="exit status: 0 done, 1 failed, 2 usage, 3 not running, 4 denied, 5 timed out",
+        epilog="exit status: 0 done, 1 failed, 2 usage, 3 not running, 4 denied, 5 timed out, "
+        "6 nothing found",
     )
     parser.add_argument("--version", action="version", version=f"sockredirctl {_version()}")
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument(
-        "--timeout",
-        type=_seconds,
-        default=30.0,
-        metavar="SECONDS",
-        help="how long to wait for an answer (default: 30)",
-    )
+    common = _with_timeout(30)
+    compiling = _with_timeout(180)  # as long as systemd gives the daemon for it
     reading = argparse.ArgumentParser(add_help=False)
     reading.add_argument("--json", action="store_true", help="print JSON")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, function, parents, text in (
-        ("enable", _enable, [common], "accelerate new connections"),
+        ("enable", _enable, [compiling], "accelerate new connections"),
         ("disable", _disable, [common], "stop, and hand live connections back to TCP"),
-        ("reload", _reload, [common], "read the configuration again, for new connections"),
+        ("reload", _reload, [compiling], "read the configuration again, for new connections"),
         ("status", _status, [common, reading], "show state, scope and totals"),
         ("stats", _stats, [common, reading], "show all counters"),
         ("bench", bench.run, [common, reading], "measure what acceleration is worth here"),
@@ -153,7 +205,7 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, parents=parents, help=text, description=text)
         command.set_defaults(function=function)
         if function is _enable:
-            _add_scope_arguments(command)
+            scope.add_arguments(command)
         elif function is _disable:
             command.add_argument(
                 "--force",
@@ -168,62 +220,20 @@ def _parser() -> argparse.ArgumentParser:
                 help="prometheus is its older text format (default: text)",
             )
         elif function is list_.run:
-            list_.add_arguments(command, _port)
+            list_.add_arguments(command)
         elif function is _top:
             _add_top_arguments(command)
+        elif function is check.run:
+            check.add_arguments(command)
         elif function is bench.run:
-            bench.add_arguments(command, _port)
+            bench.add_arguments(command)
         elif function is explain.run:
-            explain.add_arguments(command, _port)
+            explain.add_arguments(command)
+            command.set_defaults(mistake=explain.mistake, command=command)
         elif function is learned.run:
             learned.add_arguments(command)
+            command.set_defaults(mistake=learned.mistake, command=command)
     return parser
-
-
-def _add_scope_arguments(command: argparse.ArgumentParser) -> None:
-    where = command.add_mutually_exclusive_group()
-    where.add_argument(
-        "--unit",
-        type=_unit,
-        action="append",
-        metavar="UNIT",
-        help="accelerate within and between these systemd units; may be repeated",
-    )
-    where.add_argument(
-        "--cgroup",
-        metavar="PATH",
-        help="accelerate within this cgroup (as in /proc/PID/cgroup)",
-    )
-    command.add_argument(
-        "--exclude-cgroup",
-        action="append",
-        metavar="PATH",
-        help="but for this cgroup and those below; may be repeated",
-    )
-    command.add_argument(
-        "--addresses",
-        choices=["loopback", "host", "any"],
-        help="between loopback addresses, all of this host, or any (NAT, containers)",
-    )
-    command.add_argument(
-        "--port",
-        type=_port,
-        action="append",
-        metavar="PORT",
-        help="accelerate connections to this listening port only; may be repeated",
-    )
-    command.add_argument(
-        "--exclude-port",
-        type=_port,
-        action="append",
-        metavar="PORT",
-        help="not to this one, in place of those in the file; may be repeated",
-    )
-
-
-def _unit(text: str) -> str:
-    """As systemctl(1) takes them."""
-    return text if "." in text else f"{text}.service"
 
 
 def _add_top_arguments(command: argparse.ArgumentParser) -> None:
@@ -232,32 +242,24 @@ def _add_top_arguments(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--interval",
-        type=_seconds,
+        type=values.seconds,
         default=1.0,
         metavar="SECONDS",
         help="between looks, not less than 0.5 (default: 1)",
     )
 
 
-def _port(text: str) -> int:
-    value = int(text)
-    if not 0 < value < 65536:
-        raise argparse.ArgumentTypeError("must be from 1 to 65535")
-    return value
-
-
-def _seconds(text: str) -> float:
-    value = float(text)
-    if not 0 < value < 86400:
-        raise argparse.ArgumentTypeError("must be more than 0 and less than 86400")
-    return value
-
-
 async def _run(arguments: argparse.Namespace) -> None:
     # what becomes of the bus is told by Client, and not by dbus-next's forgotten futures
     asyncio.get_running_loop().set_exception_handler(lambda _loop, _context: None)
     client = Client(arguments.timeout)
-    await client.connect()
+    try:
+        await client.connect()
+    except NoBus:
+        if arguments.function is not _disable or os.geteuid() != 0:
+            raise
+        offline.disable()  # which takes no bus
+        return
     try:
         await arguments.function(client, arguments)
     finally:
@@ -266,10 +268,16 @@ async def _run(arguments: argparse.Namespace) -> None:
 
 def main() -> int:
     arguments = _parser().parse_args()
+    if "mistake" in arguments and (words := arguments.mistake(arguments)):
+        arguments.command.error(words)
+    if getattr(arguments, "output", "") == "json":
+        arguments.json = True
     try:
         asyncio.run(_run(arguments))
         sys.stdout.flush()
     except ClientError as error:
+        if isinstance(error, NotRunning) and not error.why:
+            error = offline.explained(error)
         print(f"sockredirctl: {render.printable(str(error))}", file=sys.stderr)
         return error.code
     except (KeyboardInterrupt, BrokenPipeError):

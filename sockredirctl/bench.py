@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
-from collections.abc import Callable
 from typing import Any
 
+from sockredirctl import progress, values
 from sockredirctl.client import Client
 
 Row = dict[str, Any]
 ON_PAR = 0.05  # a median nearer to 1 is no difference
 
 
-def add_arguments(command: argparse.ArgumentParser, port: Callable[[str], int]) -> None:
+def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--port",
-        type=port,
+        type=values.port,
         default=0,
         metavar="PORT",
         help="listen there for the accelerated connections (default: any)",
@@ -25,9 +24,8 @@ def add_arguments(command: argparse.ArgumentParser, port: Callable[[str], int]) 
 
 
 async def run(client: Client, arguments: argparse.Namespace) -> None:
-    if not arguments.json and sys.stderr.isatty():
-        print("measuring for some seconds ...", file=sys.stderr)
-    rows: list[Row] = await client.call("Bench", "q", arguments.port)
+    async with progress.shown("measuring round trips and streams, for some seconds"):
+        rows: list[Row] = await client.call("Bench", "q", arguments.port)
     print(json.dumps(rows) if arguments.json else text(rows))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from dbus_next import BusType, Message, MessageType, Variant
@@ -13,7 +13,7 @@ from dbus_next.aio import MessageBus
 from dbus_next.constants import MessageFlag
 
 from sockredirctl import agent
-from sockredirctl.errors import ClientError, Exit
+from sockredirctl.errors import ClientError, Exit, NoBus, NotRunning
 
 NAME = "org.sockredir"
 PATH = "/org/sockredir"
@@ -48,7 +48,10 @@ def plain(value: Any) -> Any:
 
 
 class Client:
-    """One connection to the bus; `timeout` in seconds bounds every call."""
+    """One connection to the bus; `timeout` in seconds bounds every call.
+
+    No call starts the daemon, which restores acceleration when it starts, unless it says so.
+    """
 
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
@@ -63,9 +66,7 @@ class Client:
         except TimeoutError as error:
             raise ClientError("the system bus does not answer", Exit.TIMED_OUT) from error
         except Exception as error:  # dbus-next raises whatever its socket or parser raised
-            raise ClientError(
-                f"cannot reach the D-Bus system bus: {error}", Exit.NOT_RUNNING
-            ) from error
+            raise NoBus(f"cannot reach the D-Bus system bus: {error}") from error
 
     def disconnect(self) -> None:
         self._bus.disconnect()
@@ -77,11 +78,14 @@ class Client:
         *body: Any,
         interface: str = INTERFACE,
         fds: Sequence[int] = (),
+        start: bool = False,
     ) -> Any:
-        """First value of the reply, or None. Raises ClientError.
+        """First value of the reply, or None. Raises ClientError; NotRunning without a daemon.
 
         Where the daemon denies it, once more with somebody asked for a password, if polkit can.
+        `start` lets the bus start the daemon, if its unit is enabled.
         """
+        starting = MessageFlag.NONE if start else MessageFlag.NO_AUTOSTART
 
         def message(flags: MessageFlag) -> Message:
             return Message(
@@ -92,7 +96,7 @@ class Client:
                 signature=signature,
                 body=list(body),
                 unix_fds=list(fds),
-                flags=flags,
+                flags=flags | starting,
             )
 
         reply = await self._ask(message(MessageFlag.NONE), self._timeout)
@@ -105,6 +109,11 @@ class Client:
         if reply.message_type == MessageType.ERROR:
             raise _explain(reply.error_name, str(reply.body[0]) if reply.body else "")
         return plain(reply.body[0]) if reply.body else None
+
+    async def ask(self, message: Message) -> Message:
+        """The reply of any service on the bus, errors included; it is not started."""
+        message.flags |= MessageFlag.NO_AUTOSTART
+        return await self._ask(message, self._timeout)
 
     async def _ask(self, message: Message, timeout: float) -> Message:
         try:
@@ -120,8 +129,10 @@ class Client:
             raise ClientError("the system bus went away", Exit.NOT_RUNNING)
         return reply
 
-    async def properties(self) -> dict[str, Any]:
-        result: dict[str, Any] = await self.call("GetAll", "s", INTERFACE, interface=_PROPERTIES)
+    async def properties(self, *, start: bool = False) -> dict[str, Any]:
+        result: dict[str, Any] = await self.call(
+            "GetAll", "s", INTERFACE, interface=_PROPERTIES, start=start
+        )
         return result
 
     async def all_connections(self, query: dict[str, Variant]) -> list[dict[str, Any]]:
@@ -143,8 +154,10 @@ class Client:
         finally:
             transport.close()
 
-    async def events(self, show: Callable[[dict[str, Any]], None]) -> None:
-        """Subscribes and shows each event until cancelled or the daemon goes away."""
+    async def events(
+        self, show: Callable[[dict[str, Any]], None], begun: Callable[[], Awaitable[None]]
+    ) -> None:
+        """Subscribes, calls `begun`, and shows each event until cancelled or the daemon is gone."""
         gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         def handle(message: Message) -> None:
@@ -171,6 +184,7 @@ class Client:
             )
         )
         await self.call("Subscribe")
+        await begun()
         lost = asyncio.ensure_future(self._bus.wait_for_disconnect())
         await asyncio.wait({gone, lost}, return_when=asyncio.FIRST_COMPLETED)
         if gone.done():
@@ -180,9 +194,7 @@ class Client:
 
 def _explain(name: str, text: str) -> ClientError:
     if name.startswith(_NOT_RUNNING):
-        return ClientError(
-            "sockredird is not running: systemctl start sockredird", Exit.NOT_RUNNING
-        )
+        return NotRunning()
     if name.startswith(_GONE):
         return ClientError("the daemon went away", Exit.NOT_RUNNING)
     if name.startswith(_DENIED):

@@ -7,16 +7,31 @@ import json
 from datetime import datetime
 from typing import Any
 
-from sockredirctl import render
+from sockredirctl import render, table
 from sockredirctl.client import Client
-from sockredirctl.errors import ClientError, Exit
+from sockredirctl.table import Column
+
+_COLUMNS = (
+    Column("LISTENER", 0),
+    Column("SINCE", 3),
+    Column("CGROUP", 4, least=12),
+    Column("WHY", 0, least=30),
+)
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
+    table.add_arguments(command)
     command.add_argument(
         "--forget", metavar="ID", help="let its connections be accelerated again, from the next on"
     )
     command.add_argument("--all", action="store_true", help="with no ID: forget all of them")
+
+
+def mistake(arguments: argparse.Namespace) -> str:
+    """What is wrong with them together; empty if nothing."""
+    if (arguments.forget is not None and arguments.all) or arguments.forget == "":
+        return "give --forget ID, or --all"
+    return ""
 
 
 async def run(client: Client, arguments: argparse.Namespace) -> None:
@@ -25,16 +40,23 @@ async def run(client: Client, arguments: argparse.Namespace) -> None:
         if arguments.json:
             print(json.dumps(entries))
         else:
-            shown = map(line, render.printable(entries))
-            print("\n".join(shown) if entries else "nothing is learned")
+            table.show(_text(render.printable(entries), arguments), pager=not arguments.no_pager)
         return
-    if (arguments.forget is not None and arguments.all) or arguments.forget == "":
-        raise ClientError("learned takes --forget ID, or --all", Exit.USAGE)
     await client.call("Forget", "s", arguments.forget or "")
 
 
-def line(entry: dict[str, Any]) -> str:
+def _text(entries: list[dict[str, Any]], arguments: argparse.Namespace) -> str:
+    if not entries:
+        return "nothing is learned"
+    return table.text(_COLUMNS, [_row(entry) for entry in entries], table.width(arguments))
+
+
+def _row(entry: dict[str, Any]) -> tuple[str, ...]:
     since = datetime.fromtimestamp(entry["since"] / 1e6)
-    where = f" in {entry['cgroup']}" if entry["cgroup"] else ""
     who = f"{entry['comm']}[{entry['pid']}] " if entry["pid"] else ""
-    return f"{entry['id']:<16} since {since:%Y-%m-%d %H:%M:%S}{where}: {who}{entry['detail']}"
+    return (
+        entry["id"],
+        f"{since:%Y-%m-%d %H:%M:%S}",
+        table.short_ids(entry["cgroup"]) or "-",
+        who + entry["detail"],
+    )

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
 from typing import Any
 
 from dbus_next import Variant
 
-from sockredirctl import render
+from sockredirctl import nothing, render, table, values
 from sockredirctl.client import Client
+from sockredirctl.table import Column
 
 DEFAULT_LIMIT = 100
 REPLY_LIMIT = 1000  # of Connections(); more come through a pipe
@@ -33,10 +35,11 @@ SORTS: dict[str, Callable[[Connection], float]] = {
 }
 
 
-def add_arguments(command: argparse.ArgumentParser, port: Callable[[str], int]) -> None:
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    table.add_arguments(command)
     command.add_argument(
         "--limit",
-        type=int,
+        type=values.count,
         default=DEFAULT_LIMIT,
         metavar="N",
         help=f"show the first N, 0 for all (default: {DEFAULT_LIMIT})",
@@ -44,18 +47,36 @@ def add_arguments(command: argparse.ArgumentParser, port: Callable[[str], int]) 
     command.add_argument(
         "--sort", choices=SORTS, default="bytes", help="largest first (default: bytes)"
     )
-    command.add_argument("--port", type=port, metavar="PORT", help="with this port at either end")
-    command.add_argument("--pid", type=int, metavar="PID", help="that this process has open")
+    add_filters(command)
+
+
+def add_filters(command: argparse.ArgumentParser) -> None:
+    """Which connections, for the commands that show some."""
+    command.add_argument(
+        "--port", type=values.port, metavar="PORT", help="with this port, or service, at either end"
+    )
+    command.add_argument(
+        "--pid", metavar="PROCESS", help="of this process: its pid, its name, or its systemd unit"
+    )
     command.add_argument("--unit", metavar="UNIT", help="of this systemd unit, or cgroup")
 
 
+def filters(arguments: argparse.Namespace) -> dict[str, Variant]:
+    """The keys of a query. Raises ClientError if there is no such process."""
+    keys: dict[str, Variant] = {}
+    if arguments.port is not None:
+        keys["port"] = Variant("u", arguments.port)
+    if arguments.pid is not None:
+        keys |= values.process(arguments.pid)
+    if arguments.unit is not None:
+        keys["unit"] = Variant("s", arguments.unit)
+    return keys
+
+
 async def fetch(
-    client: Client, limit: int, sort: str = "bytes", **filters: Any
+    client: Client, limit: int, sort: str = "bytes", keys: dict[str, Variant] | None = None
 ) -> list[Connection]:
-    query: dict[str, Variant] = {"sort": Variant("s", sort)}
-    for name, value in filters.items():
-        if value is not None:
-            query[name] = Variant("s" if isinstance(value, str) else "u", value)
+    query = {"sort": Variant("s", sort), **(keys or {})}
     if 0 < limit <= REPLY_LIMIT:
         connections: list[Connection] = await client.call("ConnectionsWith", "ua{sv}", limit, query)
         return connections
@@ -65,18 +86,26 @@ async def fetch(
 
 
 async def run(client: Client, arguments: argparse.Namespace) -> None:
-    connections = await fetch(
-        client,
-        arguments.limit,
-        arguments.sort,
-        port=arguments.port,
-        pid=arguments.pid,
-        unit=arguments.unit,
-    )
+    """Raises ClientError if there are none of those that were asked for."""
+    keys = filters(arguments)
+    connections = await fetch(client, arguments.limit, arguments.sort, keys)
     if arguments.json:
         print(json.dumps(connections))
     elif connections:
-        print(_table(render.printable(connections)))
+        table.show(_text(render.printable(connections), arguments), pager=not arguments.no_pager)
+    if connections:
+        return
+    error = await nothing.why(
+        client,
+        keys,
+        "no such connection is accelerated; sockredirctl explain says why others are not"
+        if keys
+        else "no connection is accelerated now; sockredirctl status says how many were",
+    )
+    if keys:
+        raise error
+    if not arguments.json:
+        print(f"sockredirctl: {error}", file=sys.stderr)
 
 
 def who(connection: Connection, side: str) -> str:
@@ -87,39 +116,77 @@ def who(connection: Connection, side: str) -> str:
     return f"{connection[f'{side}_comm']}[{pid}]" if pid else "-"
 
 
-def _table(connections: list[Connection]) -> str:
-    header = ("CLIENT", "SERVER", "PROGRAMS", "UNIT", "AGE", "SENT", "RECEIVED", "QUEUED", "STATE")
-    rows = [header]
-    for c in connections:
-        units = {c.get("client_unit", ""), c.get("server_unit", "")} - {""}
-        rows.append(
-            (
-                c["client"],
-                _server(c),
-                f"{who(c, 'client')} > {who(c, 'server')}",
-                ",".join(sorted(units)) or "-",
-                render.duration(c["age_seconds"]),
-                _carried(c, "client"),
-                _carried(c, "server"),
-                render.bytes_(both(c, "unread_bytes")),
-                f"leaving ({c['reason']})" if c["leaving"] else "accelerated",
-            )
-        )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
+_SHORT = (
+    Column("CLIENT", 0, least=14),
+    Column("SERVER", 0, least=14),
+    Column("CLIENT PROGRAM", 1, least=10),
+    Column("SERVER PROGRAM", 1, least=10),
+    Column("UNIT", 5, least=12),
+    Column("AGE", 6, right=True),
+    Column("SENT", 2, right=True),
+    Column("RECEIVED", 2, right=True),
+    Column("UNREAD", 4, right=True),
+    Column("STATE", 3, least=7),
+)
+_WIDE = (
+    *_SHORT[:6],
+    Column("ACCEPTED AT", 0),
+    Column("BYTES SENT", 0, right=True),
+    Column("MESSAGES SENT", 0, right=True),
+    Column("BYTES RECEIVED", 0, right=True),
+    Column("MESSAGES RECEIVED", 0, right=True),
+    Column("BY TCP", 0, right=True),
+    Column("UNREAD", 0, right=True),
+    Column("STATE", 0),
+)
+
+
+def _text(connections: list[Connection], arguments: argparse.Namespace) -> str:
+    """Sizes are in bytes, as seen from the client."""
+    if arguments.output == "wide":
+        return table.text(_WIDE, [_wide(c) for c in connections], None)
+    rows = [(*_head(c), *_short(c)) for c in connections]
+    lines = table.text(_SHORT, rows, table.width(arguments)).splitlines()
+    shown = [
+        table.coloured(line, "yellow") if c["leaving"] else line
+        for line, c in zip(lines[1:], connections, strict=True)
+    ]
+    return "\n".join([lines[0], *shown])
+
+
+def _head(c: Connection) -> tuple[str, ...]:
+    units = {c.get("client_unit", ""), c.get("server_unit", "")} - {""}
+    return (
+        c["client"],
+        c["server"],
+        who(c, "client"),
+        who(c, "server"),
+        table.short_ids(",".join(sorted(units))) or "-",
+        render.duration(c["age_seconds"]),
     )
 
 
-def _server(c: Connection) -> str:
-    """Where the client wanted to go, and where NAT has led it."""
-    return f"{c['server']} ({c['accepted_at']})" if "accepted_at" in c else str(c["server"])
+def _short(c: Connection) -> tuple[str, ...]:
+    sent = (f"{side}_sent_bytes" for side in ("client", "server"))
+    state = f"leaving ({c['reason']})" if c["leaving"] else "accelerated"
+    carried = (table.size(c[key]) if key in c else "?" for key in sent)
+    return (*carried, table.size(both(c, "unread_bytes")), state)
 
 
-def _carried(c: Connection, side: str) -> str:
-    if f"{side}_sent_bytes" not in c:
-        return "?"
-    carried = f"{render.bytes_(c[f'{side}_sent_bytes'])}/{c[f'{side}_sent_messages']}"
-    tcp = c[f"{side}_tcp_bytes"]
-    return carried + (f"+{render.bytes_(tcp)} by TCP" if tcp else "")
+def _wide(c: Connection) -> tuple[str, ...]:
+    units = sorted({c.get("client_unit", ""), c.get("server_unit", "")} - {""})
+    carried = (
+        str(c.get(f"{side}_sent_{what}", "?"))
+        for side in ("client", "server")
+        for what in ("bytes", "messages")
+    )
+    return (
+        *_head(c)[:4],
+        ",".join(units) or "-",
+        _head(c)[5],
+        c.get("accepted_at", "-"),
+        *carried,
+        str(both(c, "tcp_bytes")),
+        str(both(c, "unread_bytes")),
+        f"leaving ({c['reason']})" if c["leaving"] else "accelerated",
+    )

@@ -47,6 +47,8 @@ def scope(scope: dict[str, Any], units: dict[str, str]) -> str:
         words += " in " + ", ".join(names)
     else:
         words += f" in cgroup {scope['cgroup']}"
+    if scope["exclude_units"]:
+        words += ", except " + ", ".join(scope["exclude_units"])
     if scope["exclude_cgroups"]:
         words += ", except cgroup " + ", ".join(scope["exclude_cgroups"])
     if scope["only_ports"]:
@@ -54,6 +56,24 @@ def scope(scope: dict[str, Any], units: dict[str, str]) -> str:
     if scope["exclude_ports"]:
         words += ", except port " + ", ".join(map(str, scope["exclude_ports"]))
     return words
+
+
+def sources(sources: dict[str, str]) -> str:
+    """Which keys of a scope come from options, and which from the file; empty if all are defaults.
+
+    E.g. 'From options: units; from the file: cgroup; from both: exclude_ports'.
+    """
+    words = {
+        "option": "options",
+        "file": "the file",
+        "file+option": "the file and options",
+        "default+option": "the defaults and options",
+    }
+    parts = []
+    for source, name in words.items():
+        if keys := [key for key, value in sources.items() if value == source]:
+            parts.append(f"from {name}: {', '.join(keys)}")
+    return "; ".join(parts).capitalize() if parts else ""
 
 
 def bytes_(count: int) -> str:
@@ -84,14 +104,17 @@ def share(stats: dict[str, int]) -> str:
 
 
 def kernel(summary: dict[str, Any]) -> str:
-    """How it passed its check, e.g. '6.12.75, 13 checks pass, 2 warn'."""
-    counts = [
-        f"{summary[key]} {'' if words else 'checks '}{verb}"
-        for words, (key, verb) in enumerate(
-            (("passed", "pass"), ("warned", "warn"), ("failed", "fail"))
-        )
-        if summary[key] or not words
-    ]
+    """How it passed its check, e.g. '6.12.75, 13 checks pass, 1 warn, 2 notes'."""
+    noted = summary["noted"]
+    counts = [f"{summary['passed']} checks pass"]
+    if warned := summary["warned"] - noted:
+        counts.append(f"{warned} warn")
+    if noted:
+        counts.append("1 note" if noted == 1 else f"{noted} notes")
+    if summary["failed"]:
+        counts.append(f"{summary['failed']} fail")
+    if warned or summary["failed"]:
+        counts[-1] += " (sockredirctl check)"
     if not summary["checked"]:
         counts = ["not tried yet (sockredirctl check)"]
     return ", ".join([summary["release"], *counts])
@@ -111,15 +134,25 @@ def _reasons(kind: str, stats: dict[str, int]) -> str:
     return f"{kind.capitalize():>12}: {stats[f'{kind}_connections']:,}{detail}"
 
 
+def _kept(from_where: dict[str, str]) -> str:
+    """Where the scope comes from, and how long options last."""
+    words = sources(from_where)
+    if any("option" in source for source in from_where.values()):
+        words += " (options last until disable)"
+    return words
+
+
 def status(properties: dict[str, Any], stats: dict[str, int], now: float, width: int) -> str:
     """At most `width` columns, but for words that are longer."""
     since = datetime.fromtimestamp(properties["Since"] / 1e6).astimezone()
     ago = duration(max(now - since.timestamp(), 0))
+    from_where = _kept(properties["Sources"])
     lines = [
         f"sockredird {properties['Version']} - same-host TCP acceleration",
         f"       State: {properties['State']} since {since:%a %Y-%m-%d %H:%M:%S %Z}; {ago} ago",
         *([f"     Problem: {properties['Problem']}"] if properties["Problem"] else []),
         f"       Scope: {scope(properties['Scope'], properties['Units'])}",
+        *([f"              {from_where}"] if from_where else []),
         f"      Kernel: {kernel(properties['Kernel'])}",
         f" Connections: {stats['active_connections']:,} accelerated now, "
         f"{stats['accelerated_connections']:,} in all "

@@ -26,7 +26,23 @@ async def run(client: Client, arguments: argparse.Namespace) -> None:
         if event["event"] != "dropped":
             print(line(render.printable(event), offset), flush=True)
 
-    await client.events(show)
+    async def begun() -> None:
+        properties = await client.properties()
+        # in a pipe only where nothing will come
+        if not arguments.json and (sys.stderr.isatty() or properties["State"] != "enabled"):
+            print(_awaited(properties), file=sys.stderr, flush=True)
+
+    await client.events(show, begun)
+
+
+def _awaited(properties: dict[str, Any]) -> str:
+    if properties["State"] == "enabled":
+        scope = render.scope(properties["Scope"], properties["Units"])
+        return f"waiting for {scope}; Ctrl-C ends this"
+    return (
+        f"acceleration is {properties['State']}: no new connection is seen until it is enabled; "
+        "Ctrl-C ends this"
+    )
 
 
 def line(event: dict[str, Any], offset: float) -> str:

@@ -23,6 +23,7 @@ from sockredird.errors import (
     printable,
 )
 from sockredird.kernel import capabilities
+from sockredird.service import once
 from sockredird.service.daemon import Daemon
 
 # sysexits(3): systemd does not restart after 77 and 78, which need a person
@@ -79,6 +80,25 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--log-level", choices=["debug", "info", "warning", "error"], default="info"
     )
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument(
+        "--check-config",
+        type=Path,
+        nargs="?",
+        const=config.DEFAULT_PATH,
+        metavar="FILE",
+        help="check the configuration, say what is wrong with it, and exit",
+    )
+    instead.add_argument(
+        "--disable",
+        action="store_true",
+        help="while no daemon runs: end acceleration that is pinned or remembered, and exit",
+    )
+    instead.add_argument(
+        "--restore",
+        action="store_true",
+        help="early in the boot: restore acceleration that was enabled, and exit",
+    )
     parser.add_argument("--version", action="version", version=f"sockredird {__version__}")
     return parser
 
@@ -87,24 +107,50 @@ async def _serve(settings: config.Config, path: Path, required: bool) -> None:
     await Daemon(settings, path, required).run()
 
 
+def _run(file: Path | None) -> None:
+    path = file or config.DEFAULT_PATH
+    settings = config.load(path, required=file is not None)
+    _require_root()
+    check_bpffs(Path(settings.paths.bpffs))
+    asyncio.run(_serve(settings, path, file is not None))
+
+
+def _in_words(error: OSError) -> str:
+    if error.errno == errno.EPERM:
+        return (
+            "the kernel does not permit it: sockredird needs the capabilities "
+            f"{', '.join(capabilities.NEEDED)}, and a kernel that is not locked down"
+        )
+    return error.strerror or str(error)
+
+
+def _require_root() -> None:
+    if os.geteuid() != 0:
+        raise AccessDenied(f"sockredird needs root ({', '.join(capabilities.NEEDED)}): try sudo")
+
+
 def main() -> int:
     arguments = _parser().parse_args()
     _set_up_logging(arguments.log_level)
     try:
-        path = arguments.config or config.DEFAULT_PATH
-        required = arguments.config is not None
-        settings = config.load(path, required=required)
-        if os.geteuid() != 0:
-            raise AccessDenied(
-                f"sockredird needs root ({', '.join(capabilities.NEEDED)}): try sudo"
-            )
-        check_bpffs(Path(settings.paths.bpffs))
-        asyncio.run(_serve(settings, path, required))
+        if arguments.check_config is not None:
+            file = arguments.check_config
+            config.load(file, required=file != config.DEFAULT_PATH)
+        elif arguments.disable:
+            _require_root()
+            once.disable(config.load_paths(arguments.config or config.DEFAULT_PATH))
+        elif arguments.restore:
+            _require_root()
+            file = arguments.config or config.DEFAULT_PATH
+            once.restore(config.load(file, required=arguments.config is not None))
+        else:
+            _run(arguments.config)
     except SockredirError as error:
         logging.getLogger("sockredird").error("%s", error)
         return next((s for kind, s in EXIT_STATUS.items() if isinstance(error, kind)), 1)
     except OSError as error:
-        logging.getLogger("sockredird").error("cannot start: %s", error)
+        what = f"{error.filename}: " if error.filename else ""
+        logging.getLogger("sockredird").error("cannot start: %s%s", what, _in_words(error))
         return os.EX_NOPERM if error.errno == errno.EPERM else 1
     return 0
 

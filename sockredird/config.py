@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import re
 import tomllib
+from collections.abc import Iterator
+from contextlib import suppress
+from difflib import get_close_matches
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,8 +20,13 @@ from sockredird.kernel.cgroup import components
 
 DEFAULT_PATH = Path("/etc/sockredird/sockredird.toml")
 
-_UNIT = r"^[A-Za-z0-9:_.\\@-]{1,247}\.(service|scope|slice|socket|mount|swap)$"  # with a cgroup
-_PATTERN = "regex" if pydantic.VERSION.startswith("1.") else "pattern"
+_HEADER = re.compile(r"\s*\[+([^\]]*)\]")
+_ASSIGNMENT = re.compile(r"\s*([\w.\-\s\"']+?)\s*=")
+_KINDS = "service|scope|slice|socket|mount|swap"  # of units, with a cgroup
+_UNIT = rf"^[A-Za-z0-9:_.\\@-]{{1,247}}\.({_KINDS})$"
+_KIND = re.compile(rf"\.({_KINDS}|target|timer|path|device|automount)$")
+_VERSION_1 = pydantic.VERSION.startswith("1.")
+_PATTERN = "regex" if _VERSION_1 else "pattern"
 # Class keywords and con*() are what pydantic 1.10 and 2.x both take without a warning. Everything
 # is strict: a port given as "80" is a mistake, not a port.
 if TYPE_CHECKING:
@@ -55,6 +65,7 @@ class Scope(BaseModel, extra="forbid", frozen=True):
     only_ports: list[Port] = []
     exclude_cgroups: list[Text] = []
     blocking_readers: Literal["tcp", "accelerate"] = "tcp"
+    exclude_units: list[Unit] = []
 
     def ports(self) -> frozenset[int]:
         """Listening ports whose connections are in scope."""
@@ -63,6 +74,11 @@ class Scope(BaseModel, extra="forbid", frozen=True):
 
     def as_dict(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in Scope.__annotations__}
+
+    def given(self) -> frozenset[str]:
+        """The keys that were set, and did not get their defaults."""
+        given: set[str] = getattr(self, "__fields_set__" if _VERSION_1 else "model_fields_set")
+        return frozenset(given)
 
 
 class Limits(BaseModel, extra="forbid", frozen=True):
@@ -86,7 +102,7 @@ class Metrics(BaseModel, extra="forbid", frozen=True):
 
 
 class Learning(BaseModel, extra="forbid", frozen=True):
-    """`unprofitable`: leave listeners alone that acceleration does no good."""
+    """`unprofitable`: leave listeners on TCP whose connections gain nothing."""
 
     unprofitable: Switch = True
 
@@ -99,7 +115,7 @@ class Config(BaseModel, extra="forbid", frozen=True):
     learning: Learning = Learning()
 
 
-_SECTIONS: dict[str, type[BaseModel]] = {
+_TABLES: dict[str, type[BaseModel]] = {
     "scope": Scope,
     "limits": Limits,
     "paths": Paths,
@@ -107,49 +123,98 @@ _SECTIONS: dict[str, type[BaseModel]] = {
     "learning": Learning,
 }
 
+# What each key has to be, in an error. pydantic's own words are about types and patterns.
+_PORTS = "a list of ports, whole numbers from 1 to 65535"
+_UNITS = f'a list of systemd units ({_KINDS.replace("|", ", ")}), like ["redis-server.service"]'
+_ABSOLUTE = "an absolute path below the root"
+EXPECTED = {
+    "scope.cgroup": 'the path of a cgroup, like "/system.slice"',
+    "scope.units": _UNITS,
+    "scope.addresses": '"loopback", "host" or "any"',
+    "scope.exclude_ports": _PORTS,
+    "scope.only_ports": _PORTS,
+    "scope.exclude_cgroups": 'a list of paths of cgroups, like ["/user.slice"]',
+    "scope.exclude_units": _UNITS,
+    "scope.blocking_readers": '"tcp" or "accelerate"',
+    "limits.max_connections": "a whole number from 1 to 1000000",
+    "limits.window_bytes": "a whole number of bytes, from 4096 to 1073741824",
+    "limits.memory_bytes": "a whole number of bytes, 0 for a thirty-second of the memory",
+    "limits.revalidate_s": "a number of seconds, from 0.1 to 3600",
+    "limits.drain_timeout_s": "a number of seconds, from 0 to 3600",
+    "paths.bpffs": _ABSOLUTE,
+    "paths.state": _ABSOLUTE,
+    "paths.runtime": _ABSOLUTE,
+    "metrics.listen": '"unix:/PATH", or a loopback address and port, like "127.0.0.1:9109"',
+    "learning.unprofitable": "true or false",
+}
+_SHOWN = 60  # characters of a wrong value
+Mistake = tuple[str, str]  # a key, like scope.units, or a table; what is wrong with it
+
 
 def load(path: Path, *, required: bool = False) -> Config:
     """Reads a configuration; without the file (and unless `required`) all defaults.
 
-    Raises InvalidConfig naming the file, the key and what is wrong with it.
+    Raises InvalidConfig naming the file, the line, the key and what is wrong with it.
     """
     try:
-        with path.open("rb") as file:
-            data = tomllib.load(file)
+        text = path.read_bytes().decode()
+        data = tomllib.loads(text)
     except FileNotFoundError as error:
         if not required:
             return Config()
         raise InvalidConfig(f"{path}: no such file") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidConfig(f"{path}: cannot be read: {error}") from error
+    except OSError as error:
+        raise InvalidConfig(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InvalidConfig(f"{path}: cannot be read: it is not UTF-8 text") from error
     except (ValueError, RecursionError) as error:  # tomllib's own, and what it lets through
-        raise InvalidConfig(f"{path}: not valid TOML: {error}") from error
-    try:
-        return _check(data)
-    except ValidationError as error:
-        raise InvalidConfig(f"{path}: {_explain(error)}") from error
-    except InvalidConfig as error:
-        raise InvalidConfig(f"{path}: {error}") from error
+        raise InvalidConfig(f"{path}: {_not_toml(error)}") from error
+    if mistakes := _mistakes(data):
+        found = [(_line(text, key), f"{key}: {words}") for key, words in mistakes]
+        told = (f"line {line}: {words}" if line else words for line, words in sorted(found))
+        raise InvalidConfig(f"{path}: {'; '.join(told)}")
+    return Config(**data)
 
 
-def _check(data: dict[str, Any]) -> Config:
-    """Raises ValidationError or InvalidConfig."""
-    _known(Config, data, "")
-    for name, section in data.items():
-        if not isinstance(section, dict):
-            raise InvalidConfig(f"{name}: not a table")
-        _known(_SECTIONS[name], section, f"{name}.")
-    config = Config(**data)
-    for name in Paths.__annotations__:
-        if not Path(getattr(config.paths, name)).is_absolute():
-            raise InvalidConfig(f"paths.{name}: not an absolute path")
-    for cgroup in config.scope.exclude_cgroups:
-        components(cgroup)
-    try:
-        listen_address(config.metrics.listen)
-    except ValueError as error:
-        raise InvalidConfig(f"metrics.listen: {error}") from error
-    return config
+def load_paths(path: Path) -> Config:
+    """The file's [paths] and [limits] where they are valid, and defaults for the rest.
+
+    For what has to work with a file that has a mistake somewhere. Raises nothing.
+    """
+    with suppress(InvalidConfig):
+        return load(path)
+    valid: dict[str, Any] = {}
+    with suppress(OSError, ValueError, RecursionError), path.open("rb") as file:
+        data = tomllib.load(file)
+        for name in ("paths", "limits"):
+            if name in data and not _mistakes({name: data[name]}):
+                valid[name] = data[name]
+    return Config(**valid)
+
+
+def override_scope(scope: Scope, keys: dict[str, Any]) -> Scope:
+    """`scope` with some keys replaced, as EnableWith() takes them. Raises InvalidConfig.
+
+    A list whose key has `add_` before it is added to that of `scope`.
+    """
+    added = {
+        key.removeprefix("add_"): value for key, value in keys.items() if key.startswith("add_")
+    }
+    replaced = {key: value for key, value in keys.items() if not key.startswith("add_")}
+    for part in (replaced, added):
+        if mistakes := _mistakes({"scope": part}):
+            raise InvalidConfig("; ".join(f"{key}: {words}" for key, words in mistakes))
+    values = {**scope.as_dict(), **replaced}
+    for key, more in added.items():
+        if not isinstance(values[key], list):
+            raise InvalidConfig(f"scope.{key}: nothing can be added to it: it is no list")
+        values[key] = list(dict.fromkeys([*values[key], *more]))
+    return Scope(**_with_suffixes(values))
+
+
+def unit_name(name: str) -> str:
+    """With .service, where no kind of unit is named: as systemctl(1) takes names."""
+    return name if _KIND.search(name) else f"{name}.service"
 
 
 def listen_address(listen: str) -> Path | tuple[str, int] | None:
@@ -172,28 +237,104 @@ def listen_address(listen: str) -> Path | tuple[str, int] | None:
     return host, int(port)
 
 
-def _known(model: type[BaseModel], data: dict[str, Any], prefix: str) -> None:
-    """pydantic refuses unknown keys, too, but some are arguments of its own."""
-    for key in data:
-        if key not in model.__annotations__:
-            raise InvalidConfig(f"{prefix}{key}: no such key")
-
-
-def override_scope(scope: Scope, keys: dict[str, Any]) -> Scope:
-    """`scope` with some keys replaced, as EnableWith() takes them. Raises InvalidConfig."""
-    _known(Scope, keys, "scope.")
+def _mistakes(data: dict[str, Any]) -> list[Mistake]:
+    """Of a whole file; puts the suffixes of units into `data`."""
+    if found := list(_unknown(data)):
+        return found
+    if isinstance(data.get("scope"), dict):
+        data["scope"] = _with_suffixes(data["scope"])
     try:
-        result = Scope(**{**scope.as_dict(), **keys})
+        config = Config(**data)
     except ValidationError as error:
-        raise InvalidConfig(f"scope: {_explain(error)}") from error
-    for cgroup in result.exclude_cgroups:
-        components(cgroup)
-    return result
+        return _refused(error, data)
+    except RecursionError:
+        return [("scope", "is nested too deeply")]
+    return list(_unusable(config))
 
 
-def _explain(error: ValidationError) -> str:
-    """One line for all mistakes; the wording of both pydantic versions is fit for users."""
-    return "; ".join(
-        f"{'.'.join(str(part) for part in mistake['loc'])}: {mistake['msg']}"
-        for mistake in error.errors()
-    )
+def _unknown(data: dict[str, Any]) -> Iterator[Mistake]:
+    """pydantic refuses unknown keys, too, but some are arguments of its own."""
+    for name, table in data.items():
+        if name not in _TABLES:
+            yield name, f"no such table; there are {', '.join(_TABLES)}"
+        elif not isinstance(table, dict):
+            yield name, f"is a table: [{name}]"
+        else:
+            keys = _TABLES[name].__annotations__
+            for key in table.keys() - keys.keys():
+                near = get_close_matches(key, keys, 2) or [k for k in keys if key in k]
+                hint = f"did you mean {' or '.join(near)}?" if near else "see sockredird.toml(5)"
+                yield f"{name}.{key}", f"no such key; {hint}"
+
+
+def _refused(error: ValidationError, data: dict[str, Any]) -> list[Mistake]:
+    """A mistake for each key, whatever pydantic has to say of it."""
+    found: dict[str, str] = {}
+    for mistake in error.errors():
+        table, key, *more = mistake["loc"]
+        value = data[str(table)][str(key)]
+        if more and isinstance(more[0], int) and isinstance(value, list):
+            value = value[more[0]]
+        name = f"{table}.{key}"
+        found.setdefault(name, f"must be {EXPECTED[name]}, not {_shown(value)}")
+    return list(found.items())
+
+
+def _unusable(config: Config) -> Iterator[Mistake]:
+    for name in Paths.__annotations__:
+        path = getattr(config.paths, name)
+        if not Path(path).is_absolute() or "\0" in path:
+            yield f"paths.{name}", f"must be {_ABSOLUTE}, not {_shown(path)}"
+    if "\0" in config.scope.cgroup:
+        yield "scope.cgroup", f"must be {EXPECTED['scope.cgroup']}"
+    for cgroup in config.scope.exclude_cgroups:
+        try:
+            components(cgroup)
+        except InvalidConfig as error:
+            yield "scope.exclude_cgroups", str(error).removeprefix("scope.exclude_cgroups: ")
+    try:
+        listen_address(config.metrics.listen)
+    except ValueError:
+        expected = EXPECTED["metrics.listen"]
+        yield "metrics.listen", f"must be {expected}, not {_shown(config.metrics.listen)}"
+
+
+def _with_suffixes(scope: dict[str, Any]) -> dict[str, Any]:
+    named = dict(scope)
+    for key in ("units", "exclude_units"):
+        if isinstance(named.get(key), list):
+            named[key] = [unit_name(x) if isinstance(x, str) else x for x in named[key]]
+    return named
+
+
+def _shown(value: Any) -> str:
+    # what JSON does not know are TOML's dates, and D-Bus's Variants in a list
+    text = json.dumps(value, default=lambda x: getattr(x, "value", str(x)), ensure_ascii=False)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
+
+
+def _not_toml(error: Exception) -> str:
+    if not isinstance(error, tomllib.TOMLDecodeError):
+        return "not valid TOML: a number is too long, or something is nested too deeply"
+    what, _, where = str(error).removesuffix(")").partition(" (at ")
+    return f"{where}: not valid TOML: {what}" if where else f"not valid TOML: {what}"
+
+
+def _line(text: str, key: str) -> int:
+    """The line that sets a key, or begins a table; 0 if it is not found."""
+    table = ""
+    for number, line in enumerate(text.splitlines(), 1):
+        if header := _HEADER.match(line):
+            found = table = _plain(header[1])
+        elif assignment := _ASSIGNMENT.match(line):
+            found = f"{table}.{_plain(assignment[1])}".removeprefix(".")
+        else:
+            continue
+        # `scope = {units = 1}` sets scope.units, and [limits.window_bytes] is no number
+        if found == key or (key.startswith(f"{found}.") and found != table):
+            return number
+    return 0
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s\"']", "", name)

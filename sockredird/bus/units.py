@@ -1,21 +1,25 @@
-"""The cgroups of systemd units, and being told when they change: org.freedesktop.systemd1(5).
+"""The cgroups of systemd units, which units are meant, and being told when they change.
 
 A unit's cgroup is made when it starts and removed when it has stopped; the next start makes
-another. systemd tells on the bus, so nothing here polls.
+another. systemd tells on the bus, so nothing here polls: org.freedesktop.systemd1(5).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from difflib import get_close_matches
+from typing import Any
 
 from dbus_next import DBusError, Message, MessageType
 from dbus_next.aio import MessageBus
 
 from sockredird.bus import calls
 from sockredird.errors import InvalidConfig
+from sockredird.kernel import cgroup
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +27,8 @@ SYSTEMD = "org.freedesktop.systemd1"
 _MANAGER = "org.freedesktop.systemd1.Manager"
 _PROPERTIES = "org.freedesktop.DBus.Properties"
 _PATH = "/org/freedesktop/systemd1"
+_SUGGESTED = 3
+_HAS_CGROUP = re.compile(r"\.(service|scope|socket|mount|swap)$")
 
 
 def _state_rule(path: str) -> str:
@@ -33,6 +39,42 @@ def _state_rule(path: str) -> str:
 
 
 _OWNER_RULE = calls.departure_rule(SYSTEMD)
+
+
+@contextmanager
+def _answering(key: str, instead: str) -> Iterator[None]:
+    """Turns systemd's silence, and its errors, into InvalidConfig."""
+    try:
+        yield
+    except (DBusError, TimeoutError, OSError) as error:
+        words = str(error) or "no answer"
+        raise InvalidConfig(
+            f"scope.{key}: systemd does not say where the units are ({words}): "
+            f"choose by scope.{instead}"
+        ) from error
+
+
+def _meant(units: Sequence[str]) -> str:
+    return f"; did you mean {' or '.join(units[:_SUGGESTED])}?" if units else ""
+
+
+def _slice_path(name: str) -> str:
+    """Where a slice's cgroup is: a-b.slice is in a.slice, systemd.slice(5)."""
+    if name == "-.slice":
+        return ""
+    parts = name.removesuffix(".slice").split("-")
+    return "".join(f"/{'-'.join(parts[: end + 1])}.slice" for end in range(len(parts)))
+
+
+def populated(path: str) -> bool:
+    """Whether a process runs in a cgroup or below, named as in /proc/PID/cgroup."""
+    if not path:
+        return False
+    try:
+        events = (cgroup.directory(path) / "cgroup.events").read_text()
+    except OSError:
+        return False
+    return "populated 1" in events.splitlines()
 
 
 class Units:
@@ -68,16 +110,81 @@ class Units:
                 await self._listen(set())
             self._followed = set()
             return {}
-        try:
+        with _answering("units", "cgroup"):
             paths = {unit: str(await self._ask("LoadUnit", unit)) for unit in units}
             if self._followed != {*paths.values()}:
                 await self._listen({*paths.values()})
             return {unit: await self._cgroup(unit, path) for unit, path in paths.items()}
-        except (DBusError, TimeoutError, OSError) as error:
+
+    async def places(self, units: Sequence[str]) -> dict[str, str]:
+        """The cgroup that each unit has, or will have when it starts, as in /proc/PID/cgroup.
+
+        Raises InvalidConfig if systemd does not answer.
+        """
+        with _answering("exclude_units", "exclude_cgroups"):
+            return {unit: await self._place(unit) for unit in units}
+
+    async def resolve(
+        self, units: Sequence[str], *, wait: bool = False, running: bool = True
+    ) -> list[str]:
+        """Their own names, for those of aliases.
+
+        Raises InvalidConfig with what may be meant if there is no such unit, or nothing runs in it;
+        with `wait` it may be missing, and without `running` it may be stopped.
+        """
+        with _answering("units", "cgroup"):
+            return [await self._resolve(unit, wait=wait, running=running) for unit in units]
+
+    async def _resolve(self, unit: str, *, wait: bool, running: bool) -> str:
+        if "@." in unit:
+            instances = await self._running(unit.partition("@")[0] + "@")
             raise InvalidConfig(
-                f"scope.units: systemd does not say where the units are ({error}): "
-                "choose by scope.cgroup"
-            ) from error
+                f"{unit} is a template, and no unit that runs: name an instance{_meant(instances)}"
+            )
+        path = str(await self._ask("LoadUnit", unit))
+        found = await self._properties(path, "Unit")
+        loaded, active, sub = (found[name] for name in ("LoadState", "ActiveState", "SubState"))
+        if wait:
+            return str(found["Id"])
+        stem = unit.rpartition(".")[0].partition("@")[0]
+        if loaded != "loaded":
+            names = await self._running("")
+            near = [name for name in names if name.startswith(stem)]
+            near = near or get_close_matches(unit, names, _SUGGESTED)
+            what = {"not-found": "there is no unit", "masked": "masked:"}.get(loaded, f"{loaded}:")
+            raise InvalidConfig(f"{what} {unit}{_meant(near)}, or --wait for it")
+        if not running or populated(await self._cgroup(unit, path)):
+            return str(found["Id"])
+        near = [name for name in await self._running(stem) if name != unit]
+        if active == "active":
+            raise InvalidConfig(f"{unit} is active ({sub}) and has no processes{_meant(near)}")
+        raise InvalidConfig(
+            f"{unit} does not run ({active}){_meant(near)}: start it, or --wait for it"
+        )
+
+    async def _running(self, start: str) -> list[str]:
+        """Units with processes whose names start so."""
+        units = await self._ask("ListUnits")
+        assert isinstance(units, list)
+        # a(ssssssouso): name, description, load, active and sub state, and more
+        return sorted(
+            unit[0]
+            for unit in units
+            if unit[4] == "running" and unit[0].startswith(start) and _HAS_CGROUP.search(unit[0])
+        )
+
+    async def _place(self, unit: str) -> str:
+        path = str(await self._ask("LoadUnit", unit))
+        if place := await self._cgroup(unit, path):
+            return place
+        if unit.endswith(".slice"):
+            return _slice_path(unit)
+        kind = unit.rpartition(".")[2].capitalize()
+        own = str((await self._properties(path, "Unit"))["Id"])
+        above = _slice_path(
+            str((await self._properties(path, kind)).get("Slice") or "system.slice")
+        )
+        return f"{above}/{own}"
 
     async def _listen(self, paths: set[str]) -> None:
         bus = self._connected()
@@ -101,6 +208,18 @@ class Units:
         except DBusError as error:
             if error.type != f"{SYSTEMD}.AlreadySubscribed":
                 raise
+
+    async def _properties(self, path: str, kind: str) -> dict[str, Any]:
+        message = Message(
+            destination=SYSTEMD,
+            path=path,
+            interface=_PROPERTIES,
+            member="GetAll",
+            signature="s",
+            body=[f"{SYSTEMD}.{kind}"],
+        )
+        (values,) = await calls.call(self._connected(), message)
+        return {name: value.value for name, value in values.items()}
 
     async def _cgroup(self, unit: str, path: str) -> str:
         kind = unit.rpartition(".")[2].capitalize()

@@ -6,11 +6,12 @@ This module only looks, and its looking loads no kernel module.
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from ctypes import byref, c_uint32
 from pathlib import Path
 
@@ -51,16 +52,34 @@ def _listeners(candidate: Generation | None) -> Finding:
     if candidate is None:
         return Finding("listeners", WARN, "not tried: it takes a datapath to see who listens")
     found, unknown = splicers.find(candidate)
-    rest = f" ({unknown} programs could not be looked at)" if unknown else ""
+    rest = f"; {_count(unknown, 'program')} could not be looked at" if unknown else ""
+    names = [f"{process.comm}[{process.pid}]" for process in unknown]
+    unseen = f"not looked at: {some(names)}" if names else ""
     if not found:
-        return Finding("listeners", PASS, f"no program that listens is known to splice(2){rest}")
+        detail = f"no program that listens is known to splice(2){rest}"
+        return Finding("listeners", PASS, detail, unseen)
     return Finding(
         "listeners",
         WARN,
-        f"programs that listen: {len(found)} may splice(2) from connections, which finds nothing "
-        f"on accelerated ones: leave proxies out of scope{rest}",
-        some(list(map(str, found))),
+        f"{_count(found, 'listening program')} on this host may splice(2) from connections, which "
+        f"accelerated connections do not support: leave out those that are proxies{rest}",
+        "; ".join(filter(None, [some(list(map(str, found))), unseen])),
+        _leave_out(found),
     )
+
+
+def _count(items: Sequence[object], what: str) -> str:
+    return f"{len(items)} {what}{'s' if len(items) > 1 else ''}"
+
+
+def _leave_out(found: list[splicers.Splicer]) -> str:
+    """By unit, or else by port: in the file, as an option would replace those given before."""
+    units = sorted({unit for one in found if (unit := splicers.unit(one.process))})
+    rest = [one for one in found if not splicers.unit(one.process)]
+    ports = sorted({port for one in rest for port in one.ports})
+    keys = [f"exclude_units = {json.dumps(units)}"] if units else []
+    keys += [f"exclude_ports with {', '.join(map(str, ports))} added"] if ports else []
+    return f"in [scope] of sockredird.toml: {', '.join(keys)}; then sockredirctl reload"
 
 
 def _other_programs(ours: frozenset[int]) -> Finding:
@@ -78,6 +97,7 @@ def _other_programs(ours: frozenset[int]) -> Finding:
         f"other sock_ops or sk_msg programs: {len(others)}{unseen}; a socket that one of them puts "
         "on its own sockmap first stays on TCP",
         some(others),
+        "bpftool cgroup tree; bpftool prog show",
     )
 
 
@@ -119,7 +139,8 @@ def receive_steering(interface: Path) -> Finding:
         "rps",
         WARN,
         "Receive Packet Steering is on for lo: first messages overtake handshakes, and their "
-        "connections stay on TCP (early_data); write 0 to queues/rx-*/rps_cpus of lo",
+        "connections stay on TCP (early_data)",
+        advice="for f in /sys/class/net/lo/queues/rx-*/rps_cpus; do echo 0 > $f; done",
     )
 
 

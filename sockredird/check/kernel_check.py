@@ -117,6 +117,7 @@ class KernelCheck:
             "release": os.uname().release,
             "passed": counts[PASS],
             "warned": counts[WARN],
+            "noted": sum(finding.note for finding in self.kernel),
             "failed": counts[FAIL],
             "checked": self.when,
         }

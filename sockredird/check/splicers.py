@@ -37,8 +37,8 @@ class Splicer:
         return f"{self.process.comm}[{self.process.pid}] on port {ports} ({self.what})"
 
 
-def find(candidate: Generation) -> tuple[list[Splicer], int]:
-    """Such listeners in this network namespace, and how many programs could not be looked at.
+def find(candidate: Generation) -> tuple[list[Splicer], list[Process]]:
+    """Such listeners in this network namespace, and the programs that could not be looked at.
 
     The iterator of any generation shows who has a socket open. To read /proc/PID/fd would take
     capabilities.
@@ -47,14 +47,24 @@ def find(candidate: Generation) -> tuple[list[Splicer], int]:
     ports: dict[Process, set[int]] = {}
     for inode, process in owners.find(candidate, set(listening)).items():
         ports.setdefault(process, set()).add(listening[inode])
-    found, unknown = [], 0
+    found, unknown = [], []
     for process in sorted(ports, key=lambda p: p.pid):
         what = likely(process)
         if what is None:
-            unknown += 1
+            unknown.append(process)
         elif what:
             found.append(Splicer(process, tuple(sorted(ports[process])), what))
     return found, unknown
+
+
+def unit(process: Process) -> str:
+    """The systemd unit it runs in; empty if in none, or if it has ended."""
+    try:
+        lines = Path(f"/proc/{process.pid}/cgroup").read_text().splitlines()
+    except OSError:
+        return ""
+    path = next((line.partition("::")[2] for line in lines if line.startswith("0::")), "")
+    return next((part for part in path.split("/") if part.endswith((".service", ".scope"))), "")
 
 
 def likely(process: Process) -> str | None:

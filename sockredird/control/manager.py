@@ -75,10 +75,12 @@ class Manager:
         settings: Config,
         changed: Callable[[], None],
         follow: Callable[[Sequence[str]], dict[str, str]] = lambda _units: {},
+        place: Callable[[Sequence[str]], dict[str, str]] = lambda _units: {},
     ) -> None:
         """`changed` is called, in the worker thread, after every change of what is shown.
 
         `follow` is Units.follow(). Whoever owns the Units calls follow_units() on a change.
+        `place` is Units.places().
         """
         self.config = settings
         self.scope = settings.scope
@@ -87,6 +89,7 @@ class Manager:
         self.problem = ""
         self.units: dict[str, str] = {}  # cgroups of the units in scope; empty: it does not run
         self._follow = follow
+        self._place = place
         self.live: Generation | None = None
         self.draining: list[Generation] = []
         self._health = Health()
@@ -103,14 +106,18 @@ class Manager:
 
     # -- start -------------------------------------------------------------------------------
 
-    def start(self) -> None:
+    def start(self, *, restore: bool = True) -> None:
         """Adopts what is pinned, finishes what a crash interrupted, enables if that is remembered.
+
+        Without `restore` it ends what is pinned, and forgets the intent, as disable() does.
 
         Raises LoadFailed or UnsupportedKernel, having changed nothing, if something that is pinned
         is not recognised. If enabling fails, the state is `failed`.
         """
         staging, generations = inventory.scan(self._root)
         sandbox.clear(self._root)
+        if not restore:
+            self._intent.remember(None)
         overrides = self._intent.remembered()
         self._totals.load()
         self._learned.load()
@@ -119,7 +126,7 @@ class Manager:
             discard(directory)
         for generation in generations:
             working = not generation.stopped and (generation.attached or generation.follows_units)
-            if working and self.live is None:
+            if restore and working and self.live is None:
                 self._adopt_live(generation)
             else:
                 generation.stop()
@@ -205,6 +212,19 @@ class Manager:
             self._health.enabled(self.live)
         self._enter(ENABLED)
 
+    def added(self, overrides: dict[str, Any]) -> dict[str, Any]:
+        """With what was given before, if `overrides` do nothing but exclude.
+
+        To exclude something must not accelerate more than before.
+        """
+        if not overrides or not all(key.startswith("add_") for key in overrides):
+            return overrides
+        before = self._intent.remembered() or {}
+        lists = {
+            key: list(dict.fromkeys([*before.get(key, []), *overrides[key]])) for key in overrides
+        }
+        return {**before, **lists}
+
     def disable(self) -> None:
         """Disables. Idempotent.
 
@@ -242,7 +262,7 @@ class Manager:
             cgroups=self._cgroups(scope),
             ports=scope.ports(),
             addresses=scope.addresses,
-            exclude_cgroups=tuple(scope.exclude_cgroups),
+            exclude_cgroups=self._excluded(scope),
             max_connections=self.config.limits.max_connections,
             window_bytes=self.config.limits.window_bytes,
             learn=self.config.learning.unprofitable,
@@ -250,6 +270,11 @@ class Manager:
             memory_bytes=self.config.limits.memory_bytes,
             revalidate_s=float(self.config.limits.revalidate_s),
         )
+
+    def _excluded(self, scope: Scope) -> tuple[str, ...]:
+        """Raises InvalidConfig if there is no systemd to ask."""
+        places = self._place(scope.exclude_units) if scope.exclude_units else {}
+        return (*scope.exclude_cgroups, *places.values())
 
     def _cgroups(self, scope: Scope) -> tuple[Path, ...]:
         """The cgroups in scope now.
@@ -450,10 +475,26 @@ class Manager:
         except OSError as error:
             raise LoadFailed(f"cannot forget: {error}; try again") from error
 
+    def sources(self) -> dict[str, str]:
+        """Where each key of the scope comes from: `option`, `file` or `default`, or two of them."""
+        overrides = self._intent.remembered() or {}
+        given = self.config.scope.given()
+        found = {}
+        for key in self.scope.as_dict():
+            configured = "file" if key in given else "default"
+            added = f"{configured}+option" if f"add_{key}" in overrides else configured
+            found[key] = "option" if key in overrides else added
+        return found
+
     def view(self) -> View:
+        excluded: tuple[str, ...] = tuple(self.scope.exclude_cgroups)
+        with suppress(InvalidConfig):  # systemd does not answer
+            excluded = self._excluded(self.scope)
         return View(
             enabled=self.live is not None,
             scope=self.scope,
+            excluded=excluded,
+            replaced=self.live is not None and self.live.number > 1,
             cgroups=tuple(self.units.values()) if self.scope.units else (self.scope.cgroup,),
             generations=self.generations,
             learned=self._learned,

@@ -264,6 +264,11 @@ class Generation:
         return links.runs(self.directory, "pair")
 
     @property
+    def number(self) -> int:
+        """1 for the first since none was pinned."""
+        return int(self.directory.name.rpartition("-")[2])
+
+    @property
     def stopped(self) -> bool:
         return bool(self._settings.stopped)
 

@@ -191,6 +191,12 @@ def _compile(flags: list[str]) -> Objects:
     return Objects(maps, programs)
 
 
+def is_cached() -> bool:
+    """Whether the programs for this kernel need not be compiled. Raises UnsupportedKernel."""
+    with closing(KernelTypes()) as kernel:
+        return cache.read(_key(_flags(kernel))) is not None
+
+
 def _load(directory: Path, max_connections: int) -> None:
     shapes = map_shapes(max_connections, resource.getpagesize())
     entries = {name: shape.max_entries for name, shape in shapes.items()}

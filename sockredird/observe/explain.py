@@ -39,6 +39,8 @@ class View:
     enabled: bool
     scope: Scope
     cgroups: tuple[str, ...]  # in scope, as in /proc/PID/cgroup
+    excluded: tuple[str, ...]  # of these out of scope: exclude_cgroups, and those of exclude_units
+    replaced: bool  # another datapath was in force before this one, since acceleration was enabled
     generations: list[Generation]
     learned: Learned
 
@@ -70,12 +72,12 @@ class Subject:
 def explain(view: View, keys: dict[str, Any]) -> list[dict[str, Any]]:
     """An answer for each listener and connection that `keys` select. Raises InvalidConfig.
 
-    `keys`: `local` and `remote` (addresses of one connection, in either order), or `pid`, or
-    `port`.
+    `keys`: `local` and `remote` (addresses of one connection, in either order), or `pid`, `pids`,
+    `unit` or `port`.
     """
     asked = view.generations[0] if view.generations else None
     chosen = _chooser(keys, asked)
-    namespace = sockdiag.look(keys.get("pid", 0))
+    namespace = sockdiag.look(keys.get("pid", 0) or next(iter(keys.get("pids", [])), 0))
     learned = {x.port for x in view.learned.entries() if x.netns == namespace.cookie}
     subjects = list(_subjects(namespace, chosen, learned))
     if not subjects and "local" in keys:
@@ -113,6 +115,30 @@ def explain(view: View, keys: dict[str, Any]) -> list[dict[str, Any]]:
         if entry and reason == "learned":
             answer["detail"] += f": {entry.sentence()}"
         answers.append({**member, **answer})
+    return answers + _elsewhere(view, keys, flows)[: MOST - len(answers)]
+
+
+def _elsewhere(view: View, keys: dict[str, Any], seen: set[bytes]) -> list[dict[str, Any]]:
+    """Accelerated connections that are meant and have no socket in the namespace looked at.
+
+    The kernel lists those of all namespaces.
+    """
+    ends: set[str] = set()
+    if "local" in keys:
+        ends = {str(Address.parse(keys[key])) for key in ("local", "remote")}
+    query = listing.Query.of({k: v for k, v in keys.items() if k not in ("local", "remote")})
+    answers = []
+    for flows, member in listing.matching(view.generations, query):
+        places = (
+            {member["client"], member["server"]},
+            {member["client"], member.get("accepted_at")},
+        )
+        if flows & seen or (ends and ends not in places):
+            continue
+        reason = member["reason"]
+        state = "leaving" if member["leaving"] else "accelerated"
+        detail = sentence(reason) if reason else ""
+        answers.append({**member, "kind": "connection", "state": state, "detail": detail})
     return answers
 
 
@@ -135,16 +161,25 @@ def _chooser(keys: dict[str, Any], asked: Generation | None) -> Callable[[Socket
             ends = {Address.parse(local), Address.parse(remote)}
             return lambda s: {s.local, s.remote} == ends
         case {"pid": int(pid), **rest} if not rest:
-            if asked is None:
-                raise InvalidConfig(
-                    "which sockets a process has is not known while acceleration is disabled: "
-                    "name a connection or a port"
-                )
-            inodes = owners.sockets_of(asked, pid)
-            return lambda s: s.inode in inodes
+            return _opened_by(asked, [pid])
+        case {"pids": list(pids), **rest} if not rest:
+            return _opened_by(asked, pids)
+        case {"unit": str(unit), **rest} if not rest and unit:
+            names = Names()
+            return lambda s: listing.in_unit(names.path(s.cgroup), unit)
         case {"port": int(port), **rest} if not rest:
             return lambda s: port in (s.local.port, s.remote.port)
-    raise InvalidConfig("name a connection by local and remote, or a pid, or a port")
+    raise InvalidConfig("name a connection by local and remote, or a pid, a unit, or a port")
+
+
+def _opened_by(asked: Generation | None, pids: list[int]) -> Callable[[Socket], bool]:
+    if asked is None:
+        raise InvalidConfig(
+            "which sockets a process has is not known while acceleration is disabled: "
+            "name a connection, a port or a unit"
+        )
+    inodes = owners.sockets_of(asked, pids)
+    return lambda s: s.inode in inodes
 
 
 def _subjects(
@@ -237,7 +272,7 @@ def _out_of_scope(view: View, sockets: list[Socket], server_port: int, names: Na
     paths = [names.path(s.cgroup) for s in sockets if s.cgroup]
     if not all(_is_below(path, view.cgroups) for path in paths):
         return "cgroup"
-    if any(_is_below(path, view.scope.exclude_cgroups) for path in paths):
+    if any(_is_below(path, view.excluded) for path in paths):
         return "cgroup"
     return ""
 
@@ -288,13 +323,20 @@ def _detail(view: View, subject: Subject, reason: str, names: Names) -> str:
         paths = sorted({names.path(s.cgroup) for s in subject.sockets})
         inside = ", ".join(filter(None, view.cgroups)) or "no unit that runs"
         detail += f": {inside} is in scope"
-        if view.scope.exclude_cgroups:
-            detail += f" except {', '.join(view.scope.exclude_cgroups)}"
+        if view.excluded:
+            detail += f" except {', '.join(view.excluded)}"
         detail += f", the sockets belong to {', '.join(paths)}"
     elif reason == "port":
         only = view.scope.only_ports
-        detail += f": {subject.server.port}, " + (
-            f"and only {', '.join(map(str, only))} are" if only else "see exclude_ports"
+        detail += f": it is {subject.server.port}, and " + (
+            f"only_ports are {', '.join(map(str, only))}"
+            if only and subject.server.port not in only
+            else "exclude_ports has it"
+        )
+    elif reason == "before_enable" and view.replaced:
+        detail = (
+            "it is older than the datapath in force, which took the place of another: the scope "
+            "was changed, or sockredird upgraded"
         )
     elif reason == "ulp":
         found = sorted({s.ulp for s in subject.sockets} - {""})

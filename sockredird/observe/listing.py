@@ -10,11 +10,12 @@ import json
 import os
 import select
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from sockredird.config import unit_name
 from sockredird.datapath.generation import Generation
 from sockredird.errors import Busy, InvalidConfig
 from sockredird.kernel.cgroup import Names
@@ -23,6 +24,7 @@ from sockredird.loader.records import CAUSES, FLOW, MODES, SIDES, Flow, text
 from sockredird.observe import owners
 
 Connection = Any  # struct connection, as header.Record unpacks it
+Listed = tuple[set[bytes], dict[str, Any]]  # struct flow, as either end sees it, and the connection
 
 # If the records of a bucket do not fit into one read(), the kernel writes them again in the next.
 # Buckets are short.
@@ -54,6 +56,7 @@ class Query:
     port: int = 0  # of either end; 0: any
     pid: int = 0  # of a process that has either end open; 0: any
     unit: str = ""  # systemd unit or cgroup of either end; empty: any
+    pids: Sequence[int] = ()  # of processes, one of which has either end open; empty: any
 
     def __post_init__(self) -> None:
         if self.sort not in SORTS:
@@ -61,6 +64,10 @@ class Query:
         for name in ("port", "pid"):
             if not isinstance(getattr(self, name), int):
                 raise InvalidConfig(f"{name} must be a number")
+        if not isinstance(self.unit, str):
+            raise InvalidConfig("unit must be the name of a systemd unit, or the path of a cgroup")
+        if isinstance(self.pids, str) or not all(isinstance(pid, int) for pid in self.pids):
+            raise InvalidConfig("pids must be a list of numbers")
 
     @classmethod
     def of(cls, keys: dict[str, Any]) -> Query:
@@ -70,25 +77,27 @@ class Query:
         return cls(**keys)
 
 
+def in_unit(path: str, unit: str) -> bool:
+    """Whether a cgroup belongs to a systemd unit, or is the one of this path, or below it."""
+    if unit.startswith("/"):
+        return f"{path}/".startswith(unit.rstrip("/") + "/")
+    return unit_name(unit) in path.split("/")
+
+
 def _matcher(
     query: Query, names: Names, generations: list[Generation]
 ) -> Callable[[Connection], bool]:
     # a record names only one of the processes that have a socket open
-    inodes = owners.sockets_of(generations[0], query.pid) if query.pid and generations else set()
-
-    def in_unit(number: int) -> bool:
-        path = names.path(number)
-        return query.unit in (names.unit(number), path) or path.startswith(
-            query.unit.rstrip("/") + "/"
-        )
+    pids = {*query.pids, query.pid} - {0}
+    inodes = owners.sockets_of(generations[0], pids) if pids and generations else set()
 
     def matches(c: Connection) -> bool:
         ports = c.flow.client_port, c.flow.server_port, c.server.port
         if query.port and query.port not in ports:
             return False
-        if query.pid and not inodes & {view.inode for view in c.view}:
+        if pids and not inodes & {view.inode for view in c.view}:
             return False
-        return not query.unit or any(in_unit(view.cgroup) for view in c.view)
+        return not query.unit or any(in_unit(names.path(v.cgroup), query.unit) for v in c.view)
 
     return matches
 
@@ -108,6 +117,10 @@ def _as_server_sees(c: Connection) -> Any:
     if not c.server.netns:
         return c.flow
     return c.flow._replace(server_ip=c.server.ip, netns=c.server.netns, server_port=c.server.port)
+
+
+def _flows(c: Connection) -> set[bytes]:
+    return {FLOW.pack(**seen._asdict()) for seen in (c.flow, _as_server_sees(c))}
 
 
 def describe(c: Connection, names: Names) -> dict[str, Any]:
@@ -179,11 +192,18 @@ def write(generations: list[Generation], query: Query, fd: int) -> None:
             data = data[os.write(fd, data) :]
 
 
+def matching(generations: list[Generation], query: Query) -> Iterator[Listed]:
+    """All of a query, in no order."""
+    names = Names()
+    for c in filter(_matcher(query, names, generations), _read(generations)):
+        yield _flows(c), describe(c, names)
+
+
 def with_flows(generations: list[Generation], flows: set[bytes]) -> dict[bytes, dict[str, Any]]:
     """The accelerated connections among `flows`, by struct flow as either end sees it."""
     names = Names()
     found = {}
     for c in _read(generations):
-        for flow in flows & {FLOW.pack(**seen._asdict()) for seen in (c.flow, _as_server_sees(c))}:
+        for flow in flows & _flows(c):
             found[flow] = describe(c, names)
     return found

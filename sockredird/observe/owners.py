@@ -5,7 +5,7 @@ For a list of connections the iterator in bpf/show/list.c notes this in the kern
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,9 +25,9 @@ def _opened(generation: Generation) -> Iterator[Any]:
         yield from record("opened").iter_unpack(chunk)
 
 
-def sockets_of(generation: Generation, pid: int) -> set[int]:
-    """Inodes of the TCP sockets that a process has open."""
-    return {one.inode for one in _opened(generation) if one.owner.pid == pid}
+def sockets_of(generation: Generation, pids: Collection[int]) -> set[int]:
+    """Inodes of the TCP sockets that processes have open."""
+    return {one.inode for one in _opened(generation) if one.owner.pid in pids}
 
 
 def find(generation: Generation, inodes: set[int]) -> dict[int, Process]:

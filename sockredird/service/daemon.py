@@ -24,7 +24,7 @@ from sockredird.config import Config
 from sockredird.control.manager import DRAINING, Manager
 from sockredird.datapath import inventory
 from sockredird.datapath.generation import Generation
-from sockredird.errors import BusUnavailable, SockredirError, printable
+from sockredird.errors import BusUnavailable, InvalidConfig, SockredirError, printable
 from sockredird.kernel import addresses
 from sockredird.loader.records import REQUEST_LEARNED, REQUEST_ULP
 from sockredird.observe import explain, listing
@@ -50,6 +50,7 @@ SCOPE_SIGNATURES = {
     "only_ports": "au",
     "exclude_cgroups": "as",
     "blocking_readers": "s",
+    "exclude_units": "as",
 }
 
 _Result = TypeVar("_Result")
@@ -65,7 +66,7 @@ class Daemon:
         self._loop = asyncio.get_running_loop()
         self._worker = Worker()
         self._units = Units(lambda: self._spawn(self._worker.run(self._manager.follow_units)))
-        self._manager = Manager(settings, self._changed, self._follow_units)
+        self._manager = Manager(settings, self._changed, self._follow_units, self._place_units)
         self._service = Service()
         self._stopping = asyncio.Event()
         self._bus: MessageBus
@@ -112,7 +113,7 @@ class Daemon:
             log.info("ready: state=%s", self._manager.state)
             while not await self._disconnected():
                 await self._reconnect()
-            log.info("stopping; the datapath stays as it is: state=%s", self._manager.state)
+            log.info("%s", self._farewell())
         finally:
             self._service.notify("STOPPING=1")
             self._watch([])
@@ -127,6 +128,16 @@ class Daemon:
             # not here: a job may be waiting for this loop
             await asyncio.to_thread(self._worker.close)
             inventory.unlock(lock, root)
+
+    def _farewell(self) -> str:
+        """What the end of the daemon leaves, and how to end that."""
+        if self._manager.live is None:
+            return f"stopping: state={self._manager.state}"
+        return (
+            "stopping; acceleration stays on without the daemon, pinned in "
+            f"{self._manager.live.directory}, and is restored at boot while the unit is enabled. "
+            "To end it: sockredirctl disable"
+        )
 
     # -- the bus -----------------------------------------------------------------------------
 
@@ -178,7 +189,28 @@ class Daemon:
     # -- what the bus object calls -----------------------------------------------------------
 
     async def enable(self, overrides: dict[str, Any] | None) -> None:
+        if overrides is not None:
+            overrides = await self._resolved(overrides)
         await self._worker.run(lambda: self._manager.enable(overrides))
+
+    async def _resolved(self, overrides: dict[str, Any]) -> dict[str, Any]:
+        """With the units' own names. Raises InvalidConfig unless they run, or `wait` is among it.
+
+        An excluded unit need not run, but has to be there.
+        """
+        keys = dict(overrides)
+        wait, configured = keys.pop("wait", False), keys.pop("configured", False)
+        if not isinstance(wait, bool) or not isinstance(configured, bool):
+            raise InvalidConfig("wait, configured: must be true or false")
+        config.override_scope(self._manager.config.scope, keys)
+        if units := keys.get("units"):
+            names = list(map(config.unit_name, units))
+            keys["units"] = await self._units.resolve(names, wait=wait)
+        for key in ("exclude_units", "add_exclude_units"):
+            if units := keys.get(key):
+                names = list(map(config.unit_name, units))
+                keys[key] = await self._units.resolve(names, wait=wait, running=False)
+        return keys if configured else self._manager.added(keys)
 
     async def disable(self, force: bool) -> None:
         """Others are served meanwhile, however long it waits for readers.
@@ -227,7 +259,7 @@ class Daemon:
     async def explain(self, keys: dict[str, Any]) -> list[dict[str, Any]]:
         return await self._worker.run(lambda: explain.explain(self._manager.view(), keys))
 
-    async def check(self, everything: bool) -> list[dict[str, str]]:
+    async def check(self, everything: bool) -> list[dict[str, Any]]:
         """Everybody may have the kernel tried, but not all the time, and not learn all of it."""
         findings = await self._findings.get(0.0 if everything else CHECK_MAX_AGE_S)
         return [finding.told(everything) for finding in findings]
@@ -296,6 +328,10 @@ class Daemon:
         """Called by the manager, in the worker thread."""
         return asyncio.run_coroutine_threadsafe(self._units.follow(units), self._loop).result()
 
+    def _place_units(self, units: Sequence[str]) -> dict[str, str]:
+        """Called by the manager, in the worker thread."""
+        return asyncio.run_coroutine_threadsafe(self._units.places(units), self._loop).result()
+
     def _changed(self) -> None:
         """Called by the manager, in the worker thread."""
         self._loop.call_soon_threadsafe(self._show)
@@ -313,6 +349,7 @@ class Daemon:
             "Scope": Variant("a{sv}", scope),
             "Units": Variant("a{ss}", dict(manager.units)),
             "Problem": Variant("s", manager.problem),
+            "Sources": Variant("a{ss}", manager.sources()),
         }
         self._watch([*([manager.live] if manager.live else []), *manager.draining])
         self._await(manager.awaited)

@@ -1,8 +1,8 @@
 """A stand-in for systemd on a private bus: units, with real cgroups behind them, start and stop.
 
 Only what sockredird asks of org.freedesktop.systemd1(5), in the words that systemd uses: a unit's
-object is there once it is loaded, its ControlGroup is empty unless it runs, and what is signalled
-is ActiveState, to those who called Subscribe().
+object is there once it is loaded, whether there is such a unit or not, its ControlGroup is empty
+unless it runs, and what is signalled is ActiveState, to those who called Subscribe().
 """
 
 # No `from __future__ import annotations`: dbus-next reads D-Bus signatures from annotations.
@@ -25,9 +25,27 @@ TIMEOUT_S = 20
 
 
 class _Unit(ServiceInterface):  # type: ignore[misc]
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
         super().__init__(f"{NAME}.Unit")
+        self.unit = name
+        self.load = "not-found"
         self.state = "inactive"
+        self.sub = "dead"
+
+    @dbus_property(access=PropertyAccess.READ)
+    @no_type_check
+    def Id(self) -> "s":  # noqa: F821
+        return self.unit
+
+    @dbus_property(access=PropertyAccess.READ)
+    @no_type_check
+    def LoadState(self) -> "s":  # noqa: F821
+        return self.load
+
+    @dbus_property(access=PropertyAccess.READ)
+    @no_type_check
+    def SubState(self) -> "s":  # noqa: F821
+        return self.sub
 
     @dbus_property(access=PropertyAccess.READ)
     @no_type_check
@@ -39,6 +57,12 @@ class _Service(ServiceInterface):  # type: ignore[misc]
     def __init__(self) -> None:
         super().__init__(f"{NAME}.Service")
         self.cgroup = ""
+        self.slice = "system.slice"
+
+    @dbus_property(access=PropertyAccess.READ)
+    @no_type_check
+    def Slice(self) -> "s":  # noqa: F821
+        return self.slice
 
     @dbus_property(access=PropertyAccess.READ)
     @no_type_check
@@ -47,9 +71,10 @@ class _Service(ServiceInterface):  # type: ignore[misc]
 
 
 class _Manager(ServiceInterface):  # type: ignore[misc]
-    def __init__(self, load: Callable[[str], str]) -> None:
+    def __init__(self, load: Callable[[str], str], units: Callable[[], list["_Unit"]]) -> None:
         super().__init__(f"{NAME}.Manager")
         self._load = load
+        self._units = units
         self._caller = ""
         self.subscribers: set[str] = set()
 
@@ -66,6 +91,15 @@ class _Manager(ServiceInterface):  # type: ignore[misc]
 
     @method()
     @no_type_check
+    def ListUnits(self) -> "a(ssssssouso)":  # noqa: F821
+        return [
+            [unit.unit, "", unit.load, unit.state, unit.sub, "", "/", 0, "", "/"]
+            for unit in self._units()
+            if unit.load == "loaded"
+        ]
+
+    @method()
+    @no_type_check
     def LoadUnit(self, name: "s") -> "o":  # noqa: F821
         return self._load(name)
 
@@ -77,10 +111,13 @@ class Systemd:
         """Cgroups of units are made in `root`, e.g. <root>/a.service."""
         self._root = root
         self._units: dict[str, tuple[_Unit, _Service]] = {}
+        self._aliases: dict[str, str] = {}
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
-        self._manager = _Manager(self._load)
+        self._manager = _Manager(
+            self._load, lambda: [unit for unit, _service in self._units.values()]
+        )
         self._bus: MessageBus
         self._do(self._connect(address))
 
@@ -95,11 +132,12 @@ class Systemd:
         await self._bus.request_name(NAME)
 
     def _load(self, name: str) -> str:
+        name = self._aliases.get(name, name)
         # bus_label_escape(): what is neither letter nor digit as _xx
         label = "".join(c if c.isalnum() else f"_{ord(c):02x}" for c in name)
         path = f"/org/freedesktop/systemd1/unit/{label}"
         if name not in self._units:
-            self._units[name] = (_Unit(), _Service())
+            self._units[name] = (_Unit(name), _Service())
             for interface in self._units[name]:
                 self._bus.export(path, interface)
         return path
@@ -109,6 +147,8 @@ class Systemd:
         unit, service = self._units[name]
         service.cgroup = cgroup
         unit.state = state
+        unit.load = "loaded"
+        unit.sub = "running" if cgroup else {"active": "exited"}.get(state, "dead")
         if self._manager.subscribers:
             unit.emit_properties_changed({"ActiveState": state})
 
@@ -125,6 +165,20 @@ class Systemd:
 
     def conceal(self, name: str) -> None:
         self._do(self._set(name, "inactive", ""))
+
+    def exit(self, name: str) -> None:
+        """It stays active, as a service of Type=oneshot with RemainAfterExit= does."""
+        self._do(self._set(name, "active", ""))
+
+    def install(self, name: str, alias: str = "", slice_: str = "system.slice") -> None:
+        """Not started; `alias` is another name for it."""
+        self.conceal(name)
+        self._units[name][1].slice = slice_
+        if alias:
+            self._do(self._alias(name, alias))
+
+    async def _alias(self, name: str, alias: str) -> None:
+        self._aliases[alias] = name
 
     def stop(self, name: str) -> None:
         """Kills what runs in it."""

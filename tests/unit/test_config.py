@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +22,10 @@ from support.daemon.process import toml
 settings.register_profile("file", suppress_health_check=[HealthCheck.function_scoped_fixture])
 settings.load_profile("file")
 
-TEXT = st.text(st.characters(blacklist_categories=["Cs"]), min_size=1, max_size=40)
+# NUL is in no path
+TEXT = st.text(
+    st.characters(blacklist_categories=["Cs"], blacklist_characters="\0"), min_size=1, max_size=40
+)
 PORTS = st.lists(st.integers(1, 65535), max_size=5)
 PATHS = TEXT.map(lambda text: f"/{text}")
 VALID: dict[str, dict[str, st.SearchStrategy[Any]]] = {
@@ -32,6 +36,7 @@ VALID: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "exclude_ports": PORTS,
         "only_ports": PORTS,
         "exclude_cgroups": st.lists(st.sampled_from(["/a", "/system.slice/b.service"])),
+        "exclude_units": st.lists(st.sampled_from(["a.service", "system.slice"]), max_size=2),
     },
     "limits": {
         "max_connections": st.integers(1, 1_000_000),
@@ -110,6 +115,14 @@ def test_unknown_keys(file: Path, table: str, key: str, value: Any) -> None:
         load(file, toml({table: {key: value}}))
 
 
+def is_unit(value: Any) -> bool:
+    """Without a suffix it is a service."""
+    if not isinstance(value, str):
+        return False
+    known = re.fullmatch(r".*\.(target|timer|path|device|automount)", value, re.DOTALL)
+    return not known and re.fullmatch(r"[A-Za-z0-9:_.\\@-]{1,239}", value) is not None
+
+
 def is_valid(key: str, value: Any) -> bool:
     """Whether a value drawn at random happens to be right."""
     whole = isinstance(value, int) and not isinstance(value, bool)
@@ -124,8 +137,8 @@ def is_valid(key: str, value: Any) -> bool:
             isinstance(port, int) and not isinstance(port, bool) and 0 < port < 65536
             for port in value
         )
-    if key == "units":
-        return bool(value == [])
+    if key in ("units", "exclude_units"):
+        return isinstance(value, list) and all(map(is_unit, value))
     if key == "exclude_cgroups":
         return isinstance(value, list) and all(str(path).startswith("/") for path in value)
     if key == "drain_timeout_s":
@@ -169,6 +182,8 @@ def test_override_scope(keys: dict[str, Any]) -> None:
         with invalid():
             config.override_scope(base, keys)
         return
+    for key in {"units", "exclude_units"} & keys.keys():
+        keys[key] = list(map(config.unit_name, keys[key]))
     found = config.override_scope(base, keys).as_dict()
     assert found == {**base.as_dict(), **keys}
 

@@ -39,6 +39,7 @@ PROPERTY_TYPES = {
     "Scope": "a{sv}",
     "Units": "a{ss}",
     "Problem": "s",
+    "Sources": "a{ss}",
     "Kernel": "a{sv}",
 }
 SCOPE_TYPES = {
@@ -49,6 +50,7 @@ SCOPE_TYPES = {
     "only_ports": "au",
     "exclude_cgroups": "as",
     "blocking_readers": "s",
+    "exclude_units": "as",
 }
 
 
@@ -90,6 +92,7 @@ def test_properties_of_a_disabled_daemon(host: Host, client: Client) -> None:
         "exclude_ports": [21, 23, 513, 514],
         "only_ports": [],
         "exclude_cgroups": [],
+        "exclude_units": [],
     }
     assert values["Version"].value == sockredird.__version__
     assert values["State"].value == "disabled"

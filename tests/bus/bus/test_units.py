@@ -194,7 +194,7 @@ def test_by_command_line(host: Host, systemd: Systemd) -> None:
     client = host.client()
     done = host.ctl(
         *("enable", "--unit", "first", "--unit", SECOND, "--exclude-cgroup", "/user.slice"),
-        *("--exclude-port", "7", "--exclude-port", "9", "--addresses", "any"),
+        *("--exclude-port", "7,echo", "--exclude-port", "9", "--addresses", "any", "--wait"),
     )
     assert (done.returncode, done.stderr) == (0, f"not running, and waited for: {SECOND}\n")
     scope = client.get("Scope")
@@ -202,14 +202,15 @@ def test_by_command_line(host: Host, systemd: Systemd) -> None:
         "cgroup": host.scope,
         "units": [FIRST, SECOND],
         "addresses": "any",
-        "exclude_ports": [7, 9],
+        "exclude_ports": [21, 23, 513, 514, 7, 9],
         "only_ports": [],
         "exclude_cgroups": ["/user.slice"],
+        "exclude_units": [],
     }
     status = " ".join(host.ctl("status").stdout.split())
     assert (
         f"Scope: connections on this host, of any address in {FIRST}, {SECOND} (not running), "
-        "except cgroup /user.slice, except port 7, 9" in status
+        "except cgroup /user.slice, except port 21, 23, 513, 514, 7, 9" in status
     )
     program.do(load.echo_once, 50, 64)
     assert accelerated(client) == 1
@@ -227,7 +228,8 @@ def test_enabled_for_units_again(host: Host, systemd: Systemd) -> None:
     host.start()
     client = host.client()
     for unit in (FIRST, SECOND):
-        client.call("EnableWith", "a{sv}", {"units": Variant("as", [unit])})
+        waited = {"units": Variant("as", [unit]), "wait": Variant("b", True)}
+        client.call("EnableWith", "a{sv}", waited)
         client.call("Disable")
     client.call("EnableWith", "a{sv}", {"units": Variant("as", [SECOND])})
     program.do(load.echo_once, 50, 64)
@@ -235,7 +237,7 @@ def test_enabled_for_units_again(host: Host, systemd: Systemd) -> None:
 
 
 @pytest.mark.parametrize(
-    "unit", ["redis", "a.timer", "a b.service", "../a.service", "", ".service"]
+    "unit", ["re/dis", "a.timer", "a b.service", "../a.service", "", ".service"]
 )
 def test_no_unit_with_a_cgroup(host: Host, client: Client, unit: str) -> None:
     with pytest.raises(DBusError, match="units") as caught:

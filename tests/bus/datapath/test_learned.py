@@ -240,7 +240,9 @@ def test_the_command(host: Host, enabled: Client) -> None:
     port, other = teach(actor), teach(actor)
     shown = host.ctl("learned")
     assert (shown.returncode, shown.stderr) == (0, "")
-    first, second = sorted(shown.stdout.splitlines())
+    title, *lines = shown.stdout.splitlines()
+    assert title.split() == ["LISTENER", "SINCE", "CGROUP", "WHY"]
+    first, second = sorted(lines)
     assert {first.split()[0], second.split()[0]} == {f"host:{port}", f"host:{other}"}
     assert f"[{actor.pid}] set SO_RCVLOWAT" in first
     assert json.loads(host.ctl("learned", "--json").stdout) == enabled.call("Learned")

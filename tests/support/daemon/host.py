@@ -97,7 +97,9 @@ class Host:
     def ctl_process(self, *arguments: str, bus: str = "") -> Iterator[subprocess.Popen[str]]:
         with subprocess.Popen(
             [PYTHON, *WARNINGS, "-m", "sockredirctl", *arguments],
-            env=environment(bus or self.bus),
+            env=environment(
+                bus or self.bus, SOCKREDIRD_CONFIG=str(self.directory / "sockredird.toml")
+            ),
             cwd=REPOSITORY,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

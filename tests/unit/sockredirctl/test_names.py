@@ -6,7 +6,7 @@ import argparse
 import asyncio
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import redirect_stderr, redirect_stdout
 from typing import Any
 
@@ -63,9 +63,11 @@ def answers(name: str) -> dict[str, Any]:
             "Since": 1,
             "Units": {name: ""},
             "Problem": f"{name} was removed",
-            "Kernel": {"release": "6.1", "checked": True, "passed": 1, "warned": 0, "failed": 0},
+            "Kernel": {"release": "6.1", "checked": True, "passed": 1, "warned": 0}
+            | {"noted": 0, "failed": 0},
+            "Sources": {"cgroup": "file"},
             "Scope": {"addresses": "loopback", "units": [], "cgroup": name, "only_ports": [7]}
-            | {"exclude_ports": [8], "exclude_cgroups": [name]},
+            | {"exclude_ports": [8], "exclude_cgroups": [name], "exclude_units": [name]},
         },
         "event": {"time": 1, "event": "retired", "reason": "x", "dropped": 0, "netns": 1}
         | {"client": "127.0.0.1:7", "server": "127.0.0.1:8"}
@@ -93,7 +95,10 @@ class Fake:
     async def all_connections(self, _query: Any) -> Any:
         return self._answers["ConnectionsWith"]
 
-    async def events(self, show: Callable[[dict[str, Any]], None]) -> None:
+    async def events(
+        self, show: Callable[[dict[str, Any]], None], begun: Callable[[], Awaitable[None]]
+    ) -> None:
+        await begun()
         show(self._answers["event"])
 
 

@@ -23,6 +23,14 @@ def test_enabled_state_is_restored() -> None:
     assert (change.connections, change.messages) == (1, MESSAGES)
 
 
+def test_restored_before_the_services() -> None:
+    """What the first boot compiled is kept, so the second need not wait for the daemon."""
+    assert "restored: state=enabled" in sh("journalctl -b -u sockredird-restore --no-pager")
+    done = int(sh("systemctl show -P ExecMainExitTimestampMonotonic sockredird-restore"))
+    basic = int(sh("systemctl show -P ActiveEnterTimestampMonotonic basic.target"))
+    assert 0 < done < basic
+
+
 def test_works_under_lockdown_integrity() -> None:
     """What Secure Boot switches on; none of the tests of this boot run without it."""
     assert "[integrity]" in lockdown()
