@@ -159,7 +159,7 @@ _JSON = st.recursive(
     ),
     max_leaves=12,
 )
-_SECTIONS = {name: list(model.__annotations__) for name, model in config._SECTIONS.items()}
+_SECTIONS = {name: list(model.__annotations__) for name, model in config._TABLES.items()}
 _VALUES = _JSON | st.sampled_from(["/", "loopback", "unix:/x", "127.0.0.1:9", "a.service", 1, 0.5])
 
 

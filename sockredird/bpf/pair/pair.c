@@ -113,7 +113,7 @@ inline_fn void segment_received(struct bpf_sock_ops *skops)
 	if (!sk)
 		return;
 	st = sockets.sk_storage_get(sk, NULL, 0);
-	if (!st || !st->provisional || st->sent_messages || READ_ONCE(st->stop))
+	if (!st || !st->provisional || st->peer_sk || READ_ONCE(st->stop))
 		return;
 	self = st->self;
 	flow = st->flow;

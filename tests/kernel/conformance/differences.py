@@ -225,7 +225,6 @@ DIFFERENCES = {
     "corked": Difference("early"),
     "more_to_come": Difference("early"),
     "splice_out": Difference("splice"),
-    "splice_out_blocking": Difference("splice", unseen=True),
     "copying_proxy": Difference("splice"),
     "uring_splice": Difference("splice"),
     "uring_send_zerocopy": Difference(

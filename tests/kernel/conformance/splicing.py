@@ -109,7 +109,7 @@ def splice_out(t: Scene) -> None:
         t.call("pipe", os.read, read_end, 1000)
 
 
-@behaviour()
+@behaviour(redirects=False)  # not while a thread waits in TCP's own code
 def splice_out_blocking(t: Scene) -> None:
     """splice() from the socket waits for data"""
     with pipe() as (read_end, write_end):

@@ -1,8 +1,8 @@
 """Byte-checked traffic of programs that poll; its functions run in an Actor.
 
 Half of the connections echo small messages, one at a time; the others keep a stream under way in
-both directions. All descriptors are O_NONBLOCK and watched by one edge-triggered epoll, which trusts
-a short read.
+both directions. All descriptors are O_NONBLOCK and watched by one edge-triggered epoll, whose
+reader trusts a short read.
 """
 
 from __future__ import annotations
