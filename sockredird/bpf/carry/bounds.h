@@ -216,6 +216,9 @@ inline_fn enum cause grant(struct tcp_sock *tp, struct sock_state *st, __u64 pso
 	}
 	if (bytes > st->window_bytes - unread)
 		bytes = st->window_bytes - unread;
+	/* in steps, or one message unread would count for a whole window of them */
+	if (count > st->window_messages / 4)
+		count = st->window_messages / 4;
 	if (count > most_messages(st, unread) - messages)
 		count = most_messages(st, unread) - messages;
 	st->budget_bytes = bytes < size ? size : bytes;
