@@ -30,7 +30,7 @@
 	CAUSE(REPAIR, DECLINES | RETIRES | LISTENER)	/* TCP_REPAIR: sequence numbers are chosen */  \
 	CAUSE(RCVLOWAT, DECLINES | RETIRES | LISTENER)	/* SO_RCVLOWAT above 1 */                      \
 	CAUSE(OOBINLINE, DECLINES | RETIRES | LISTENER) /* SO_OOBINLINE */                             \
-	CAUSE(OPTION, DECLINES | RETIRES | LISTENER)	/* SO_TIMESTAMP*, SO_PEEK_OFF, TCP_INQ */      \
+	CAUSE(OPTION, DECLINES | RETIRES | LISTENER)	/* SO_TIMESTAMP*, SO_LINGER, ... */      \
 	CAUSE(LEARNED, DECLINES)	/* the listener is left alone, see learn/ */                   \
 	CAUSE(KERNEL_SOCKET, DECLINES)                                                                 \
 	CAUSE(MISMATCH, DECLINES)	/* numbers met, addresses did not; or their key is taken */    \

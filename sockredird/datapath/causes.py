@@ -20,7 +20,9 @@ SENTENCES = {
     "repair": "set TCP_REPAIR: the sequence numbers are not those of a handshake",
     "rcvlowat": "set SO_RCVLOWAT, which a sockhash ignores",
     "oobinline": "set SO_OOBINLINE: it expects urgent data, which a sockhash does not know",
-    "option": "set SO_TIMESTAMP, SO_TIMESTAMPING, SO_PEEK_OFF or TCP_INQ, which a sockhash ignores",
+    "option": "set an option that a sockhash ignores: SO_TIMESTAMP, SO_TIMESTAMPING, SO_PEEK_OFF, "
+    "TCP_INQ, SO_LINGER with a time, TCP_USER_TIMEOUT, SO_MAX_PACING_RATE, SO_TXTIME, TCP_TX_DELAY "
+    "or a socket filter",
     "learned": "its listener is left alone, see sockredirctl learned",
     "kernel_socket": "a socket belongs to the kernel itself",
     "mismatch": "its sequence numbers are those of another connection",

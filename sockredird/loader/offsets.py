@@ -12,6 +12,9 @@ _REQUIRED = (
     ("sock", "sk_lock.owned"),
     ("sock", "sk_write_pending"),
     ("sock", "sk_sndbuf"),
+    ("sock", "sk_lingertime"),
+    ("sock", "sk_max_pacing_rate"),
+    ("sock", "sk_filter"),
     ("sock", "__sk_common.skc_prot"),
     ("sock", "__sk_common.skc_net.net"),
     ("proto", "memory_pressure"),
@@ -75,7 +78,9 @@ _REQUIRED = (
     ("wait_queue_entry", "entry"),
     ("task_struct", "group_leader"),
     ("inet_connection_sock", "icsk_ulp_ops"),
+    ("inet_connection_sock", "icsk_user_timeout"),
     ("tcp_sock", "write_seq"),
+    ("tcp_sock", "tcp_tx_delay"),
     ("tcp_sock", "bytes_acked"),
     ("tcp_sock", "repair"),
     ("tcp_sock", "recvmsg_inq"),
@@ -106,6 +111,12 @@ _CAST = (
 _WITH_TIMERS = ("sock", "inet_connection_sock", "tcp_sock")
 
 
+_SOCK_FLAGS = (
+    *("SOCK_DONE", "SOCK_ZEROCOPY", "SOCK_URGINLINE", "SOCK_RCVTSTAMP"),
+    *("SOCK_LINGER", "SOCK_TXTIME"),
+)
+
+
 def _flags(struct: str, path: str, field: Field) -> list[str]:
     name = f"{struct}_{path.rpartition('.')[2]}"
     return [
@@ -134,10 +145,7 @@ def compiler_flags(kernel: KernelTypes) -> list[str]:
             flags += _flags(struct, path, field)
     timers = {at for s in _WITH_TIMERS for at in kernel.offsets(s, "timer_list")}
     pprev = kernel.field("timer_list", "entry.pprev")
-    sock_flags = {
-        name: kernel.enumerator("sock_flags", name)
-        for name in ("SOCK_DONE", "SOCK_ZEROCOPY", "SOCK_URGINLINE", "SOCK_RCVTSTAMP")
-    }
+    sock_flags = {name: kernel.enumerator("sock_flags", name) for name in _SOCK_FLAGS}
     if pprev is None or None in sock_flags.values() or not timers:
         raise UnsupportedKernel(
             "the kernel's BTF lacks struct timer_list or enum sock_flags; "

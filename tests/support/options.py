@@ -115,7 +115,7 @@ class Option:
     name: str
     level: int
     number: int
-    value: int
+    value: int | bytes
     behaviour: Callable[[socket.socket, socket.socket], list[Any]]
     inherited: bool = True  # may be set on a listener
 

@@ -154,7 +154,7 @@ inline_fn __u32 most_messages(const struct sock_state *st, __u64 unread)
 }
 
 /*
- * The window starts with what TCP would hold, and doubles when the reader has read that much and is not
+ * The window starts with what TCP would hold, and doubles when the reader has read half as much and is not
  * behind. A short queue alone shows nothing: it is short at first for a reader that never reads.
  */
 inline_fn void adjust_window(struct sock_state *st, __u64 unread, __u32 messages, __u32 most)
@@ -163,10 +163,10 @@ inline_fn void adjust_window(struct sock_state *st, __u64 unread, __u32 messages
 		st->window_bytes = FIRST_WINDOW_BYTES;
 		st->window_messages = FIRST_WINDOW_MESSAGES;
 	} else if (unread <= st->window_bytes / 4 && messages <= most_messages(st, unread) / 4) {
-		if (st->window_bytes < most && st->sent_bytes - unread >= st->window_bytes)
+		if (st->window_bytes < most && st->sent_bytes - unread >= st->window_bytes / 2)
 			st->window_bytes *= 2;
 		if (st->window_messages < most / MESSAGE_BYTES &&
-		    st->sent_messages - messages >= st->window_messages)
+		    st->sent_messages - messages >= st->window_messages / 2)
 			st->window_messages *= 2;
 	}
 	if (st->window_bytes > most)
@@ -216,6 +216,9 @@ inline_fn enum cause grant(struct tcp_sock *tp, struct sock_state *st, __u64 pso
 	}
 	if (bytes > st->window_bytes - unread)
 		bytes = st->window_bytes - unread;
+	/* in steps, or one message unread would count for a whole window of them */
+	if (count > st->window_messages / 4)
+		count = st->window_messages / 4;
 	if (count > most_messages(st, unread) - messages)
 		count = most_messages(st, unread) - messages;
 	st->budget_bytes = bytes < size ? size : bytes;

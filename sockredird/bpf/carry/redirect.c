@@ -151,19 +151,26 @@ inline_fn __u64 revalidation_interval(struct tcp_sock *tp, const struct sock_sta
 	return interval ? interval : 1;
 }
 
+/* When the next message by TCP is due: in the last quarter of the interval, see revalidates(). */
+inline_fn void revalidate_after(struct sock_state *st, __u64 now, __u64 interval)
+{
+	st->tcp_due = now + interval - interval / 4;
+}
+
 /*
  * Whether this message has to show that TCP still gets through, so that conntrack does not forget the
- * connection, and what stops its packets stops it. It waits for a quiet moment, but not for ever.
+ * connection, and what stops its packets stops it. Due are first small messages at a quiet moment, then
+ * those of any size there, and at the end of the interval any message.
  */
 inline_fn int revalidates(struct bpf_sock *sk, struct tcp_sock *tp, struct sock_state *st,
 			  __u32 size, __u64 now, const struct settings *s)
 {
-	__u64 interval = revalidation_interval(tp, st, s);
+	__u64 interval = revalidation_interval(tp, st, s), late = now - st->tcp_due;
 	int quiet = may_pause(sk, st);
 
-	if (!(quiet && size <= SMALL_MESSAGE) && (__s64)(now - st->tcp_due) < (__s64)interval / 2)
+	if (late < interval / 4 && (!quiet || (size > SMALL_MESSAGE && late < interval / 8)))
 		return 0;
-	st->tcp_due = now + interval;
+	revalidate_after(st, now, interval);
 	if (quiet)
 		pause(st, CAUSE_REVALIDATION);
 	else
@@ -218,7 +225,7 @@ inline_fn int begins(struct bpf_sock *sk, struct sock_state *st, const struct se
 	if (!tp)
 		return 0;
 	st->began = 1;
-	st->tcp_due = bpf_jiffies64() + revalidation_interval(tp, st, s);
+	revalidate_after(st, bpf_jiffies64(), revalidation_interval(tp, st, s));
 	st->budget_bytes = 0;
 	st->mode = REDIRECT;
 	return 1;

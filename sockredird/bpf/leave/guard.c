@@ -12,35 +12,69 @@
 
 #define SOL_SOCKET 1
 #define SO_OOBINLINE 10
+#define SO_LINGER 13
 #define SO_RCVLOWAT 18
+#define SO_ATTACH_FILTER 26
 #define SO_TIMESTAMP_OLD 29
 #define SO_TIMESTAMPNS_OLD 35
 #define SO_TIMESTAMPING_OLD 37
 #define SO_PEEK_OFF 42
+#define SO_MAX_PACING_RATE 47
+#define SO_ATTACH_BPF 50
 #define SO_ZEROCOPY 60
+#define SO_TXTIME 61
 #define SO_TIMESTAMP_NEW 63
 #define SO_TIMESTAMPNS_NEW 64
 #define SO_TIMESTAMPING_NEW 65
 #define SOL_TCP 6
+#define TCP_USER_TIMEOUT 18
 #define TCP_REPAIR 19
 #define TCP_ULP 31
 #define TCP_INQ 36
+#define TCP_TX_DELAY 37
 #define TCP_REPAIR_ON 1
 #define ENOENT 2
+
+inline_fn enum cause asked_of_tcp(__u32 name, __s32 value)
+{
+	switch (name) {
+	case TCP_REPAIR:
+		return value == TCP_REPAIR_ON ? CAUSE_REPAIR : 0;
+	case TCP_INQ:
+	case TCP_USER_TIMEOUT:	/* it counts from what the peer has not acknowledged */
+	case TCP_TX_DELAY:
+		return value ? CAUSE_OPTION : 0;
+	}
+	return 0;
+}
+
+/* Options whose value is more than an int; `second` is 0 if they are not that long. */
+inline_fn enum cause asked_of_socket(__u32 name, __s32 value, __s32 second)
+{
+	switch (name) {
+	case SO_LINGER:		/* with no time close() resets the connection, as on TCP */
+		return value && second ? CAUSE_OPTION : 0;
+	case SO_MAX_PACING_RATE:	/* ~0: no limit */
+		return value != -1 || (second && second != -1) ? CAUSE_OPTION : 0;
+	case SO_ATTACH_FILTER:
+	case SO_ATTACH_BPF:
+	case SO_TXTIME:
+		return CAUSE_OPTION;
+	}
+	return 0;
+}
 
 /* 0, or why the call does not go together with a sockhash. */
 inline_fn enum cause asked_for(struct bpf_sockopt *ctx, __u32 level, __u32 name)
 {
-	__s32 *value = ctx->optval;
+	__s32 *value = ctx->optval, second = 0;
 
 	if (level == SOL_TCP && name == TCP_ULP)
 		return CAUSE_ULP;
 	if ((void *)(value + 1) > ctx->optval_end)
 		return 0;	/* EINVAL */
-	if (level == SOL_TCP && name == TCP_INQ)
-		return *value ? CAUSE_OPTION : 0;
 	if (level == SOL_TCP)
-		return name == TCP_REPAIR && *value == TCP_REPAIR_ON ? CAUSE_REPAIR : 0;
+		return asked_of_tcp(name, *value);
 	switch (name) {
 	case SO_RCVLOWAT:
 		return *value > 1 || *value < 0 ? CAUSE_RCVLOWAT : 0;
@@ -58,7 +92,9 @@ inline_fn enum cause asked_for(struct bpf_sockopt *ctx, __u32 level, __u32 name)
 	case SO_PEEK_OFF:
 		return *value >= 0 ? CAUSE_OPTION : 0;
 	}
-	return 0;
+	if ((void *)(value + 2) <= ctx->optval_end)
+		second = value[1];
+	return asked_of_socket(name, *value, second);
 }
 
 /* Neither direction of this pair redirects from here on; both ends leave the map. */

@@ -8,6 +8,19 @@
 #define EBUSY 16
 #define EEXIST 17
 
+#define NO_PACING (~0ULL)	/* sk_max_pacing_rate */
+
+/*
+ * Whether a program has asked for when its data is sent, how long close() or an acknowledgement may take,
+ * or which packets reach it: all of that is TCP's doing.
+ */
+inline_fn int relies_on_tcp(struct tcp_sock *tp)
+{
+	return (own_has_flag(tp, SOCK_LINGER) && own_lingertime(tp)) || own_user_timeout(tp) ||
+	       own_max_pacing_rate(tp) != NO_PACING || own_tx_delay(tp) ||
+	       own_has_flag(tp, SOCK_TXTIME) || own_filter(tp);
+}
+
 /* CAUSE_NONE, or why a socket of this kind never goes on a sockhash. */
 inline_fn enum cause unsuitable(struct tcp_sock *tp)
 {
@@ -24,7 +37,7 @@ inline_fn enum cause unsuitable(struct tcp_sock *tp)
 	if (own_rcvlowat(tp) > 1)
 		return CAUSE_RCVLOWAT;
 	if (own_has_flag(tp, SOCK_RCVTSTAMP) || own_tsflags(tp) || own_peek_off(tp) >= 0 ||
-	    own_inq(tp))
+	    own_inq(tp) || relies_on_tcp(tp))
 		return CAUSE_OPTION;
 	if (own_is_kernel_socket(tp))
 		return CAUSE_KERNEL_SOCKET;

@@ -1,0 +1,241 @@
+"""What stops a connection's packets stops it within the interval, and conntrack does not forget it.
+
+Both show on the textbook: a firewall that has forgotten the connection drops its end, and a rule
+that drops all of its packets changes nothing.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from sockredird.datapath.generation import Generation
+from support import namespaces
+from support.background import Background
+from support.datapath import Datapath
+from support.emulated import PATIENCE
+from support.processes import inside
+from support.topology import Family, Network, run, veth
+from support.traffic import Connection, Stream, connection, echo, pattern
+from support.waiting import eventually
+
+KIB = 1 << 10
+INTERVAL_S = 1.0
+CONNTRACK_S = 2
+BUSY_S = 2 * CONNTRACK_S
+SLACK_S = 0.3 * PATIENCE
+BURST = 8
+STOPPED_S = 1.0 * PATIENCE
+END_S = 5.0 * PATIENCE
+TCP_INFO_DATA_SEGS_OUT = 156  # offset in struct tcp_info, include/uapi/linux/tcp.h
+pytestmark = pytest.mark.plan(addresses="any", revalidate_s=INTERVAL_S)
+FAMILIES = [pytest.param(Family(version), id=f"IPv{version}") for version in (4, 6)]
+
+
+class Busy:
+    """Round trips on a connection, one after the other, by programs that poll."""
+
+    def __init__(self, both: Connection) -> None:
+        self.rounds = 0
+        self.last = time.monotonic()
+        self._both = both
+        self._ending = threading.Event()
+        self._thread = Background(self._run)
+
+    def _run(self) -> None:
+        while not self._ending.is_set():
+            for sender, reader in (
+                (self._both.client, self._both.server),
+                (self._both.server, self._both.client),
+            ):
+                sender.sendall(b"x" * 64)
+                if not self._wait(reader):
+                    return
+                assert reader.recv(100) == b"x" * 64
+            self.rounds += 1
+            self.last = time.monotonic()
+
+    def _wait(self, reader: socket.socket) -> bool:
+        poll = select.poll()
+        poll.register(reader, select.POLLIN)
+        while not poll.poll(50):
+            if self._ending.is_set():
+                return False
+        return True
+
+    def stands_still(self) -> bool:
+        return time.monotonic() - self.last > STOPPED_S
+
+    def stop(self) -> None:
+        self._ending.set()
+        self._thread.join(10 * PATIENCE)
+
+
+def stateful_firewall(network: Network, family: Family) -> None:
+    """The usual one, before the listener."""
+    with network.server.entered():
+        for rule in (
+            "-m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT",
+            "-p tcp --syn -j ACCEPT",
+            *(["-p icmpv6 -j ACCEPT"] if family.version == 6 else []),
+            "-j DROP",
+        ):
+            run(family.iptables, "-A", "INPUT", *rule.split())
+        timeout = "net.netfilter.nf_conntrack_tcp_timeout_established"
+        namespaces.sysctl(timeout, str(CONNTRACK_S))
+
+
+@inside()
+def test_the_end_gets_through_conntrack(cgroup: Path, datapath: Datapath) -> None:
+    """Of a connection that was busy for longer than conntrack remembers one without packets."""
+    family = Family(4)
+    network = veth(family)
+    stateful_firewall(network, family)
+    both = network.connect()
+    busy = Busy(both)
+    time.sleep(BUSY_S)
+    busy.stop()
+    both.client.close()
+    both.server.settimeout(END_S)
+    if datapath.generation is None:
+        with pytest.raises(TimeoutError):
+            both.server.recv(1)
+        return
+    assert both.server.recv(1) == b""
+    counters = datapath.generation.counters()
+    # four times within the timeout at least, in each direction
+    assert counters["paused_revalidation"] >= 2 * BUSY_S / CONNTRACK_S * 4
+    assert counters["redirected_messages"] >= 0.98 * 2 * busy.rounds
+
+
+@inside()
+def test_ipv6_through_conntrack(cgroup: Path, generation: Generation) -> None:
+    family = Family(6)
+    network = veth(family)
+    stateful_firewall(network, family)
+    both = network.connect()
+    busy = Busy(both)
+    time.sleep(BUSY_S)
+    busy.stop()
+    both.server.shutdown(socket.SHUT_WR)
+    both.client.close()
+    both.server.settimeout(END_S)
+    assert both.server.recv(1) == b""
+    assert generation.counters()["redirected_messages"] >= 0.98 * 2 * busy.rounds
+
+
+@inside()
+def test_leaving_gets_through_conntrack(cgroup: Path, generation: Generation) -> None:
+    """Disable takes the connection back to a TCP that works."""
+    family = Family(4)
+    network = veth(family)
+    stateful_firewall(network, family)
+    both = network.connect()
+    busy = Busy(both)
+    time.sleep(BUSY_S)
+    generation.stop()
+    assert generation.retire(10 * PATIENCE, lambda walked: walked.entries == 0)
+    before = busy.rounds
+    eventually(lambda: busy.rounds > before + 100, "round trips go on as TCP")
+    busy.stop()
+
+
+def rule(network: Network, family: Family, chain: str, action: str) -> None:
+    end = network.server if chain == "INPUT" else network.client
+    with end.entered():
+        run(family.iptables, action, chain, "-p", "tcp", "-j", "DROP")
+
+
+@pytest.mark.parametrize("chain", ["INPUT", "OUTPUT"])
+@inside()
+def test_a_rule_stops_it(cgroup: Path, datapath: Datapath, chain: str) -> None:
+    check_rule(datapath.generation, Family(4), chain)
+
+
+@inside()
+def test_a_rule_stops_it_with_ipv6(cgroup: Path, generation: Generation) -> None:
+    check_rule(generation, Family(6), "INPUT")
+
+
+def check_rule(generation: Generation | None, family: Family, chain: str) -> None:
+    """A rule for all packets, added under traffic and removed again."""
+    network = veth(family)
+    busy = Busy(network.connect())
+    eventually(lambda: busy.rounds > 100, "round trips are made")
+    rule(network, family, chain, "-I")
+    added = time.monotonic()
+    if generation is None:
+        time.sleep(3 * INTERVAL_S)
+        assert not busy.stands_still()
+        busy.stop()
+        return
+    eventually(busy.stands_still, "it stops")
+    assert busy.last - added <= INTERVAL_S + SLACK_S
+    assert generation.counters()["redirected_messages"] > 100
+    rule(network, family, chain, "-D")
+    stopped = busy.rounds
+    eventually(lambda: busy.rounds > stopped + 1000, "it recovers")
+    before = generation.counters()["redirected_messages"]
+    eventually(lambda: busy.rounds > stopped + 2000, "it goes on")
+    assert generation.counters()["redirected_messages"] > before + 1000
+    busy.stop()
+
+
+@inside()
+def test_few_messages_go_by_tcp(cgroup: Path, generation: Generation) -> None:
+    with connection() as both:
+        echo(both, 10)
+        busy = Busy(both)
+        time.sleep(3 * INTERVAL_S)
+        busy.stop()
+    counters = generation.counters()
+    sent = 20 + 2 * busy.rounds
+    assert counters["redirected_messages"] >= max(sent - 10, 0.98 * sent)
+    assert counters["paused_revalidation"] >= 4
+
+
+@pytest.mark.parametrize("chunk", [1000, 16 * KIB, 64 * KIB])
+@inside()
+def test_a_stream_is_revalidated_as_well(cgroup: Path, generation: Generation, chunk: int) -> None:
+    """Of the messages of a burst only the first finds nothing unread."""
+    with connection() as both:
+        stream, end = Stream(), time.monotonic() + 3 * INTERVAL_S
+        while time.monotonic() < end:
+            for position in range(stream.position, stream.position + BURST * chunk, chunk):
+                both.client.sendall(pattern(position, chunk))
+            stream.read(both.server, BURST * chunk)
+        counters = generation.counters()
+        generation.retire(10, lambda walked: not walked.leaving)
+    messages = stream.position // chunk
+    assert counters["redirected_messages"] >= min(messages - 10, 0.98 * messages)
+    assert counters["paused_revalidation"] >= 2
+    assert generation.counters()["retired_revalidation"] == 0
+
+
+def data_segments(sock: socket.socket) -> int:
+    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+    return int.from_bytes(info[TCP_INFO_DATA_SEGS_OUT:][:4], "little")
+
+
+@inside()
+def test_who_sends_nothing_is_left_alone(cgroup: Path, generation: Generation) -> None:
+    """A direction without messages stays silent, whether the other one is busy or not."""
+    with connection() as busy, connection() as idle:
+        echo(idle, 10)
+        before = [data_segments(end) for end in (idle.client, idle.server, busy.server)]
+        end = time.monotonic() + 3 * INTERVAL_S
+        stream = Stream()
+        while time.monotonic() < end:
+            busy.client.sendall(pattern(stream.position, 100))
+            stream.read(busy.server, 100)
+        assert data_segments(busy.client) >= 2
+        after = [data_segments(end) for end in (idle.client, idle.server, busy.server)]
+        assert after == before
+        echo(idle, 10)
+        generation.walk()
+        assert generation.counters()["redirected_messages"] >= 36
