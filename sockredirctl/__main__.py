@@ -184,7 +184,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"sockredirctl {_version()}")
     common = _with_timeout(30)
-    compiling = _with_timeout(180)  # as long as systemd gives the daemon for it
+    compiling = _with_timeout(300)  # as long as systemd gives the daemon for it
     reading = argparse.ArgumentParser(add_help=False)
     reading.add_argument("--json", action="store_true", help="print JSON")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)

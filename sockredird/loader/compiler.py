@@ -41,7 +41,7 @@ from sockredird.loader.records import (
 
 log = logging.getLogger(__name__)
 
-TIMEOUT_S = 120.0  # it takes 1 s, and up to 60 s on a busy emulated processor
+TIMEOUT_S = 240.0  # it takes 4 s, and up to 150 s on a busy emulated processor
 
 
 def source() -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-LIMIT_S = 180.0  # more than the slowest compile or the longest drain slice takes
+LIMIT_S = 300.0  # more than the slowest compile or the longest drain slice takes
 
 _Result = TypeVar("_Result")
 

@@ -21,13 +21,24 @@ AHEAD = 4
 
 
 class Fleet:
-    """Clients that send requests, and servers, each blocked in recv() most of the time."""
+    """Clients that send requests, and servers, each blocked in recv() most of the time.
 
-    def __init__(self, clients: int, *, stall_timeout: int = 20, reconnect_every: int = 0) -> None:
+    With `polls` in poll(2), as those are that the default of blocking_readers accelerates.
+    """
+
+    def __init__(
+        self,
+        clients: int,
+        *,
+        stall_timeout: int = 20,
+        reconnect_every: int = 0,
+        polls: bool = False,
+    ) -> None:
         self.rounds = [0] * clients
         self.connections = 0
         self._stall_timeout = stall_timeout * PATIENCE
         self._reconnect_every = reconnect_every
+        self._polls = polls
         self._progress = threading.Condition()
         self._ending = False
         self._sockets: dict[int, socket.socket] = {}
@@ -72,9 +83,12 @@ class Fleet:
 
     def _prepare(self, sock: socket.socket, number: int) -> None:
         set_nodelay(sock)
-        # in the kernel, unlike settimeout(): recv() stays the blocking system call
-        limit = struct.pack("ll", self._stall_timeout, 0)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+        if self._polls:
+            sock.settimeout(self._stall_timeout)
+        else:
+            # in the kernel: recv() stays the blocking system call
+            limit = struct.pack("ll", self._stall_timeout, 0)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
         # a keepalive timer holds a reference to its socket, which retiring has to know
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, number % 2)
 
@@ -134,9 +148,9 @@ class Fleet:
 
 
 @contextmanager
-def fleet(clients: int, *, reconnect_every: int = 0) -> Iterator[Fleet]:
+def fleet(clients: int, *, reconnect_every: int = 0, polls: bool = False) -> Iterator[Fleet]:
     """A fleet none of whose connections may fail."""
-    made = Fleet(clients, reconnect_every=reconnect_every)
+    made = Fleet(clients, reconnect_every=reconnect_every, polls=polls)
     try:
         yield made
     except BaseException as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,9 +73,12 @@ def enabled(running: None) -> None:
 
 @pytest.fixture
 def fleet(installed: None) -> Callable[[int], AbstractContextManager[Any]]:
-    """Byte-checked traffic, from the tests of the datapath (they import the installed package)."""
+    """Byte-checked traffic, from the tests of the datapath (they import the installed package).
+
+    Of programs that poll, which the configuration as it is installed accelerates.
+    """
     if str(CHECKOUT / "tests") not in sys.path:
         sys.path.insert(0, str(CHECKOUT / "tests"))
     from support.fleet import fleet
 
-    return fleet
+    return partial(fleet, polls=True)

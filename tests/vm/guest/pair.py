@@ -6,6 +6,7 @@ import socket
 from types import TracebackType
 
 MESSAGES = 50
+TIMEOUT_S = 60.0
 
 
 class Pair:
@@ -13,6 +14,8 @@ class Pair:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             self.client = socket.create_connection(listener.getsockname())
             self.server = listener.accept()[0]
+        for end in (self.client, self.server):
+            end.settimeout(TIMEOUT_S)  # so it polls: who sleeps inside recv() is left on TCP
 
     def send(self) -> None:
         """MESSAGES messages from the client to the server."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 
 # Of a command in an emulated machine
-TIMEOUT_S = 180
+TIMEOUT_S = 360
 
 
 class Failed(AssertionError):

@@ -15,7 +15,7 @@ from typing import Any
 from shell import sh
 
 # More than its own 25 s: the compiler takes longer where the processor is emulated, and busy
-BUSCTL = "busctl --timeout=150 {} org.sockredir /org/sockredir org.sockredir.Manager1 {}"
+BUSCTL = "busctl --timeout=330 {} org.sockredir /org/sockredir org.sockredir.Manager1 {}"
 
 
 def called(call: str) -> Any:

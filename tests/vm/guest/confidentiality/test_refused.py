@@ -25,7 +25,7 @@ def test_enable_refuses_with_a_clear_error() -> None:
     with pytest.raises(
         Failed, match=r"locked down \(confidentiality\).*lockdown=integrity"
     ) as caught:
-        sh("sockredirctl enable --timeout 150")
+        sh("sockredirctl enable")
     assert len(caught.value.output.splitlines()) == 1
     with pytest.raises(Failed, match="locked down"):
         sh(BUSCTL.format("call", "Enable"))

@@ -84,7 +84,7 @@ def test_anybody_may_read(enabled: None) -> None:
 
 
 def test_somebody_with_a_rule_may_manage(disabled: None, rule: None) -> None:
-    sh("sockredirctl enable --timeout 150", user=OPERATOR)
+    sh("sockredirctl enable", user=OPERATOR)
     assert state() == "enabled"
     sh("sockredirctl list", user=OPERATOR)
     with refused():

@@ -73,7 +73,7 @@ def test_reinstall(purged: None) -> None:
     sh("apt install ./sockredird_*.deb")
     sh("systemctl start sockredird")
     compiled.put_back()
-    sh("sockredirctl enable --timeout 150")
+    sh("sockredirctl enable")
     with counted() as change, Pair() as pair:
         pair.send()
     assert (change.connections, change.messages) == (1, MESSAGES)

@@ -33,7 +33,7 @@ def test_systemd_analyze_verify(installed: None) -> None:
 
 
 def test_enable_and_disable(disabled: None) -> None:
-    sh("sockredirctl enable --timeout 150")
+    sh("sockredirctl enable")
     assert state() == "enabled"
     assert "State: enabled" in sh("sockredirctl status")
     with Pair() as pair:

@@ -24,7 +24,7 @@ while True:
     server.close()
     time.sleep(0.5)
 """
-ENABLE = "sockredirctl enable --timeout 150"
+ENABLE = "sockredirctl enable"
 FIRST, SECOND = "srt-first.service", "srt-second.service"
 
 
