@@ -225,6 +225,9 @@ DIFFERENCES = {
     "corked": Difference("early"),
     "more_to_come": Difference("early"),
     "splice_out": Difference("splice"),
+    "splice_out_blocking": Difference(
+        "splice", unseen=True, only=frozenset({"used client", "used server"})
+    ),
     "copying_proxy": Difference("splice"),
     "uring_splice": Difference("splice"),
     "uring_send_zerocopy": Difference(

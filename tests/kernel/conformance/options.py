@@ -197,7 +197,7 @@ def not_sent_low_water_mark(t: Scene) -> None:
     t.note("stream", observe.same(read_exactly(t.far, 60_000), pattern(0, 60_000)))
 
 
-@behaviour()
+@behaviour(redirects=False)  # left to TCP, which times it
 def user_timeout_with_a_stalled_reader(t: Scene) -> None:
     """TCP_USER_TIMEOUT does not end a connection whose reader only is slow"""
     t.near.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 60_000)
