@@ -10,13 +10,17 @@
 #define MAX_WAITERS 8
 #define CROWD (~0ULL)
 
-/* Whether an entry on a wait queue is of a task that sleeps in the socket's own code. */
+/*
+ * Whether an entry on a wait queue is of a task that sleeps in the socket's own code. That of poll() names
+ * a struct on a kernel stack, where a pointer to a task may lie anywhere, and epoll's names nothing: so
+ * the thread and its leader have to agree about both.
+ */
 inline_fn int names_a_task(__u64 entry)
 {
 	__u64 task = kernel_wait_private(entry), leader = task ? kernel_task_group_leader(task) : 0;
 
-	/* an entry of poll() or epoll names something else, or nothing; a leader leads itself */
-	return leader && kernel_task_group_leader(leader) == leader;
+	return leader && kernel_task_group_leader(leader) == leader &&
+	       kernel_task_tgid(leader) && kernel_task_tgid(task) == kernel_task_tgid(leader);
 }
 
 /*

@@ -1,0 +1,226 @@
+"""blocking_readers = "tcp": who sleeps inside recv() is woken for nothing as on TCP, and goes back.
+
+A frozen and thawed cgroup, a signal whose handler restarts the call, and SIGSTOP and SIGCONT wake
+it. On a sockhash recv() returns EAGAIN then: see the textbook. Who polls first is redirected.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import signal
+import socket
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection as Channel
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sockredird.datapath.generation import Generation
+from support import cgroups, processes
+from support.background import retiring
+from support.child import Child
+from support.datapath import Datapath
+from support.emulated import PATIENCE
+from support.traffic import Connection, connect, listen
+from support.waiting import eventually
+
+pytestmark = pytest.mark.plan(blocking_readers="tcp")
+FIRST = 5  # messages before the reader sleeps
+SLEEPING = ("wait_woken",)
+
+
+def sleeps_in_recv(pid: int) -> bool:
+    return Path(f"/proc/{pid}/wchan").read_text() in SLEEPING
+
+
+def state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def frozen(cgroup: Path) -> bool:
+    return "frozen 1" in (cgroup / "cgroup.events").read_text()
+
+
+def freeze(pid: int, cgroup: Path) -> None:
+    (cgroup / "cgroup.freeze").write_text("1")
+    eventually(lambda: frozen(cgroup), "the cgroup is frozen")
+    (cgroup / "cgroup.freeze").write_text("0")
+    eventually(lambda: not frozen(cgroup), "the cgroup is thawed")
+
+
+def interrupt(pid: int, cgroup: Path) -> None:
+    os.kill(pid, signal.SIGUSR1)  # its handler is installed with SA_RESTART
+
+
+def stop_and_continue(pid: int, cgroup: Path) -> None:
+    os.kill(pid, signal.SIGSTOP)
+    eventually(lambda: state(pid) == "T", "it has stopped")
+    os.kill(pid, signal.SIGCONT)
+    eventually(lambda: state(pid) != "T", "it goes on")
+
+
+WAKERS: dict[str, Callable[[int, Path], None]] = {
+    "freezer": freeze,
+    "signal": interrupt,
+    "SIGSTOP": stop_and_continue,
+}
+
+
+def read_blocking(channel: Channel, cgroup: Path, reader: socket.socket) -> None:
+    """A process of its own, in a cgroup of its own, that sleeps inside recv()."""
+    signal.signal(signal.SIGUSR1, lambda *_: None)
+    signal.siginterrupt(signal.SIGUSR1, False)
+    cgroups.join(cgroup)
+    channel.send("there")
+    while True:
+        try:
+            data = reader.recv(100)
+        except OSError as error:
+            channel.send(errno.errorcode[error.errno or 0])
+            continue
+        channel.send(data)
+        if data == b"end":
+            return
+
+
+@contextmanager
+def frozen_cgroup(parent: Path) -> Iterator[Path]:
+    path = parent / "reader"
+    path.mkdir()
+    try:
+        yield path
+    finally:
+        path.rmdir()
+
+
+def woken(
+    parent: Path,
+    wake: Callable[[int, Path], None],
+    reader: str,
+    settle: Callable[[], bool] = lambda: True,
+) -> list[Any]:
+    """What recv() of a sleeping reader gives that is woken for nothing, then sent something.
+
+    One that fell asleep before the pair has left is not moved: so it is sent a message after that.
+    """
+    with listen() as listener:
+        both = connect(listener)
+    if reader == "client":
+        both = Connection(both.server, both.client)
+    with frozen_cgroup(parent) as place, Child(read_blocking, place, both.server) as child:
+        seen = [child.channel.recv()]
+        for number in range(FIRST):
+            eventually(lambda: sleeps_in_recv(child.pid), "the reader sleeps inside recv()")
+            both.client.sendall(b"%d" % number)
+            seen.append(child.channel.recv())
+            if number == 0:
+                assert settle()
+        eventually(lambda: sleeps_in_recv(child.pid), "the reader sleeps inside recv()")
+        for _ in range(3):
+            wake(child.pid, place)
+            if child.channel.poll(0.2 * PATIENCE):
+                seen.append(child.channel.recv())
+            eventually(lambda: sleeps_in_recv(child.pid), "it sleeps again")
+        both.client.sendall(b"end")
+        assert child.channel.poll(10 * PATIENCE), seen
+        seen.append(child.channel.recv())
+        child.wait()
+    both.close()
+    return seen
+
+
+@pytest.mark.parametrize("reader", ["client", "server"])
+@pytest.mark.parametrize("waker", WAKERS)
+def test_sleepers_are_left_to_tcp(
+    cgroup: Path, other_cgroup: Path, datapath: Datapath, waker: str, reader: str
+) -> None:
+    wake = WAKERS[waker]
+    # processes may be in leaves only: the parent stays where it is, on plain TCP
+    plain = processes.run(woken, other_cgroup, wake, reader)
+    assert plain == ["there", *(b"%d" % n for n in range(FIRST)), b"end"]
+    generation = datapath.generation
+    if generation is None:
+        assert "EAGAIN" in processes.run(woken, cgroup, wake, reader, cgroup=cgroup)
+        return
+
+    def settle() -> bool:
+        return generation.retire(10 * PATIENCE, lambda walked: walked.entries == 0)
+
+    assert processes.run(woken, cgroup, wake, reader, settle, cgroup=cgroup) == plain
+    counters = generation.counters()
+    assert counters["accelerated_connections"] == 1
+    assert counters["retired_blocking_reader"] == 1
+
+
+def polls(reader: socket.socket) -> bytes:
+    poll = select.poll()
+    poll.register(reader, select.POLLIN)
+    assert poll.poll(10_000)
+    return reader.recv(100)
+
+
+def selects(reader: socket.socket) -> bytes:
+    assert select.select([reader], [], [], 10)[0]
+    return reader.recv(100)
+
+
+def waits_with_epoll(reader: socket.socket) -> bytes:
+    with select.epoll() as epoll:
+        epoll.register(reader, select.EPOLLIN | select.EPOLLET)
+        assert epoll.poll(10)
+        return reader.recv(100)
+
+
+def reads_non_blocking(reader: socket.socket) -> bytes:
+    reader.setblocking(False)
+    while True:
+        try:
+            return reader.recv(100)
+        except BlockingIOError:
+            select.select([reader], [], [])
+
+
+def with_timeout(reader: socket.socket) -> bytes:
+    """Python's own way: O_NONBLOCK and poll()."""
+    reader.settimeout(10)
+    return reader.recv(100)
+
+
+READERS = [polls, selects, waits_with_epoll, reads_non_blocking, with_timeout]
+ROUNDS = 200
+
+
+def answer(channel: Channel, read: Callable[[socket.socket], bytes], sock: socket.socket) -> None:
+    for _ in range(ROUNDS):
+        sock.sendall(read(sock))
+
+
+def exchange(read: Callable[[socket.socket], bytes], reader: str) -> None:
+    with listen() as listener:
+        both = connect(listener)
+    if reader == "client":
+        both = Connection(both.server, both.client)
+    with Child(answer, read, both.server) as child:
+        both.server.close()
+        for number in range(ROUNDS):
+            message = struct.pack("I", number)
+            both.client.sendall(message)
+            assert polls(both.client) == message
+        assert child.wait() == 0
+
+
+@pytest.mark.parametrize("reader", ["client", "server"])
+@pytest.mark.parametrize("read", READERS)
+def test_who_polls_is_redirected(
+    cgroup: Path, generation: Generation, read: Callable[[socket.socket], bytes], reader: str
+) -> None:
+    with retiring(generation):
+        processes.run(exchange, read, reader, cgroup=cgroup)
+    counters = generation.counters()
+    assert counters["retired_blocking_reader"] == 0
+    assert counters["redirected_messages"] >= 0.98 * 2 * ROUNDS
