@@ -24,7 +24,7 @@ from support.daemon.host import Host
 from support.daemon.trace import Trace
 from support.options import OPTIONS
 from support.topology import Family
-from support.traffic import Connection, connect, dial, listen, read_exactly
+from support.traffic import Connection, connect, dial, listen
 
 IPPROTO_MPTCP = 262
 TCP_REPAIR = 19
