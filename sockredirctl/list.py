@@ -168,7 +168,7 @@ def _head(c: Connection) -> tuple[str, ...]:
 
 def _short(c: Connection) -> tuple[str, ...]:
     sent = (f"{side}_sent_bytes" for side in ("client", "server"))
-    state = f"leaving ({c['reason']})" if c["leaving"] else "accelerated"
+    state = _state(c)
     carried = (table.size(c[key]) if key in c else "?" for key in sent)
     return (*carried, table.size(both(c, "unread_bytes")), state)
 
@@ -188,5 +188,12 @@ def _wide(c: Connection) -> tuple[str, ...]:
         *carried,
         str(both(c, "tcp_bytes")),
         str(both(c, "unread_bytes")),
-        f"leaving ({c['reason']})" if c["leaving"] else "accelerated",
+        _state(c),
     )
+
+
+def _state(c: dict[str, Any]) -> str:
+    """Joined: it was established before it was put on the sockhash."""
+    if c["leaving"]:
+        return f"leaving ({c['reason']})"
+    return "joined" if c.get("joined") else "accelerated"

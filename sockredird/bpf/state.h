@@ -394,6 +394,8 @@ struct connection {
 	struct view view[2];	/* by enum side */
 	__u32 known;		/* bit per side: an end that closed cannot be looked at */
 	__u32 leaving;
+	__u32 joined;		/* it was put on the sockhash after it was established */
+	__u32 pad;
 	struct pair pair;
 	struct flow flow;	/* as the client end sees it */
 	struct server_address server;	/* netns 0: not known */

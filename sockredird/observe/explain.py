@@ -28,7 +28,8 @@ UNSEEN = {
     "address": "an address is not in scope",
     "port": "the listening port is not in scope",
     "cgroup": "a program is outside of the cgroup in scope",
-    "before_enable": "it was established before acceleration was enabled",
+    "before_enable": "it was established before acceleration was enabled, and joins when it "
+    "carries messages and the programs at both ends poll",
 }
 
 

@@ -132,6 +132,7 @@ def describe(c: Connection, names: Names) -> dict[str, Any]:
         "netns": flow.netns,
         "age_seconds": c.age / 1e9,
         "leaving": bool(c.leaving),
+        "joined": bool(c.joined),
         "reason": "",
     }
     if seen.server != flow.server:

@@ -170,6 +170,7 @@ inline_fn void list(struct seq_file *seq, __u64 sk, struct sock_state *st, const
 	__builtin_memset(c, 0, sizeof(*c));
 	c->pair = self.pair;
 	c->flow = st->flow;
+	c->joined = st->joined != 0;
 	c->age = now - st->since;
 	c->leaving = s->stopped || READ_ONCE(st->stop) || st->mode == NATIVE ||
 		     st->guard_cause;
