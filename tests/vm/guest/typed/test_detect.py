@@ -254,6 +254,7 @@ def test_fionread() -> None:
     question = b"x" * 10_000 + b"."
 
     def serve(server: socket.socket) -> None:
+        server.setblocking(False)  # who may sleep inside recv() is left on TCP
         server.sendall(b"ready")
         time.sleep(0.5)  # so that all of it is there
         if read_as_nginx(server) == question:
