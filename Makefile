@@ -43,7 +43,7 @@ SOURCES := $(wildcard sockredird sockredirctl tests bench) \
 MANPAGES := $(wildcard man/*.[58])
 
 .PHONY: all install-deps test unit fuzz torture semantics bench vm-test vm-deps vm-roots kernels \
-	check check-deps check-python check-man check-systemd check-dbus check-packaging \
+	check check-deps check-python check-c check-man check-systemd check-dbus check-packaging \
 	deb lintian demo clean
 all: deb
 
@@ -115,7 +115,7 @@ kernels:
 	PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=.:tests $(PYTHON) -m vm.document
 	PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=.:tests $(PYTHON) -m kernel.conformance.document
 
-check: check-python check-man check-systemd check-dbus check-packaging
+check: check-python check-c check-man check-systemd check-dbus check-packaging
 
 check-deps:
 	@$(APT_INSTALL) $(RUNTIME_DEPS) $(TEST_DEPS) $(CHECK_DEPS)
@@ -129,6 +129,12 @@ check-python: $(VENV)/installed
 	$(VENV)/bin/ruff check $(SOURCES)
 	$(VENV)/bin/ruff format --check $(SOURCES)
 	$(VENV)/bin/mypy --python-executable $(PYTHON)
+
+C_SOURCES := $(shell find sockredird/bpf -name '*.[ch]' -not -path '*/kernel-shim/*')
+
+# To apply it: build/venv/bin/clang-format -i FILE...
+check-c: $(VENV)/installed
+	$(VENV)/bin/clang-format --dry-run --Werror $(C_SOURCES)
 
 # man warns on stderr and exits 0.
 check-man: | check-deps

@@ -20,6 +20,7 @@
 #define UNPROFITABLE 8
 #define PAUSES 16
 
+/* clang-format off */
 #define FOR_EACH_CAUSE(CAUSE)                                                                          \
 	CAUSE(PEER_OUTSIDE, DECLINES)	/* the other end is not in scope */                            \
 	CAUSE(UNDECIDABLE, DECLINES)	/* it is, but SNAT hid that until it was too late */           \
@@ -56,15 +57,19 @@
 	CAUSE(DISABLE, RETIRES)		/* Disable, or another generation takes over */                \
 	CAUSE(NEVER_QUIET, RETIRES)	/* joined, but its reader never caught up with TCP */
 
+/* clang-format on */
+
 #define CAUSE_ENUMERATOR(name, flags) CAUSE_##name,
 
+/* clang-format off */
 enum cause {
 	CAUSE_NONE,
 	FOR_EACH_CAUSE(CAUSE_ENUMERATOR)
 	CAUSES
 };
+/* clang-format on */
 
-#define CAUSE_SLOTS 64	/* a power of two, not less than CAUSES */
+#define CAUSE_SLOTS 64 /* a power of two, not less than CAUSES */
 #define IS_UNPROFITABLE(name, flags) ((flags) & UNPROFITABLE && cause == CAUSE_##name) ||
 
 /* Whether a listener was learned for as long as samples say so, and not for good. */

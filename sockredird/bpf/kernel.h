@@ -27,19 +27,19 @@
  * Called by its number: BCC falls back to bpf_probe_read where it cannot find the symbol
  * bpf_probe_read_kernel in /proc/kallsyms (kptr_restrict), and these programs may not call that.
  */
-static long (*read_kernel)(void *dst, __u32 size, const void *src) =
-	(void *)BPF_FUNC_probe_read_kernel;
-static long (*read_kernel_str)(void *dst, __u32 size, const void *src) =
-	(void *)BPF_FUNC_probe_read_kernel_str;
+static long (*read_kernel)(void *dst, __u32 size,
+			   const void *src) = (void *)BPF_FUNC_probe_read_kernel;
+static long (*read_kernel_str)(void *dst, __u32 size,
+			       const void *src) = (void *)BPF_FUNC_probe_read_kernel_str;
 
 /* 0 on success. `dst` keeps its value, or is zeroed, on a fault. */
 #define KERNEL_FIELD(dst, base, offset) \
 	read_kernel(&(dst), sizeof(dst), (void *)((base) + (offset)))
 
-#define OWN(type, field, where)                               \
-	inline_fn type own_##field(struct tcp_sock *tp)       \
-	{                                                     \
-		return *(type *)((void *)tp + OFF_##where);   \
+#define OWN(type, field, where)                             \
+	inline_fn type own_##field(struct tcp_sock *tp)     \
+	{                                                   \
+		return *(type *)((void *)tp + OFF_##where); \
 	}
 
 /* Bit fields come as the byte that holds them and a mask. */
@@ -57,21 +57,21 @@ static long (*read_kernel_str)(void *dst, __u32 size, const void *src) =
 #ifdef RDONLY_CAST
 static void *(*rdonly_cast)(const void *object, __u32 btf_id) = (void *)RDONLY_CAST;
 
-#define KERNEL(type, field, structure, member)                                          \
-	inline_fn type kernel_##field(__u64 base)                                       \
-	{                                                                               \
-		void *object = rdonly_cast((void *)base, ID_##structure);               \
-                                                                                        \
-		return *(volatile type *)(object + OFF_##structure##_##member);         \
+#define KERNEL(type, field, structure, member)                                  \
+	inline_fn type kernel_##field(__u64 base)                               \
+	{                                                                       \
+		void *object = rdonly_cast((void *)base, ID_##structure);       \
+                                                                                \
+		return *(volatile type *)(object + OFF_##structure##_##member); \
 	}
 #else
-#define KERNEL(type, field, structure, member)                                          \
-	inline_fn type kernel_##field(__u64 base)                                       \
-	{                                                                               \
-		type value = 0;                                                         \
-                                                                                        \
-		KERNEL_FIELD(value, base, OFF_##structure##_##member);                  \
-		return value;                                                           \
+#define KERNEL(type, field, structure, member)                         \
+	inline_fn type kernel_##field(__u64 base)                      \
+	{                                                              \
+		type value = 0;                                        \
+                                                                       \
+		KERNEL_FIELD(value, base, OFF_##structure##_##member); \
+		return value;                                          \
 	}
 #endif
 
@@ -97,12 +97,18 @@ OWN_BIT(repair, tcp_sock_repair)
 #ifdef OFF_tcp_sock_is_mptcp
 OWN_BIT(is_mptcp, tcp_sock_is_mptcp)
 #else
-inline_fn int own_is_mptcp(struct tcp_sock *tp) { return 0; }
+inline_fn int own_is_mptcp(struct tcp_sock *tp)
+{
+	return 0;
+}
 #endif
 #ifdef OFF_tcp_sock_syn_smc
 OWN_BIT(syn_smc, tcp_sock_syn_smc)
 #else
-inline_fn int own_syn_smc(struct tcp_sock *tp) { return 0; }
+inline_fn int own_syn_smc(struct tcp_sock *tp)
+{
+	return 0;
+}
 #endif
 KERNEL(__s32, err, sock, sk_err)
 KERNEL(__u8, shutdown, sock, sk_shutdown)
@@ -193,8 +199,8 @@ inline_fn __u32 msghdr_flags(void *msg)
 	return *(__u32 *)(msg + OFF_msghdr_msg_flags);
 }
 
-#define SOCK_SNDBUF_LOCK 1	/* include/net/sock.h: the program itself has set SO_SNDBUF */
-#define SOCK_RCVBUF_LOCK 2	/* SO_RCVBUF */
+#define SOCK_SNDBUF_LOCK 1 /* include/net/sock.h: the program itself has set SO_SNDBUF */
+#define SOCK_RCVBUF_LOCK 2 /* SO_RCVBUF */
 
 /* Which buffer sizes the program has set: SOCK_*_LOCK. */
 inline_fn __u8 buffer_locks(__u64 sk)
@@ -239,13 +245,13 @@ KERNEL(__u64, memcg, sock, sk_memcg)
 KERNEL(__u64, counter_usage, page_counter, usage)
 KERNEL(__u64, counter_max, page_counter, max)
 KERNEL(__u64, counter_parent, page_counter, parent)
-#define COUNTER_LEVELS 8	/* cgroups above that of the socket that are looked at */
-#define UNLIMITED 0x1000000000000ULL	/* pages; PAGE_COUNTER_MAX is about 2^51 */
+#define COUNTER_LEVELS 8	     /* cgroups above that of the socket that are looked at */
+#define UNLIMITED 0x1000000000000ULL /* pages; PAGE_COUNTER_MAX is about 2^51 */
 
 /* The struct page_counter with the lowest limit from a cgroup to the root. */
 struct tightest {
-	__u64 counter;	/* kernel address; 0: there is no limit */
-	__u64 max;	/* pages */
+	__u64 counter; /* kernel address; 0: there is no limit */
+	__u64 max;     /* pages */
 };
 
 inline_fn struct tightest tightest_of(__u64 counter)
@@ -292,7 +298,10 @@ inline_fn int near_socket_limit(__u64 sk)
 #endif
 }
 #else
-inline_fn int near_socket_limit(__u64 sk) { return 0; }
+inline_fn int near_socket_limit(__u64 sk)
+{
+	return 0;
+}
 #endif
 
 /*
@@ -306,7 +315,7 @@ inline_fn int memory_is_short(__u64 sk)
 }
 
 #ifdef OFF_net_timeouts
-#define TCP_CONNTRACK_ESTABLISHED 3	/* nf_conntrack_tcp.h */
+#define TCP_CONNTRACK_ESTABLISHED 3 /* nf_conntrack_tcp.h */
 /* After how many jiffies without a packet conntrack forgets an established connection; 0: never. */
 inline_fn __u32 conntrack_timeout(__u64 sk)
 {
@@ -318,7 +327,10 @@ inline_fn __u32 conntrack_timeout(__u64 sk)
 	return jiffies;
 }
 #else
-inline_fn __u32 conntrack_timeout(__u64 sk) { return 0; }
+inline_fn __u32 conntrack_timeout(__u64 sk)
+{
+	return 0;
+}
 #endif
 
 /* Number of the socket's inode, as in /proc/PID/fd; 0 once its programs have closed it. */

@@ -40,11 +40,11 @@ BPF_ARRAY(change_count, __u64, 1);
  * Kernel memory that is unread, overhead included, as far as it is granted (carry/bounds.h): written once
  * per grant, not per message. Counted anew by the daemon when it comes near settings.memory_bytes.
  */
-BPF_ARRAY(unread_memory, __u64, 2);	/* the second: not 0 if it has to be counted anew */
+BPF_ARRAY(unread_memory, __u64, 2); /* the second: not 0 if it has to be counted anew */
 /* The same of each cgroup with a memory limit, by the address of its struct page_counter. */
 BPF_TABLE("lru_hash", __u64, __u64, cgroup_memory, LIMITED_CGROUPS);
 BPF_PERCPU_ARRAY(counters, struct counters, 1);
-BPF_PERCPU_ARRAY(line, struct connection, 1);	/* of a listing, too long for the stack */
+BPF_PERCPU_ARRAY(line, struct connection, 1); /* of a listing, too long for the stack */
 BPF_ARRAY(manifest, struct manifest, 1);
 BPF_TABLE("lru_hash", struct flow, struct caller, callers, TRACED_CONNECTIONS);
 BPF_TABLE("lru_hash", struct listener, struct owner, listeners, TRACED_CONNECTIONS);
@@ -52,10 +52,10 @@ BPF_TABLE("lru_hash", struct pair, struct closing, closing, TRACED_CONNECTIONS);
 BPF_HASH(learned, struct listener, struct learned_entry, LEARNED_ENTRIES);
 /* By listener: messages that acceleration saved, less those that pairing cost; see learn.c. */
 BPF_TABLE("lru_hash", struct listener, __s32, balances, BALANCED_LISTENERS);
-BPF_RINGBUF_OUTPUT(requests, 1);	/* wakes the daemon to walk; full means it is awake already */
+BPF_RINGBUF_OUTPUT(requests, 1); /* wakes the daemon to walk; full means it is awake already */
 BPF_RINGBUF_OUTPUT(events, 64);
 
-#define MIX 0x9e3779b97f4a7c15ULL	/* 2^64 / golden ratio */
+#define MIX 0x9e3779b97f4a7c15ULL /* 2^64 / golden ratio */
 
 /* Its place in such an array, modulo the size of that; loader/records.py: hash_of(). */
 inline_fn __u32 hash_of(const struct flow *flow)

@@ -71,8 +71,8 @@ inline_fn __u64 server_of(const struct sock_state *st)
 /* What the programs ask the daemon for. */
 enum request {
 	REQUEST_WALK,
-	REQUEST_LEARNED,	/* the map `learned` has changed */
-	REQUEST_ULP,		/* a program asked for TCP_ULP: is kernel TLS loaded now? */
+	REQUEST_LEARNED, /* the map `learned` has changed */
+	REQUEST_ULP,	 /* a program asked for TCP_ULP: is kernel TLS loaded now? */
 };
 
 inline_fn void ask(enum request what)

@@ -25,8 +25,8 @@ struct end {
 struct flow {
 	__u32 client_ip[4];
 	__u32 server_ip[4];
-	__u64 netns;		/* netns cookie */
-	__u16 client_port;	/* host byte order */
+	__u64 netns;	   /* netns cookie */
+	__u16 client_port; /* host byte order */
 	__u16 server_port;
 	__u32 pad;
 };
@@ -44,13 +44,13 @@ struct client_syn {
 	__u32 client_ip[4];
 	__u32 client_port;
 	__u32 pad;
-	__u64 time;		/* CLOCK_MONOTONIC, ns; 0: nothing is said here */
+	__u64 time; /* CLOCK_MONOTONIC, ns; 0: nothing is said here */
 };
 
 /* That a listener in scope has answered this very SYN. */
 struct flow_syn {
-	struct flow flow;	/* as the listener sees it; in one netns the client does not differ */
-	__u64 time;		/* as above */
+	struct flow flow; /* as the listener sees it; in one netns the client does not differ */
+	__u64 time;	  /* as above */
 };
 
 /* A client end that no listener in scope has answered, as far as it can know. */
@@ -67,34 +67,34 @@ struct address {
 
 /* A step on the path of an excluded cgroup: a name in a directory, which is numbered from 1 on. */
 struct step {
-	__u32 directory;	/* 0: the root */
+	__u32 directory; /* 0: the root */
 	char name[128];
 };
 
 /* What the client end leaves for the server end to find, and the other way round. */
 struct handshake {
-	struct flow flow;	/* as the client end sees it */
-	__u32 answered;		/* by a listener in its netns, under the addresses in `flow` */
-	__u32 joined;		/* bit per side: of a pair that is joined after it was established */
-	__u64 client_sk;	/* kernel address; 0: the client declined */
-	__u64 server_sk;	/* kernel address; 0: the server has not joined */
-	__u64 client_st;	/* kernel addresses of their sock_state */
+	struct flow flow; /* as the client end sees it */
+	__u32 answered;	  /* by a listener in its netns, under the addresses in `flow` */
+	__u32 joined;	  /* bit per side: of a pair that is joined after it was established */
+	__u64 client_sk;  /* kernel address; 0: the client declined */
+	__u64 server_sk;  /* kernel address; 0: the server has not joined */
+	__u64 client_st;  /* kernel addresses of their sock_state */
 	__u64 server_st;
 };
 
 /* One end of a connection that is not accelerated, and could be; written by sockredir_candidates. */
 struct candidate {
-	__u64 sk;		/* kernel address of the struct sock */
-	__u64 netns;		/* cookie */
+	__u64 sk;    /* kernel address of the struct sock */
+	__u64 netns; /* cookie */
 	__u32 local_ip[4];
 	__u32 remote_ip[4];
-	__u16 local_port;	/* host byte order */
+	__u16 local_port; /* host byte order */
 	__u16 remote_port;
-	__u32 listens;		/* it is a listener: nothing below is set */
-	__u32 isn_1;		/* its initial sequence number + 1, or one less */
-	__u32 peer_isn_1;	/* its peer's, exactly */
-	__u32 segments;		/* with data, sent and received so far */
-	__u32 polls;		/* its program polls, see carry/reader.h */
+	__u32 listens;	  /* it is a listener: nothing below is set */
+	__u32 isn_1;	  /* its initial sequence number + 1, or one less */
+	__u32 peer_isn_1; /* its peer's, exactly */
+	__u32 segments;	  /* with data, sent and received so far */
+	__u32 polls;	  /* its program polls, see carry/reader.h */
 };
 
 /* One end of a pair that is to be put on the sockhash; by the address of its struct sock. */
@@ -102,38 +102,39 @@ struct joining {
 	struct pair pair;
 	__u32 side;
 	__u32 pad;
-	struct flow flow;		/* as the client end sees it */
+	struct flow flow; /* as the client end sees it */
 	struct server_address server;
 };
 
 /* What came of it. */
 struct joined {
 	__u64 sk;
-	__s32 error;		/* 0, or a negative errno */
-	__u32 cause;		/* enum cause: why it was not tried */
+	__s32 error; /* 0, or a negative errno */
+	__u32 cause; /* enum cause: why it was not tried */
 };
 
 enum mode {
-	BY_TCP = 0,	/* the next message goes by TCP, unless the direction may begin (carry/begin.h) */
-	REDIRECT,	/* the next message is redirected, unless the direction has to pause */
-	NATIVE,		/* TCP for good: the pair leaves the sockhash */
+	BY_TCP =
+		0, /* the next message goes by TCP, unless the direction may begin (carry/begin.h) */
+	REDIRECT,  /* the next message is redirected, unless the direction has to pause */
+	NATIVE,	   /* TCP for good: the pair leaves the sockhash */
 };
 
 /* What is known of the program that reads what a direction carries. */
 enum reader {
 	READER_UNKNOWN = 0,
-	READER_POLLS,		/* it does not sleep inside recv(): it polls, or its descriptor is O_NONBLOCK */
+	READER_POLLS, /* it does not sleep inside recv(): it polls, or its descriptor is O_NONBLOCK */
 };
 
 /* A process that uses a socket. */
 struct owner {
-	__u32 pid;		/* as the initial pid namespace counts */
+	__u32 pid; /* as the initial pid namespace counts */
 	char comm[16];
 };
 
 /* What a direction had carried at a time; a rate is the difference of two. */
 struct sample {
-	__u64 time;		/* CLOCK_MONOTONIC, ns; 0: never taken */
+	__u64 time; /* CLOCK_MONOTONIC, ns; 0: never taken */
 	__u64 bytes;
 	__u64 messages;
 };
@@ -163,55 +164,55 @@ struct sock_state {
 	/* written by pairing */
 	struct end self;
 	struct end peer;
-	__u64 peer_sk;			/* kernel address of the peer's struct sock, or 0 */
-	__u64 peer_st;			/* that of the peer's sock_state */
-	__u64 since;			/* CLOCK_MONOTONIC, ns */
-	struct flow flow;		/* as the client end sees it */
-	struct server_address server;	/* known to the server end only */
-	__u8 provisional;		/* somebody answered this client's address, see pair/scope.h */
-	__u8 joined;			/* it was put on the sockhash after it was established */
+	__u64 peer_sk;		      /* kernel address of the peer's struct sock, or 0 */
+	__u64 peer_st;		      /* that of the peer's sock_state */
+	__u64 since;		      /* CLOCK_MONOTONIC, ns */
+	struct flow flow;	      /* as the client end sees it */
+	struct server_address server; /* known to the server end only */
+	__u8 provisional; /* somebody answered this client's address, see pair/scope.h */
+	__u8 joined;	  /* it was put on the sockhash after it was established */
 
 	/* written by the sender */
-	__u8 mode;			/* enum mode */
-	__u8 reason;			/* enum cause: why mode is NATIVE, or why it last was BY_TCP */
-	__u8 reader;			/* enum reader */
-	__u8 waiting;			/* this sender spins until the peer's lock is free */
-	__u8 began;			/* the direction was redirected at least once */
+	__u8 mode;    /* enum mode */
+	__u8 reason;  /* enum cause: why mode is NATIVE, or why it last was BY_TCP */
+	__u8 reader;  /* enum reader */
+	__u8 waiting; /* this sender spins until the peer's lock is free */
+	__u8 began;   /* the direction was redirected at least once */
 	/* written by the walk */
 	__u8 stop;
 	/* written by the sender */
-	__u32 begin_after;		/* of a joined end: the peer's copied_seq at the first message */
-	__u32 unknown_since;		/* ms: reader has been READER_UNKNOWN at a message; 0: never */
-	__u64 tcp_due;			/* jiffies: when a message has to go by TCP (revalidation) */
-	__u64 sent_bytes;		/* redirected, cumulative */
+	__u32 begin_after;   /* of a joined end: the peer's copied_seq at the first message */
+	__u32 unknown_since; /* ms: reader has been READER_UNKNOWN at a message; 0: never */
+	__u64 tcp_due;	     /* jiffies: when a message has to go by TCP (revalidation) */
+	__u64 sent_bytes;    /* redirected, cumulative */
 	__u64 sent_messages;
-	struct checkpoint drained;	/* what was sent when the peer's queue was last seen empty */
-	__u32 budget_bytes;		/* until the peer's queue is looked at again */
+	struct checkpoint drained; /* what was sent when the peer's queue was last seen empty */
+	__u32 budget_bytes;	   /* until the peer's queue is looked at again */
 	__u32 budget_messages;
-	__u32 window_bytes;		/* what may be unread; grows while the reader keeps up */
+	__u32 window_bytes; /* what may be unread; grows while the reader keeps up */
 	__u32 window_messages;
-	__u32 charged;			/* bytes of kernel memory this direction has of unread_memory */
-	__u32 grants;			/* settings.grants when the budget was granted */
-	__u32 checkpoints;		/* taken so far */
-	__u64 charged_cgroup;		/* key in cgroup_memory, or 0 */
-	__u32 borders;			/* how often TCP data came to lie behind redirected data */
+	__u32 charged;	      /* bytes of kernel memory this direction has of unread_memory */
+	__u32 grants;	      /* settings.grants when the budget was granted */
+	__u32 checkpoints;    /* taken so far */
+	__u64 charged_cgroup; /* key in cgroup_memory, or 0 */
+	__u32 borders;	      /* how often TCP data came to lie behind redirected data */
 	/* written by the walk */
-	__u32 borders_seen;		/* those whose reader needs no more waking */
+	__u32 borders_seen; /* those whose reader needs no more waking */
 	/* written by guards */
-	__u32 guard_cause;		/* enum cause: why neither direction may redirect */
-	__u32 reset_at;			/* ms: when what a program asked for has gone wrong, or 0 */
+	__u32 guard_cause; /* enum cause: why neither direction may redirect */
+	__u32 reset_at;	   /* ms: when what a program asked for has gone wrong, or 0 */
 	__u32 pad;
 	/* written by full_barrier() only */
 	__u64 barrier;
 	/* written by the sender */
-	__u64 change_count;		/* the global count when this direction last looked at its ends */
-	struct checkpoint checkpoint[16];	/* taken as budgets are granted */
+	__u64 change_count; /* the global count when this direction last looked at its ends */
+	struct checkpoint checkpoint[16]; /* taken as budgets are granted */
 
 	/* written by listings */
-	struct sample sample[2];	/* newer, older */
-	struct owner owner;		/* the first process met that has this socket open */
-	__u32 owners;			/* processes that have */
-	__u32 listing;			/* in which owner and owners were found */
+	struct sample sample[2]; /* newer, older */
+	struct owner owner;	 /* the first process met that has this socket open */
+	__u32 owners;		 /* processes that have */
+	__u32 listing;		 /* in which owner and owners were found */
 	__u32 pad2;
 };
 
@@ -238,31 +239,31 @@ inline_fn void full_barrier(struct sock_state *st)
 
 /* A single pair on its way off the sockhash; touched by the iterator only. */
 struct leaving {
-	__u32 created;		/* epoch of the first visit */
-	__u32 stopped_in;	/* epoch in which the last end was stopped */
-	__u8 stopped;		/* bit per side */
+	__u32 created;	  /* epoch of the first visit */
+	__u32 stopped_in; /* epoch in which the last end was stopped */
+	__u8 stopped;	  /* bit per side */
 	__u8 reason;
 	__u16 pad;
 };
 
 struct settings {
-	__u32 stopped;		/* Disable: no message is redirected any more */
-	__u32 stopped_in;	/* epoch of that */
-	__u32 epoch;		/* grows by one after each RCU grace period the daemon waited for */
+	__u32 stopped;	  /* Disable: no message is redirected any more */
+	__u32 stopped_in; /* epoch of that */
+	__u32 epoch;	  /* grows by one after each RCU grace period the daemon waited for */
 	__u32 window_bytes;
-	__u32 trace;		/* someone subscribed to events */
-	__u32 listing;		/* number of the listing under way; 0: walks retire instead */
-	__u32 addresses;	/* enum addresses */
-	__u32 excludes;		/* number of excluded cgroups */
-	__u32 learn;		/* leave alone listeners that acceleration does no good */
-	__u32 ktls;		/* the kernel has TCP_ULP "tls", as far as the daemon has seen */
-	__u32 blocking;		/* [scope] blocking_readers = "accelerate" */
-	__u32 recent;		/* jiffies: a candidate has sent or received within these */
-	__u32 revalidate;	/* jiffies: how often a busy direction sends a message by TCP */
-	__u32 grants;		/* a budget of another number is not valid any more */
-	__u64 memory_bytes;	/* the most that is unread, overhead included, of all connections */
-	__u64 trial;		/* id of a cgroup left to a datapath that is being tried; 0: none */
-	__u64 seed;		/* so that nobody knows which addresses share a slot */
+	__u32 trace;	    /* someone subscribed to events */
+	__u32 listing;	    /* number of the listing under way; 0: walks retire instead */
+	__u32 addresses;    /* enum addresses */
+	__u32 excludes;	    /* number of excluded cgroups */
+	__u32 learn;	    /* leave alone listeners that acceleration does no good */
+	__u32 ktls;	    /* the kernel has TCP_ULP "tls", as far as the daemon has seen */
+	__u32 blocking;	    /* [scope] blocking_readers = "accelerate" */
+	__u32 recent;	    /* jiffies: a candidate has sent or received within these */
+	__u32 revalidate;   /* jiffies: how often a busy direction sends a message by TCP */
+	__u32 grants;	    /* a budget of another number is not valid any more */
+	__u64 memory_bytes; /* the most that is unread, overhead included, of all connections */
+	__u64 trial;	    /* id of a cgroup left to a datapath that is being tried; 0: none */
+	__u64 seed;	    /* so that nobody knows which addresses share a slot */
 };
 
 enum addresses { ADDRESSES_LOOPBACK, ADDRESSES_HOST, ADDRESSES_ANY };
@@ -284,25 +285,25 @@ enum event_kind {
 
 /* What one direction carried. */
 struct totals {
-	__u64 bytes;		/* redirected */
+	__u64 bytes; /* redirected */
 	__u64 messages;
-	__u64 tcp_bytes;	/* left to TCP: of a connection that was retired, or is about to be */
+	__u64 tcp_bytes; /* left to TCP: of a connection that was retired, or is about to be */
 };
 
 struct event {
-	__u64 time;		/* CLOCK_MONOTONIC, ns */
+	__u64 time; /* CLOCK_MONOTONIC, ns */
 	__u32 kind;
-	__u32 reason;		/* enum cause */
-	struct totals totals[2];	/* by enum side: the direction that starts there */
-	struct owner owner[2];	/* pid 0: not known */
+	__u32 reason;		 /* enum cause */
+	struct totals totals[2]; /* by enum side: the direction that starts there */
+	struct owner owner[2];	 /* pid 0: not known */
 	__u32 cpu;
-	__u32 lost;		/* events this CPU could not report so far, for want of room */
+	__u32 lost; /* events this CPU could not report so far, for want of room */
 	struct flow flow;
 };
 
 /* The process that called connect(), while somebody traces. */
 struct caller {
-	__u64 time;		/* CLOCK_MONOTONIC, ns */
+	__u64 time; /* CLOCK_MONOTONIC, ns */
 	struct owner owner;
 	__u32 pad;
 };
@@ -319,12 +320,12 @@ struct listener {
  * a connection is accelerated all the same, as a sample.
  */
 struct learned_entry {
-	__u64 time;		/* CLOCK_MONOTONIC, ns */
-	__u64 sampled;		/* when the SYN of a sample was last answered */
-	__u32 cause;		/* enum cause */
-	__u32 skipped;		/* connections left alone since that */
-	__u64 cgroup;		/* id, of the server end's */
-	struct owner owner;	/* who did what was learned; pid 0 if that is no program's doing */
+	__u64 time;	    /* CLOCK_MONOTONIC, ns */
+	__u64 sampled;	    /* when the SYN of a sample was last answered */
+	__u32 cause;	    /* enum cause */
+	__u32 skipped;	    /* connections left alone since that */
+	__u64 cgroup;	    /* id, of the server end's */
+	struct owner owner; /* who did what was learned; pid 0 if that is no program's doing */
 	__u32 pad;
 };
 
@@ -338,7 +339,7 @@ struct closing {
 /* Why a connection was declined or retired, for whoever asks later. */
 struct recorded_reason {
 	struct flow flow;
-	__u32 reason;		/* enum cause */
+	__u32 reason; /* enum cause */
 	__u32 pad;
 };
 
@@ -346,34 +347,34 @@ struct recorded_reason {
 struct member {
 	struct end self;
 	__u32 mode;
-	__u32 leaving;		/* or LEFT_UNREAD, or BROKEN */
-	__u32 unread;		/* bytes in this socket's psock queue */
-	__u32 border;		/* 0, BORDER_AHEAD or BORDER_REACHED: of the direction that starts here */
-	__u32 waiting;		/* the next walk decides whether its peer's reader polls */
-	__u32 charged;		/* bytes of settings.memory_bytes that it holds */
+	__u32 leaving; /* or LEFT_UNREAD, or BROKEN */
+	__u32 unread;  /* bytes in this socket's psock queue */
+	__u32 border;  /* 0, BORDER_AHEAD or BORDER_REACHED: of the direction that starts here */
+	__u32 waiting; /* the next walk decides whether its peer's reader polls */
+	__u32 charged; /* bytes of settings.memory_bytes that it holds */
 	__u64 since;
 	__u64 sent_bytes;
 	__u64 sent_messages;
 	struct flow flow;
 };
 
-#define BORDER_AHEAD 1	/* the reader has redirected data to read, and TCP data behind it */
-#define BORDER_REACHED 2	/* it has read that, and has to be woken again for the TCP data */
-#define LEFT_UNREAD 2	/* the pair is off the sockhash, see leave/rewake.c */
-#define BROKEN 3	/* it is to be reset, see leave/detect.c */
+#define BORDER_AHEAD 1	 /* the reader has redirected data to read, and TCP data behind it */
+#define BORDER_REACHED 2 /* it has read that, and has to be woken again for the TCP data */
+#define LEFT_UNREAD 2	 /* the pair is off the sockhash, see leave/rewake.c */
+#define BROKEN 3	 /* it is to be reset, see leave/detect.c */
 
 /* One end in a listing. */
 struct view {
 	__u64 bytes;
 	__u64 messages;
 	__u64 tcp_bytes;
-	__u64 byte_rate;	/* per second, since a listing at least SAMPLE_NS ago */
+	__u64 byte_rate; /* per second, since a listing at least SAMPLE_NS ago */
 	__u64 message_rate;
-	__u64 inode;		/* of the socket; 0: closed by its programs */
-	__u64 cgroup;		/* id */
+	__u64 inode;  /* of the socket; 0: closed by its programs */
+	__u64 cgroup; /* id */
 	__u32 uid;
-	__u32 unread;		/* bytes in this socket's psock queue */
-	__u32 mode;		/* of the direction that starts here */
+	__u32 unread; /* bytes in this socket's psock queue */
+	__u32 mode;   /* of the direction that starts here */
 	__u32 reason;
 	__u32 owners;
 	struct owner owner;
@@ -390,31 +391,30 @@ struct opened {
 
 /* One connection in a listing. */
 struct connection {
-	__u64 age;		/* ns since the server end joined */
-	struct view view[2];	/* by enum side */
-	__u32 known;		/* bit per side: an end that closed cannot be looked at */
+	__u64 age;	     /* ns since the server end joined */
+	struct view view[2]; /* by enum side */
+	__u32 known;	     /* bit per side: an end that closed cannot be looked at */
 	__u32 leaving;
-	__u32 joined;		/* it was put on the sockhash after it was established */
+	__u32 joined; /* it was put on the sockhash after it was established */
 	__u32 pad;
 	struct pair pair;
-	struct flow flow;	/* as the client end sees it */
-	struct server_address server;	/* netns 0: not known */
+	struct flow flow;	      /* as the client end sees it */
+	struct server_address server; /* netns 0: not known */
 };
 
 /* Per CPU. A pair counts once, and a message once for each time the sk_msg program runs. */
 struct counters {
 	__u64 accelerated_connections;
-	__u64 joined_connections;	/* of these, those put on the sockhash after they were established */
+	__u64 joined_connections; /* of these, those put on the sockhash after they were established */
 	__u64 redirected_messages;
 	__u64 redirected_bytes;
 	__u64 dropped_events;
-	__u64 declined[CAUSE_SLOTS];	/* by enum cause */
+	__u64 declined[CAUSE_SLOTS]; /* by enum cause */
 	__u64 retired[CAUSE_SLOTS];
-	__u64 paused[CAUSE_SLOTS];	/* a direction went to TCP, to come back at a quiet point */
+	__u64 paused[CAUSE_SLOTS]; /* a direction went to TCP, to come back at a quiet point */
 };
 
 /* The daemon's own notes (JSON): what these pins are, found again after a restart. */
 struct manifest {
 	char json[16384];
 };
-

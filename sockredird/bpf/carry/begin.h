@@ -13,7 +13,7 @@
 inline_fn void load_barrier(struct sock_state *st)
 {
 #ifdef __x86_64__
-	asm volatile("" ::: "memory");	/* loads are not reordered with loads */
+	asm volatile("" ::: "memory"); /* loads are not reordered with loads */
 #else
 	full_barrier(st);
 #endif
@@ -58,7 +58,7 @@ inline_fn int find_peer(struct sock_state *st)
 	if (!st->joined || hs->joined > 3)
 		handshakes.delete(&pair);
 	else
-		WRITE_ONCE(hs->joined, 4);	/* one end has found the other */
+		WRITE_ONCE(hs->joined, 4); /* one end has found the other */
 	return 1;
 }
 

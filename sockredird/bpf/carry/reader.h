@@ -11,9 +11,9 @@
 #include "../leave/in_flight.h"
 #include "../peer_state.h"
 
-#define MAX_POLLERS 4		/* entries looked at for one that is not a task's */
-#define SPIN_NS 20000		/* longer than a recv() of a small message holds the lock */
-#define LONG_SPIN_NS 200000	/* than one of a megabyte does */
+#define MAX_POLLERS 4	    /* entries looked at for one that is not a task's */
+#define SPIN_NS 20000	    /* longer than a recv() of a small message holds the lock */
+#define LONG_SPIN_NS 200000 /* than one of a megabyte does */
 #define LONG_SPIN_BYTES 16384
 #define MAX_SPINS 1000
 

@@ -11,12 +11,12 @@
 #include "bounds.h"
 #include "../learn/learn.h"
 
-#ifdef RDONLY_CAST	/* three loads; with a helper for each, the next grant is soon enough */
+#ifdef RDONLY_CAST /* three loads; with a helper for each, the next grant is soon enough */
 #define CHEAP_PRESSURE(sk) tcp_under_pressure(sk)
 #else
 #define CHEAP_PRESSURE(sk) 0
 #endif
-#define SMALL_MESSAGE 4096	/* a message that revalidation sends by TCP is not larger, if it can choose */
+#define SMALL_MESSAGE 4096 /* revalidation sends one that is not larger by TCP, if it can choose */
 
 /*
  * The kernel numbers a MSG_ZEROCOPY send once for each piece that tcp_bpf_push() hands to TCP, until
@@ -44,7 +44,7 @@ inline_fn int pause(struct sock_state *st, enum cause cause)
 	st->reason = cause;
 	st->mode = BY_TCP;
 	count_paused(cause);
-#ifdef FIONREAD_OMITS_TCP	/* a reader that asks it may stop too early, and has to be woken again */
+#ifdef FIONREAD_OMITS_TCP /* a reader that asks it may stop too early, and has to be woken again */
 	st->borders++;
 	ask(REQUEST_WALK);
 #endif
@@ -272,7 +272,7 @@ int sockredir_msg(struct sk_msg_md *msg)
 	}
 	if (!st->peer_sk && !find_peer(st))
 		return SK_PASS;
-#ifndef __x86_64__	/* where taking the psock reference was one */
+#ifndef __x86_64__ /* where taking the psock reference was one */
 	full_barrier(st);
 #endif
 	if (changed_since(st, &now) && left_for_change(st, now))

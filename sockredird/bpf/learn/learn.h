@@ -14,14 +14,14 @@
 #include "../peer_state.h"
 #include "../show/events.h"
 
-#define PAIRING_COST 4		/* messages */
-#define EARLY_DATA_COST 16	/* a pair undone: 128 in a row, as with TCP_DEFER_ACCEPT */
-#define BALANCE_LIMIT 2048	/* 1024 connections of one request and one answer in a row */
-#define LOOK_EVERY 4		/* connections: whether a sample is due, which takes the time of day */
-#define SAMPLE_EVERY 64		/* connections */
+#define PAIRING_COST 4	   /* messages */
+#define EARLY_DATA_COST 16 /* a pair undone: 128 in a row, as with TCP_DEFER_ACCEPT */
+#define BALANCE_LIMIT 2048 /* 1024 connections of one request and one answer in a row */
+#define LOOK_EVERY 4	   /* connections: whether a sample is due, which takes the time of day */
+#define SAMPLE_EVERY 64	   /* connections */
 /* and ten a second: parting a single pair wakes kernel threads, 3 % of what short ones cost */
 #define SAMPLE_GAP_NS 100000000LL
-#define SAMPLE_AFTER_NS 1000000000LL	/* at the latest, where they are few */
+#define SAMPLE_AFTER_NS 1000000000LL /* at the latest, where they are few */
 
 inline_fn struct listener listener_in(const struct flow *flow)
 {
@@ -78,7 +78,7 @@ inline_fn int left_alone(struct learned_entry *e)
 
 	if (!e)
 		return 0;
-	e->skipped++;	/* two CPUs may count one connection for two */
+	e->skipped++; /* two CPUs may count one connection for two */
 	if (!is_unprofitable(e->cause) || e->skipped % LOOK_EVERY)
 		return 1;
 	now = recent_time();
@@ -93,8 +93,8 @@ inline_fn int left_alone(struct learned_entry *e)
  * Leaves the listener's connections alone from now on. `o` names who did it, on `side`, or is NULL;
  * `server_sk` is the server end's socket, or 0.
  */
-inline_fn void add_learned(enum cause cause, struct listener *l, struct flow *flow,
-			   __u64 server_sk, enum side side, const struct owner *o)
+inline_fn void add_learned(enum cause cause, struct listener *l, struct flow *flow, __u64 server_sk,
+			   enum side side, const struct owner *o)
 {
 	struct learned_entry new = { .cause = cause }, *old = learned.lookup(l);
 
@@ -185,5 +185,6 @@ inline_fn void account_connection(struct bpf_sock_ops *skops)
 	if (messages > BALANCE_LIMIT + PAIRING_COST)
 		messages = BALANCE_LIMIT + PAIRING_COST;
 	l = listener_of(st);
-	add_to_balance(&l, &st->flow, (__u64)tp, (__s32)messages - PAIRING_COST, CAUSE_SHORT_CONNECTIONS);
+	add_to_balance(&l, &st->flow, (__u64)tp, (__s32)messages - PAIRING_COST,
+		       CAUSE_SHORT_CONNECTIONS);
 }

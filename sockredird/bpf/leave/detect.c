@@ -19,7 +19,7 @@
 #define MSG_WAITALL 0x100
 #define EAGAIN 11
 #define FIONREAD 0x541b
-#define FOR_EVER 0x7fffffffffffffffLL	/* MAX_SCHEDULE_TIMEOUT: no SO_RCVTIMEO */
+#define FOR_EVER 0x7fffffffffffffffLL /* MAX_SCHEDULE_TIMEOUT: no SO_RCVTIMEO */
 
 #ifndef ARGS_tcp_bpf_recvmsg
 #define ARGS_tcp_bpf_recvmsg 5
@@ -57,7 +57,7 @@ inline_fn void detect(struct sock *sk, enum cause cause, __u32 patience)
 	l = listener_of(st);
 	owner_of_task(&o, bpf_get_current_task());
 	add_learned(cause, &l, &st->flow, st->self.side == SERVER ? (__u64)sk : server_of(st),
-	      st->self.side & 1, &o);
+		    st->self.side & 1, &o);
 }
 
 int sockredir_spliced(unsigned long long *ctx)
@@ -108,7 +108,7 @@ int sockredir_received(unsigned long long *ctx)
 	return 0;
 }
 
-#ifndef ARGS_tcp_bpf_ioctl	/* where it counts redirected data, a member has that function */
+#ifndef ARGS_tcp_bpf_ioctl /* where it counts redirected data, a member has that function */
 /*
  * Who reads on edges may believe that nothing is left, and wait for the next one (nginx). Most only
  * want to know how much to read, and poll first, so there is time to see.

@@ -41,7 +41,7 @@ inline_fn enum cause asked_of_tcp(__u32 name, __s32 value)
 	case TCP_REPAIR:
 		return value == TCP_REPAIR_ON ? CAUSE_REPAIR : 0;
 	case TCP_INQ:
-	case TCP_USER_TIMEOUT:	/* it counts from what the peer has not acknowledged */
+	case TCP_USER_TIMEOUT: /* it counts from what the peer has not acknowledged */
 	case TCP_TX_DELAY:
 		return value ? CAUSE_OPTION : 0;
 	}
@@ -52,9 +52,9 @@ inline_fn enum cause asked_of_tcp(__u32 name, __s32 value)
 inline_fn enum cause asked_of_socket(__u32 name, __s32 value, __s32 second)
 {
 	switch (name) {
-	case SO_LINGER:		/* with no time close() resets the connection, as on TCP */
+	case SO_LINGER: /* with no time close() resets the connection, as on TCP */
 		return value && second ? CAUSE_OPTION : 0;
-	case SO_MAX_PACING_RATE:	/* ~0: no limit */
+	case SO_MAX_PACING_RATE: /* ~0: no limit */
 		return value != -1 || (second && second != -1) ? CAUSE_OPTION : 0;
 	case SO_ATTACH_FILTER:
 	case SO_ATTACH_BPF:
@@ -72,7 +72,7 @@ inline_fn enum cause asked_for(struct bpf_sockopt *ctx, __u32 level, __u32 name)
 	if (level == SOL_TCP && name == TCP_ULP)
 		return CAUSE_ULP;
 	if ((void *)(value + 1) > ctx->optval_end)
-		return 0;	/* EINVAL */
+		return 0; /* EINVAL */
 	if (level == SOL_TCP)
 		return asked_of_tcp(name, *value);
 	switch (name) {
@@ -141,12 +141,12 @@ int sockredir_guard(struct bpf_sockopt *ctx)
 	if (!psock_of(address)) {
 		if (sk->state == BPF_TCP_SYN_SENT)
 			WRITE_ONCE(st->guard_cause, (__u32)reason);
-		return 1;	/* not on the map, or off it already */
+		return 1; /* not on the map, or off it already */
 	}
 	if (reason != CAUSE_ULP || s->ktls)
 		refuse(st, reason);
 	if (reason == CAUSE_ULP && !s->ktls)
-		ask(REQUEST_ULP);	/* the daemon looks whether it has */
+		ask(REQUEST_ULP); /* the daemon looks whether it has */
 	else if (st->self.side == SERVER) {
 		/* it will ask again on its next connection; what a client asks is for its own */
 		l = listener_of(st);

@@ -98,7 +98,7 @@ inline_fn void half_closed(struct bpf_sock_ops *skops)
 		return;
 	psock = psock_of((__u64)tp);
 	if (!psock)
-		return;		/* closed: the kernel took it off before */
+		return; /* closed: the kernel took it off before */
 	peer_sk = st->peer_sk;
 	self = st->self;
 	if (!peer_sk) {
@@ -112,4 +112,3 @@ inline_fn void half_closed(struct bpf_sock_ops *skops)
 		return;
 	peers.delete(&self);
 }
-

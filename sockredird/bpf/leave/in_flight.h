@@ -19,8 +19,8 @@ inline_fn int names_a_task(__u64 entry)
 {
 	__u64 task = kernel_wait_private(entry), leader = task ? kernel_task_group_leader(task) : 0;
 
-	return leader && kernel_task_group_leader(leader) == leader &&
-	       kernel_task_tgid(leader) && kernel_task_tgid(task) == kernel_task_tgid(leader);
+	return leader && kernel_task_group_leader(leader) == leader && kernel_task_tgid(leader) &&
+	       kernel_task_tgid(task) == kernel_task_tgid(leader);
 }
 
 /*

@@ -40,14 +40,14 @@ inline_fn int quiet(__u64 sk, __u64 sender)
 	__u64 psock = psock_of(sk);
 
 	if (!psock)
-		return 1;	/* closed, or off the map */
+		return 1; /* closed, or off the map */
 	/* in this order: what was in flight before may be in the queue now */
 	return none_in_flight(sk, sender) && psock_queue_empty(psock);
 }
 
 #define BEGINS_WITHIN_NS 3000000000ULL	/* a joined pair, or it only makes TCP slower */
 #define SHOWS_WITHIN_MS 50		/* from poll() to poll(), for a reader that polls */
-#define PAIRED_WITHIN_NS 10000000000ULL	/* SYN-ACK retransmissions included */
+#define PAIRED_WITHIN_NS 10000000000ULL /* SYN-ACK retransmissions included */
 
 /* A client end that was answered by a listener of somebody else, and has not noticed. */
 inline_fn int left_waiting(const struct sock_state *st)
@@ -55,8 +55,7 @@ inline_fn int left_waiting(const struct sock_state *st)
 	struct pair pair = st->self.pair;
 	struct handshake *hs;
 
-	if (!st->provisional || st->peer_sk ||
-	    bpf_ktime_get_ns() - st->since < PAIRED_WITHIN_NS)
+	if (!st->provisional || st->peer_sk || bpf_ktime_get_ns() - st->since < PAIRED_WITHIN_NS)
 		return 0;
 	hs = handshakes.lookup(&pair);
 	return !hs || !hs->server_sk;
@@ -88,8 +87,8 @@ inline_fn __u8 reason_of_peer(const struct sock_state *st, __u64 peer_st)
 inline_fn int may_block(const struct sock_state *st, const struct settings *s)
 {
 	return !s->blocking && st->unknown_since && st->reader == READER_UNKNOWN &&
-	       (__s32)(now_ms() - st->unknown_since) >= SHOWS_WITHIN_MS &&
-	       psock_of(st->peer_sk) && !polls(st->peer_sk);
+	       (__s32)(now_ms() - st->unknown_since) >= SHOWS_WITHIN_MS && psock_of(st->peer_sk) &&
+	       !polls(st->peer_sk);
 }
 
 /* Whether neither direction of a joined pair has been redirected yet. */
@@ -254,7 +253,8 @@ inline_fn int retire(__u64 sk, struct sock_state *st, const struct settings *s)
 	if (peer_sk) {
 		handshakes.delete(&pair);
 		count_retired(reason);
-		record_reason_both(reason, st, is_state_of_open(peer_st, peer_sk, &peer) ? peer_st : 0);
+		record_reason_both(reason, st,
+				   is_state_of_open(peer_st, peer_sk, &peer) ? peer_st : 0);
 		report(EVENT_RETIRED, reason, &st->flow, &st->server, st->since, totals);
 	} else if (st->provisional) {
 		handshakes.delete(&pair);

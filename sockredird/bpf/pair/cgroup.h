@@ -23,7 +23,7 @@ inline_fn int on_trial(struct bpf_sock *sk)
  * Whether the socket belongs to an excluded cgroup, or below. They are found by their names from
  * the root down, as a service's cgroup is made anew each time it starts.
  */
-#define EXCLUDED 0x80000000	/* in a value of `excluded`: the path ends here */
+#define EXCLUDED 0x80000000 /* in a value of `excluded`: the path ends here */
 #define MAX_EXCLUDED_DEPTH 16
 
 inline_fn int is_excluded(__u64 sk)
@@ -61,6 +61,6 @@ inline_fn int is_excluded(__u64 sk)
 	}
 	return 0;
 #else
-	return 1;	/* the daemon refuses exclude_cgroups on such a kernel */
+	return 1; /* the daemon refuses exclude_cgroups on such a kernel */
 #endif
 }

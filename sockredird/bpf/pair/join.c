@@ -18,7 +18,7 @@
 #include "../show/list.c"
 
 #define IPPROTO_TCP 6
-#define SCOPE_LEVELS 16		/* cgroups on the way from the root that are looked at */
+#define SCOPE_LEVELS 16 /* cgroups on the way from the root that are looked at */
 
 /* Whether the programs are attached to the socket's cgroup, or above. */
 inline_fn int cgroup_in_scope(__u64 sk)
@@ -85,7 +85,7 @@ inline_fn enum cause unfit_to_join(struct sock *sk, struct tcp_sock *tp)
 	struct sock_state *st = sockets.sk_storage_get(sk, NULL, 0);
 
 	if (kernel_user_data((__u64)tp))
-		return CAUSE_OTHER_SOCKMAP;	/* or a member already, or read by the kernel itself */
+		return CAUSE_OTHER_SOCKMAP; /* or a member already, or read by the kernel itself */
 	if (st && st->guard_cause)
 		return st->guard_cause;
 	if (is_excluded((__u64)tp))
@@ -160,7 +160,7 @@ inline_fn void complete(struct sock_state *st, const struct joining *j, __u64 sk
 		hs->client_st = (__u64)st;
 	else
 		hs->server_st = (__u64)st;
-	hs->joined |= 1 << side;	/* one walk at a time, so nobody else writes this */
+	hs->joined |= 1 << side; /* one walk at a time, so nobody else writes this */
 	if (hs->joined != 3 || !c)
 		return;
 	count(&c->accelerated_connections, 1);

@@ -58,8 +58,8 @@ inline_fn enum cause asked_while_connecting(struct bpf_sock *sk)
 
 /* Puts one end on the sockhash; CAUSE_NONE, or why it could not. */
 inline_fn enum cause join(struct bpf_sock_ops *skops, struct bpf_sock *sk, struct tcp_sock *tp,
-			    enum side side, const struct flow *flow, const struct pair *pair,
-			    struct handshake *hs)
+			  enum side side, const struct flow *flow, const struct pair *pair,
+			  struct handshake *hs)
 {
 	struct sock_state *st = sockets.sk_storage_get(sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 	struct end self = { .pair = *pair, .side = side };
@@ -79,7 +79,7 @@ inline_fn enum cause join(struct bpf_sock_ops *skops, struct bpf_sock *sk, struc
 		hs->client_st = (__u64)st;
 	}
 	st->since = bpf_ktime_get_ns();
-	st->flow = hs->flow;	/* the client's view on both ends */
+	st->flow = hs->flow; /* the client's view on both ends */
 	if (side == SERVER)
 		read_server_address(&st->server, flow);
 	st->provisional = side == CLIENT && !hs->answered;
@@ -109,7 +109,7 @@ inline_fn void segment_received(struct bpf_sock_ops *skops)
 	struct end self;
 
 	bpf_sock_ops_cb_flags_set(skops, skops->bpf_sock_ops_cb_flags &
-					 ~BPF_SOCK_OPS_PARSE_ALL_HDR_OPT_CB_FLAG);
+						 ~BPF_SOCK_OPS_PARSE_ALL_HDR_OPT_CB_FLAG);
 	if (!sk)
 		return;
 	st = sockets.sk_storage_get(sk, NULL, 0);
@@ -241,7 +241,7 @@ inline_fn int segment_has_data(struct bpf_sock_ops *skops)
 		return 1;
 	if ((void *)(tcp + 20) > end)
 		return 1;
-	return skops->skb_len > (tcp[12] >> 4) * 4;	/* data offset, RFC 9293 3.1 */
+	return skops->skb_len > (tcp[12] >> 4) * 4; /* data offset, RFC 9293 3.1 */
 }
 
 /* No client end in scope has left a handshake. */
@@ -252,7 +252,7 @@ inline_fn void client_outside(const struct pair *pair, struct flow *flow, enum r
 	struct unmatched_client *u;
 
 	if (learned_listener)
-		return;		/* the client end has counted it */
+		return; /* the client end has counted it */
 	u = translation_in_scope() ? unmatched_for(pair) : NULL;
 	if (!u || u->pair.client_seq != pair->client_seq || u->pair.server_seq != pair->server_seq)
 		return decline_outside(flow, reach);
@@ -335,10 +335,10 @@ inline_fn void server_established(struct bpf_sock_ops *skops, __u64 netns)
 	if (!hs)
 		return client_outside(&pair, &flow, reach,
 				      learned_of(netns, flow.server_port) != NULL);
-	if (hs->server_sk || !(hs->answered ? same_flow(&flow, &hs->flow) :
-					      same_client(&flow, &hs->flow)))
+	if (hs->server_sk ||
+	    !(hs->answered ? same_flow(&flow, &hs->flow) : same_client(&flow, &hs->flow)))
 		return decline(CAUSE_MISMATCH, &flow);
-	if (!hs->client_sk) {	/* the client has declined, and counted it */
+	if (!hs->client_sk) { /* the client has declined, and counted it */
 		handshakes.delete(&pair);
 		return;
 	}

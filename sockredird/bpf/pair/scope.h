@@ -19,7 +19,7 @@
 
 #define AF_INET 2
 #define AF_INET6 10
-#define SYN_VALID_NS 60000000000ULL	/* SYN-ACK retransmissions included */
+#define SYN_VALID_NS 60000000000ULL /* SYN-ACK retransmissions included */
 
 inline_fn __u16 local_port(struct bpf_sock_ops *skops)
 {
@@ -123,9 +123,9 @@ inline_fn int port_in_scope(__u16 port)
 }
 
 enum reach {
-	OUT_OF_SCOPE,	/* by its addresses */
-	NEAR,		/* both ends have addresses of this netns, as far as that is known */
-	FAR,		/* another address of it, another netns, a translated address, or another host */
+	OUT_OF_SCOPE, /* by its addresses */
+	NEAR,	      /* both ends have addresses of this netns, as far as that is known */
+	FAR, /* another address of it, another netns, a translated address, or another host */
 };
 
 /* Whether the other end has an address of the daemon's netns, where this one is. */
@@ -252,7 +252,7 @@ inline_fn int claim_flow_syn(const struct flow *flow)
 /* Which records there were of a client's SYN, ored. */
 enum syn_claim {
 	NO_SYN = 0,
-	CLIENT_SYN = 1,	/* a listener answered this client's address, under whatever address */
+	CLIENT_SYN = 1, /* a listener answered this client's address, under whatever address */
 	FLOW_SYN = 2,	/* a listener in this netns answered this very SYN */
 };
 

@@ -3,12 +3,12 @@
 #pragma once
 #include "../maps.h"
 
-#define E2BIG 7		/* errno.h, which the shim does not have */
+#define E2BIG 7 /* errno.h, which the shim does not have */
 #define ENOMEM 12
 #define EBUSY 16
 #define EEXIST 17
 
-#define NO_PACING (~0ULL)	/* sk_max_pacing_rate */
+#define NO_PACING (~0ULL) /* sk_max_pacing_rate */
 
 /*
  * Whether a program has asked for when its data is sent, how long close() or an acknowledgement may take,
@@ -58,10 +58,10 @@ inline_fn enum cause cause_of_error(int err)
 		return CAUSE_MAP_FULL;
 	case -EEXIST:
 		return CAUSE_MISMATCH;
-	case -EBUSY:		/* its psock has an sk_msg program, and takes only one */
+	case -EBUSY: /* its psock has an sk_msg program, and takes only one */
 		return CAUSE_OTHER_SOCKMAP;
 	case -ENOMEM:
 		return CAUSE_NO_MEMORY;
 	}
-	return CAUSE_ULP;	/* EINVAL: sk_psock_init() takes no socket with a ULP */
+	return CAUSE_ULP; /* EINVAL: sk_psock_init() takes no socket with a ULP */
 }

@@ -8,7 +8,7 @@
 #pragma once
 #include "../peer_state.h"
 
-#define CONNECTING_NS 60000000000ULL	/* a connect() takes no longer than its SYNs do */
+#define CONNECTING_NS 60000000000ULL /* a connect() takes no longer than its SYNs do */
 
 inline_fn int tracing(void)
 {
@@ -71,7 +71,7 @@ inline_fn __u32 events_lost(void)
 	return c ? c->dropped_events : 0;
 }
 
-#define NOW 0	/* whose clock is not read while nobody listens */
+#define NOW 0 /* whose clock is not read while nobody listens */
 
 /*
  * `reason` is an enum cause; `totals` are of both ends, or NULL; `since` is when
@@ -79,8 +79,8 @@ inline_fn __u32 events_lost(void)
  * the socket on `side`, or NULL.
  */
 inline_fn void report_by(enum event_kind kind, __u32 reason, struct flow *flow,
-			 const struct server_address *server, __u64 since, const struct totals *totals,
-			 enum side side, const struct owner *by)
+			 const struct server_address *server, __u64 since,
+			 const struct totals *totals, enum side side, const struct owner *by)
 {
 	struct counters *c;
 	struct event *e;

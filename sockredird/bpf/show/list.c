@@ -172,8 +172,7 @@ inline_fn void list(struct seq_file *seq, __u64 sk, struct sock_state *st, const
 	c->flow = st->flow;
 	c->joined = st->joined != 0;
 	c->age = now - st->since;
-	c->leaving = s->stopped || READ_ONCE(st->stop) || st->mode == NATIVE ||
-		     st->guard_cause;
+	c->leaving = s->stopped || READ_ONCE(st->stop) || st->mode == NATIVE || st->guard_cause;
 	if (self.side == SERVER) {
 		c->server = st->server;
 		look(&c->view[SERVER], sk, own_st, self.pair.server_seq, now, s->listing);
