@@ -50,9 +50,9 @@ static long (*read_kernel_str)(void *dst, __u32 size,
 	}
 
 /*
- * bpf_rdonly_cast() (Linux 6.2) makes an address a pointer of that type to the verifier, and the read an
- * ordinary load: 1 ns, where the helper takes 50. A load that faults gives 0 (exception table). The
- * loader makes the call of this number one of that kernel function (objects.py).
+ * bpf_rdonly_cast() (Linux 6.2) makes an address a pointer of that type to the verifier, and the
+ * read an ordinary load: 1 ns, where the helper takes 50. A load that faults gives 0 (exception
+ * table). The loader makes the call of this number one of that kernel function (objects.py).
  */
 #ifdef RDONLY_CAST
 static void *(*rdonly_cast)(const void *object, __u32 btf_id) = (void *)RDONLY_CAST;
@@ -144,8 +144,8 @@ KERNEL(__u64, socket, sock, sk_socket)
 KERNEL(__u64, receive_queue_next, sock, sk_receive_queue)
 
 /*
- * FIONREAD on a member counts its psock queue only (tcp_bpf_ioctl(), Linux 6.6.128, 6.12.75, 6.18.14 and
- * later): a reader that asks it does not learn of what came by TCP.
+ * FIONREAD on a member counts its psock queue only (tcp_bpf_ioctl(), Linux 6.6.128, 6.12.75,
+ * 6.18.14 and later): a reader that asks it does not learn of what came by TCP.
  */
 #ifdef ARGS_tcp_bpf_ioctl
 #define FIONREAD_OMITS_TCP
@@ -281,8 +281,8 @@ inline_fn struct tightest memory_limit_of(__u64 sk)
 }
 
 /*
- * Whether the limit of a cgroup for TCP's memory alone (cgroup v1: memory.kmem.tcp.limit_in_bytes) is
- * near. The other one says little: page cache fills it, and gives way.
+ * Whether the limit of a cgroup for TCP's memory alone (cgroup v1: memory.kmem.tcp.limit_in_bytes)
+ * is near. The other one says little: page cache fills it, and gives way.
  */
 inline_fn int near_socket_limit(__u64 sk)
 {
@@ -305,9 +305,9 @@ inline_fn int near_socket_limit(__u64 sk)
 #endif
 
 /*
- * Whether memory for this socket is short, or soon will be. Beyond the limit a member's send() waits for
- * memory before any program is asked (sk_msg_alloc()), where TCP has one buffer in any case: so members
- * leave before that.
+ * Whether memory for this socket is short, or soon will be. Beyond the limit a member's send()
+ * waits for memory before any program is asked (sk_msg_alloc()), where TCP has one buffer in any
+ * case: so members leave before that.
  */
 inline_fn int memory_is_short(__u64 sk)
 {
@@ -463,8 +463,8 @@ inline_fn __u64 wait_entry(__u64 list)
 
 /*
  * References to a socket that are not a redirect in flight: the socket itself, its psock, and one
- * per armed timer (sk_reset_timer()). Kernels differ in their timers, so the loader lists them. Other
- * references that come and go only make us wait longer.
+ * per armed timer (sk_reset_timer()). Kernels differ in their timers, so the loader lists them.
+ * Other references that come and go only make us wait longer.
  */
 inline_fn __u32 timer_pending(__u64 sk, __u32 offset)
 {

@@ -9,9 +9,10 @@ BPF_SK_STORAGE(sockets, struct sock_state);
 /* So is this, and for more, so that declined clients do not push out those of live pairs. */
 BPF_TABLE("lru_hash", struct pair, struct handshake, handshakes, 1);
 /*
- * Arrays, where a newer entry takes the place of an older one: connections pass here that will not be
- * accelerated, and a hash table would cost the most of it. An entry lost, or half overwritten, leaves
- * a connection on TCP; or, of `reasons`, what `explain` is asked to what it finds out by itself.
+ * Arrays, where a newer entry takes the place of an older one: connections pass here that will not
+ * be accelerated, and a hash table would cost the most of it. An entry lost, or half overwritten,
+ * leaves a connection on TCP; or, of `reasons`, what `explain` is asked to what it finds out by
+ * itself.
  */
 BPF_ARRAY(flow_syns, struct flow_syn, SYN_RECORDS);
 BPF_ARRAY(client_syns, struct client_syn, SYN_RECORDS);
@@ -31,14 +32,15 @@ BPF_F_TABLE("hash", __u64, __u32, scope_cgroups, SCOPE_CGROUPS, BPF_F_NO_PREALLO
 BPF_ARRAY(settings, struct settings, 1);
 BPF_ARRAY(ports, struct ports, 1);
 /*
- * How often something happened to an accelerated socket that either direction has to know before its
- * next message: it was shut down or closed, or a guard refused it. Apart from what is written more
- * often.
+ * How often something happened to an accelerated socket that either direction has to know before
+ * its next message: it was shut down or closed, or a guard refused it. Apart from what is written
+ * more often.
  */
 BPF_ARRAY(change_count, __u64, 1);
 /*
- * Kernel memory that is unread, overhead included, as far as it is granted (carry/bounds.h): written once
- * per grant, not per message. Counted anew by the daemon when it comes near settings.memory_bytes.
+ * Kernel memory that is unread, overhead included, as far as it is granted (carry/bounds.h):
+ * written once per grant, not per message. Counted anew by the daemon when it comes near
+ * settings.memory_bytes.
  */
 BPF_ARRAY(unread_memory, __u64, 2); /* the second: not 0 if it has to be counted anew */
 /* The same of each cgroup with a memory limit, by the address of its struct page_counter. */

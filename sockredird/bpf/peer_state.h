@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * The state of the other end: each end knows the address of the other's sock_state, which is read like
- * all kernel memory and believed only if it says the same pair.
+ * The state of the other end: each end knows the address of the other's sock_state, which is read
+ * like all kernel memory and believed only if it says the same pair.
  */
 #pragma once
 #include "maps.h"
@@ -26,9 +26,9 @@ inline_fn int is_state_of_open(__u64 st, __u64 sk, const struct end *end)
 }
 
 /*
- * 0, or why a guard wants no message of this pair redirected: enum cause. A program may have asked at
- * either end. Guards write `guard_cause`, then call announce_change(); a sender reads the count of
- * changes first, then this.
+ * 0, or why a guard wants no message of this pair redirected: enum cause. A program may have asked
+ * at either end. Guards write `guard_cause`, then call announce_change(); a sender reads the count
+ * of changes first, then this.
  */
 inline_fn __u32 guard_cause_of(const struct sock_state *st, __u64 peer_st)
 {
@@ -41,8 +41,8 @@ inline_fn __u32 guard_cause_of(const struct sock_state *st, __u64 peer_st)
 }
 
 /*
- * Full barrier, count, full barrier: each sender of the pair sees what was written before this, and we
- * see the psock references taken before it. Pairs with changed_since() in carry/redirect.c.
+ * Full barrier, count, full barrier: each sender of the pair sees what was written before this, and
+ * we see the psock references taken before it. Pairs with changed_since() in carry/redirect.c.
  */
 inline_fn void announce_change(struct sock_state *st)
 {

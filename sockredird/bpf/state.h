@@ -217,8 +217,9 @@ struct sock_state {
 };
 
 /*
- * CLOCK_MONOTONIC in ns as of the last timer interrupt, up to 10 ms ago: 5 ns where bpf_ktime_get_ns()
- * may take 50. Never to be compared but as a signed difference with a time that may be exact.
+ * CLOCK_MONOTONIC in ns as of the last timer interrupt, up to 10 ms ago: 5 ns where
+ * bpf_ktime_get_ns() may take 50. Never to be compared but as a signed difference with a time that
+ * may be exact.
  */
 inline_fn __u64 recent_time(void)
 {
@@ -316,8 +317,8 @@ struct listener {
 };
 
 /*
- * Why and since when the connections of a listener are left alone; of one that is unprofitable, when
- * a connection is accelerated all the same, as a sample.
+ * Why and since when the connections of a listener are left alone; of one that is unprofitable,
+ * when a connection is accelerated all the same, as a sample.
  */
 struct learned_entry {
 	__u64 time;	    /* CLOCK_MONOTONIC, ns */

@@ -2,9 +2,9 @@
 /*
  * When a direction may begin to be redirected (I1), and when it may pause.
  *
- * A reader empties its psock queue before it looks at TCP's queue, so a message may be redirected only if
- * the reader has read every byte that went by TCP: its copied_seq is our write_seq. Each condition
- * below stands for a way in which that alone goes wrong.
+ * A reader empties its psock queue before it looks at TCP's queue, so a message may be redirected
+ * only if the reader has read every byte that went by TCP: its copied_seq is our write_seq. Each
+ * condition below stands for a way in which that alone goes wrong.
  */
 #pragma once
 #include "reader.h"
@@ -20,12 +20,13 @@ inline_fn void load_barrier(struct sock_state *st)
 }
 
 /*
- * Whether no thread is in TCP's own receive code on `sk`, where it would not see redirected data. Reads
- * copied_seq before and after, so that a reader that came and went in between is noticed; the lock's owner
- * before and after the wait queue, as a reader is on one or the other; pairs with the socket lock.
+ * Whether no thread is in TCP's own receive code on `sk`, where it would not see redirected data.
+ * Reads copied_seq before and after, so that a reader that came and went in between is noticed; the
+ * lock's owner before and after the wait queue, as a reader is on one or the other; pairs with the
+ * socket lock.
  *
- * One sleeper may be there if it has a reference to the psock: it sleeps in tcp_bpf_recvmsg(), which sees
- * both queues, while a sleeper in tcp_recvmsg(), or in connect(), has none.
+ * One sleeper may be there if it has a reference to the psock: it sleeps in tcp_bpf_recvmsg(),
+ * which sees both queues, while a sleeper in tcp_recvmsg(), or in connect(), has none.
  */
 inline_fn int nobody_in_tcp_recvmsg(__u64 sk, struct sock_state *st, __u32 copied)
 {
@@ -43,8 +44,8 @@ inline_fn int nobody_in_tcp_recvmsg(__u64 sk, struct sock_state *st, __u32 copie
 }
 
 /*
- * Finds the other end, which a client end does not know until it sends, nor does a joined end. A joined
- * pair's entry goes when the second end has found the first.
+ * Finds the other end, which a client end does not know until it sends, nor does a joined end. A
+ * joined pair's entry goes when the second end has found the first.
  */
 inline_fn int find_peer(struct sock_state *st)
 {
@@ -63,8 +64,8 @@ inline_fn int find_peer(struct sock_state *st)
 }
 
 /*
- * Of an end that was joined: a recv() may have begun in TCP's code before that, and wait for the lock
- * where nobody sees it. It is over once something that was sent since has been read.
+ * Of an end that was joined: a recv() may have begun in TCP's code before that, and wait for the
+ * lock where nobody sees it. It is over once something that was sent since has been read.
  */
 inline_fn int read_since_join(struct sock_state *st, __u32 copied)
 {
@@ -103,9 +104,9 @@ inline_fn int may_begin(struct bpf_sock *sk, struct sock_state *st)
 }
 
 /*
- * Whether nothing redirected is unread or on its way, so that the direction may go to TCP and no reader
- * notices: one that takes a short recv() for the end of what there is (epoll(7) allows it) would
- * otherwise wait for ever. Two references to our psock are the sockhash's and this call's.
+ * Whether nothing redirected is unread or on its way, so that the direction may go to TCP and no
+ * reader notices: one that takes a short recv() for the end of what there is (epoll(7) allows it)
+ * would otherwise wait for ever. Two references to our psock are the sockhash's and this call's.
  */
 inline_fn int may_pause(struct bpf_sock *sk, const struct sock_state *st)
 {

@@ -2,9 +2,9 @@
 /*
  * How much of a direction may be unread (I3): like TCP, in memory, and of all connections together.
  *
- * A direction has a budget of bytes and messages; while that lasts, a message costs two subtractions.
- * Each grant of a budget looks at what is unread, at the window of the direction, at the memory limits of
- * both ends' cgroups, and at the budget of the whole host.
+ * A direction has a budget of bytes and messages; while that lasts, a message costs two
+ * subtractions. Each grant of a budget looks at what is unread, at the window of the direction, at
+ * the memory limits of both ends' cgroups, and at the budget of the whole host.
  */
 #pragma once
 #include "../peer_state.h"
@@ -53,8 +53,8 @@ inline_fn __u32 unread_messages(const struct sock_state *st, __u64 unread)
 }
 
 /*
- * The most bytes that may be unread: window_bytes, or less where a program chose a smaller buffer (kept
- * doubled, socket(7)) or TCP_NOTSENT_LOWAT.
+ * The most bytes that may be unread: window_bytes, or less where a program chose a smaller buffer
+ * (kept doubled, socket(7)) or TCP_NOTSENT_LOWAT.
  */
 inline_fn __u32 most_bytes(struct tcp_sock *tp, const struct sock_state *st,
 			   const struct settings *s)
@@ -86,9 +86,9 @@ inline_fn int take(__u64 *total, __s64 more, __u64 limit)
 }
 
 /*
- * Whether the reader's cgroup has room. It is charged for what is redirected to it, by an allocation that
- * would rather have somebody killed than fail, where TCP's would fail: so all connections together get
- * a sixteenth of its memory limit.
+ * Whether the reader's cgroup has room. It is charged for what is redirected to it, by an
+ * allocation that would rather have somebody killed than fail, where TCP's would fail: so all
+ * connections together get a sixteenth of its memory limit.
  */
 inline_fn int charge_cgroup(struct sock_state *st, __s64 more)
 {
@@ -145,8 +145,8 @@ inline_fn void discharge(struct sock_state *st, const struct settings *s)
 }
 
 /*
- * The most messages that may be unread. That bounds small ones, which cost more than they carry; what
- * larger ones cost, TCP would hold as well.
+ * The most messages that may be unread. That bounds small ones, which cost more than they carry;
+ * what larger ones cost, TCP would hold as well.
  */
 inline_fn __u32 most_messages(const struct sock_state *st, __u64 unread)
 {
@@ -154,8 +154,9 @@ inline_fn __u32 most_messages(const struct sock_state *st, __u64 unread)
 }
 
 /*
- * The window starts with what TCP would hold, and doubles when the reader has read half as much and is not
- * behind. A short queue alone shows nothing: it is short at first for a reader that never reads.
+ * The window starts with what TCP would hold, and doubles when the reader has read half as much and
+ * is not behind. A short queue alone shows nothing: it is short at first for a reader that never
+ * reads.
  */
 inline_fn void adjust_window(struct sock_state *st, __u64 unread, __u32 messages, __u32 most)
 {
@@ -187,8 +188,9 @@ inline_fn void take_checkpoint(struct sock_state *st)
 }
 
 /*
- * Looks at the peer's queue and grants the next budget, for a message of `size` at least; CAUSE_NONE, or
- * why there is none. A message that fits the window when it begins may exceed it: as on TCP, by one.
+ * Looks at the peer's queue and grants the next budget, for a message of `size` at least;
+ * CAUSE_NONE, or why there is none. A message that fits the window when it begins may exceed it: as
+ * on TCP, by one.
  */
 inline_fn enum cause grant(struct tcp_sock *tp, struct sock_state *st, __u64 psock, __u32 size,
 			   const struct settings *s)

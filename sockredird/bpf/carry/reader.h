@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * What the peer's program does about its socket: does it poll, does it sleep inside recv(), is one of
- * its calls under way?
+ * What the peer's program does about its socket: does it poll, does it sleep inside recv(), is one
+ * of its calls under way?
  *
- * A blocking recv() on a member of a sockhash that is woken for nothing (a signal, the cgroup freezer, a
- * debugger) returns EAGAIN, where TCP's goes back to wait (tcp_bpf_recvmsg() waits once). So unless
- * blocking_readers = "accelerate" the pair of such a reader leaves the sockhash, redirected or not.
+ * A blocking recv() on a member of a sockhash that is woken for nothing (a signal, the cgroup
+ * freezer, a debugger) returns EAGAIN, where TCP's goes back to wait (tcp_bpf_recvmsg() waits
+ * once). So unless blocking_readers = "accelerate" the pair of such a reader leaves the sockhash,
+ * redirected or not.
  */
 #pragma once
 #include "../leave/in_flight.h"
@@ -65,9 +66,10 @@ inline_fn int waits_for_us(const struct sock_state *st)
 }
 
 /*
- * A redirect takes the peer's socket lock (bpf_tcp_ingress()), which a reader holds while its recv()
- * faults on memory that is slow to come (swap, NFS, FUSE, userfaultfd). So this waits for the lock,
- * but not for long; then the message goes by TCP, which queues it without the lock (sk_backlog).
+ * A redirect takes the peer's socket lock (bpf_tcp_ingress()), which a reader holds while its
+ * recv() faults on memory that is slow to come (swap, NFS, FUSE, userfaultfd). So this waits for
+ * the lock, but not for long; then the message goes by TCP, which queues it without the lock
+ * (sk_backlog).
  */
 inline_fn int peer_stays_busy(struct sock_state *st, __u32 size)
 {

@@ -3,8 +3,8 @@
  * sk_msg: hands a message to the peer socket's psock queue, or leaves it to TCP. Runs under the
  * sender's socket lock, so one message of a direction is decided at a time.
  *
- * A direction is BY_TCP until it may begin (begin.h), then REDIRECT until it has to pause, which is for
- * the moment, or leaves for good (NATIVE): then the daemon takes the pair off the sockhash.
+ * A direction is BY_TCP until it may begin (begin.h), then REDIRECT until it has to pause, which is
+ * for the moment, or leaves for good (NATIVE): then the daemon takes the pair off the sockhash.
  */
 #pragma once
 #include "begin.h"
@@ -19,8 +19,9 @@
 #define SMALL_MESSAGE 4096 /* revalidation sends one that is not larger by TCP, if it can choose */
 
 /*
- * The kernel numbers a MSG_ZEROCOPY send once for each piece that tcp_bpf_push() hands to TCP, until
- * the socket is off the map. In one piece it has the one completion that the program waits for.
+ * The kernel numbers a MSG_ZEROCOPY send once for each piece that tcp_bpf_push() hands to TCP,
+ * until the socket is off the map. In one piece it has the one completion that the program waits
+ * for.
  */
 inline_fn int by_tcp(struct sk_msg_md *msg, const struct sock_state *st)
 {
@@ -52,10 +53,10 @@ inline_fn int pause(struct sock_state *st, enum cause cause)
 }
 
 /*
- * The same where redirected data may be unread. TCP data then lies behind it, and a reader that takes the
- * end of the one for the end of all has to be woken again at that border (leave/rewake.c). Where
- * FIONREAD leaves out TCP's data on a member the pair leaves instead, as waking does not help a reader
- * that asks how much there is.
+ * The same where redirected data may be unread. TCP data then lies behind it, and a reader that
+ * takes the end of the one for the end of all has to be woken again at that border
+ * (leave/rewake.c). Where FIONREAD leaves out TCP's data on a member the pair leaves instead, as
+ * waking does not help a reader that asks how much there is.
  */
 inline_fn int force_to_tcp(struct sock_state *st, enum cause cause)
 {
@@ -80,10 +81,11 @@ inline_fn int peer_gone(struct bpf_sock *sk, struct sock_state *st)
 }
 
 /*
- * Whether something happened to either end since the last message that makes this direction TCP: the peer
- * has called shutdown(2), see half_closed(), or a guard has stopped the pair, see leave/guard.c. Looking
- * costs 100 ns, so a message looks only if anything happened to any accelerated socket since the last
- * one did. Pairs with announce_change(): our psock reference was taken before the count is read.
+ * Whether something happened to either end since the last message that makes this direction TCP:
+ * the peer has called shutdown(2), see half_closed(), or a guard has stopped the pair, see
+ * leave/guard.c. Looking costs 100 ns, so a message looks only if anything happened to any
+ * accelerated socket since the last one did. Pairs with announce_change(): our psock reference was
+ * taken before the count is read.
  */
 inline_fn int changed_since(const struct sock_state *st, __u64 *now)
 {
@@ -158,9 +160,9 @@ inline_fn void revalidate_after(struct sock_state *st, __u64 now, __u64 interval
 }
 
 /*
- * Whether this message has to show that TCP still gets through, so that conntrack does not forget the
- * connection, and what stops its packets stops it. Due are first small messages at a quiet moment, then
- * those of any size there, and at the end of the interval any message.
+ * Whether this message has to show that TCP still gets through, so that conntrack does not forget
+ * the connection, and what stops its packets stops it. Due are first small messages at a quiet
+ * moment, then those of any size there, and at the end of the interval any message.
  */
 inline_fn int revalidates(struct bpf_sock *sk, struct tcp_sock *tp, struct sock_state *st,
 			  __u32 size, __u64 now, const struct settings *s)

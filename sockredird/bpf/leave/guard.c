@@ -128,8 +128,9 @@ int sockredir_guard(struct bpf_sockopt *ctx)
 		return 1;
 	s = settings.lookup(&zero);
 	/*
-	 * While it connects the option may be set after the connection is established and looked at:
-	 * this call holds the socket's lock, but the kernel lets go of it before it sets the option.
+	 * While it connects the option may be set after the connection is established and looked
+	 * at: this call holds the socket's lock, but the kernel lets go of it before it sets the
+	 * option.
 	 */
 	st = sockets.sk_storage_get(sk, NULL, 0);
 	if (!st && sk->state == BPF_TCP_SYN_SENT && s && !s->stopped)

@@ -41,11 +41,11 @@ inline_fn int disconnected(struct tcp_sock *tp, __u32 old_state)
 
 /*
  * The connection has ended, and the socket may still be on the sockhash. A reset, or a time-out, is
- * told by an error that is set before the state (tcp_reset()). What is unread then can still be read;
- * without any the entry goes, as tcp_bpf_sendmsg() reports the error, but does not clear it.
+ * told by an error that is set before the state (tcp_reset()). What is unread then can still be
+ * read; without any the entry goes, as tcp_bpf_sendmsg() reports the error, but does not clear it.
  *
- * tcp_disconnect() throws away what is unread, but does not know of the psock's queue, which goes with
- * the entry.
+ * tcp_disconnect() throws away what is unread, but does not know of the psock's queue, which goes
+ * with the entry.
  */
 inline_fn void ended(struct bpf_sock_ops *skops)
 {

@@ -11,9 +11,9 @@
 #define CROWD (~0ULL)
 
 /*
- * Whether an entry on a wait queue is of a task that sleeps in the socket's own code. That of poll() names
- * a struct on a kernel stack, where a pointer to a task may lie anywhere, and epoll's names nothing: so
- * the thread and its leader have to agree about both.
+ * Whether an entry on a wait queue is of a task that sleeps in the socket's own code. That of
+ * poll() names a struct on a kernel stack, where a pointer to a task may lie anywhere, and epoll's
+ * names nothing: so the thread and its leader have to agree about both.
  */
 inline_fn int names_a_task(__u64 entry)
 {
@@ -24,8 +24,8 @@ inline_fn int names_a_task(__u64 entry)
 }
 
 /*
- * The task, reader, writer or connect(2), that is asleep on this socket in the kernel's TCP code, by
- * the address of its entry on the socket's wait queue: such an entry names the task
+ * The task, reader, writer or connect(2), that is asleep on this socket in the kernel's TCP code,
+ * by the address of its entry on the socket's wait queue: such an entry names the task
  * (DEFINE_WAIT_FUNC()). 0 if there is none, CROWD if there are several, or too many entries to see
  * them all.
  */

@@ -62,8 +62,8 @@ inline_fn int left_waiting(const struct sock_state *st)
 }
 
 /*
- * An end whose peer went over to TCP, and was off the map before a walk met it there: it was closed,
- * or shut down. Of a client that never sent anything the peer may not be known by then.
+ * An end whose peer went over to TCP, and was off the map before a walk met it there: it was
+ * closed, or shut down. Of a client that never sent anything the peer may not be known by then.
  */
 inline_fn int left_behind(__u64 sk, const struct sock_state *st, __u64 peer_sk, __u64 peer_st)
 {
@@ -196,8 +196,9 @@ inline_fn void record_reason_both(enum cause reason, struct sock_state *st, __u6
 
 /*
  * Whether a guard has refused this pair and nobody sends, so that no grace period has to pass: a
- * sender takes a reference to its psock, then looks whether it was alerted; here it is, then we look
- * at the references. With a full barrier between each two, as in half_closed(), one sees the other.
+ * sender takes a reference to its psock, then looks whether it was alerted; here it is, then we
+ * look at the references. With a full barrier between each two, as in half_closed(), one sees the
+ * other.
  */
 inline_fn int guarded_and_idle(__u64 sk, struct sock_state *st, __u64 peer_sk, __u64 peer_st)
 {
@@ -264,8 +265,9 @@ inline_fn int retire(__u64 sk, struct sock_state *st, const struct settings *s)
 }
 
 /*
- * Whether a reader may have taken the end of its redirected data for the end of all (carry/redirect.c:
- * force_to_tcp()); notes it for leave/rewake.c if it can read on now. 0 once it has read what there was.
+ * Whether a reader may have taken the end of its redirected data for the end of all
+ * (carry/redirect.c: force_to_tcp()); notes it for leave/rewake.c if it can read on now. 0 once it
+ * has read what there was.
  */
 inline_fn int at_border(struct sock_state *st)
 {

@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * iter/task_file: puts connections on the sockhash that were established before, or that had to leave.
+ * iter/task_file: puts connections on the sockhash that were established before, or that had to
+ * leave.
  *
- * sockredir_candidates lists the ends that could be accelerated and that have carried data lately. The
- * daemon finds the two ends of a connection among them by their initial sequence numbers, which hold
- * through NAT and across network namespaces, and writes the pairs to `joining`. sockredir_join then
- * puts them on the sockhash. What proves a pair is the rule at its first message (carry/begin.h).
+ * sockredir_candidates lists the ends that could be accelerated and that have carried data lately.
+ * The daemon finds the two ends of a connection among them by their initial sequence numbers, which
+ * hold through NAT and across network namespaces, and writes the pairs to `joining`. sockredir_join
+ * then puts them on the sockhash. What proves a pair is the rule at its first message
+ * (carry/begin.h).
  *
  * Sockets that no program has open, and those of cgroups without our programs, are not met.
  */
@@ -66,9 +68,9 @@ inline_fn int is_active(__u64 sk, const struct settings *s)
 }
 
 /*
- * The initial sequence numbers + 1. What came in has been counted exactly; of what was acknowledged,
- * the SYN is counted for the client alone (tcp_ack(), tcp_create_openreq_child()). Not 0 if the numbers
- * changed while they were read.
+ * The initial sequence numbers + 1. What came in has been counted exactly; of what was
+ * acknowledged, the SYN is counted for the client alone (tcp_ack(), tcp_create_openreq_child()).
+ * Not 0 if the numbers changed while they were read.
  */
 inline_fn int read_sequence(struct candidate *c, __u64 sk)
 {

@@ -264,8 +264,8 @@ inline_fn void client_outside(const struct pair *pair, struct flow *flow, enum r
 
 /*
  * Whether data went by TCP before the pair was complete. The client's first message may even have
- * overtaken its ACK (RPS). The direction is redirected once that is read (carry/begin.h), except where a
- * reader that asks FIONREAD would not learn of it.
+ * overtaken its ACK (RPS). The direction is redirected once that is read (carry/begin.h), except
+ * where a reader that asks FIONREAD would not learn of it.
  */
 inline_fn int has_early_data(struct bpf_sock_ops *skops, const struct handshake *hs,
 			     const struct pair *pair)

@@ -268,10 +268,10 @@ inline_fn __u32 claim_syn(const struct flow *flow, enum reach reach)
 }
 
 /*
- * Server side: whether the record of its client's SYN is still there, so that no client in scope has
- * claimed it. Clients are established before servers. The client is not in scope then, or SNAT hides
- * it; claim_syn() removes the record all the same, since a client in scope that gets this address and
- * port next would believe it.
+ * Server side: whether the record of its client's SYN is still there, so that no client in scope
+ * has claimed it. Clients are established before servers. The client is not in scope then, or SNAT
+ * hides it; claim_syn() removes the record all the same, since a client in scope that gets this
+ * address and port next would believe it.
  */
 inline_fn int client_in_scope(__u32 unclaimed)
 {

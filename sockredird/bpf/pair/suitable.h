@@ -11,8 +11,8 @@
 #define NO_PACING (~0ULL) /* sk_max_pacing_rate */
 
 /*
- * Whether a program has asked for when its data is sent, how long close() or an acknowledgement may take,
- * or which packets reach it: all of that is TCP's doing.
+ * Whether a program has asked for when its data is sent, how long close() or an acknowledgement may
+ * take, or which packets reach it: all of that is TCP's doing.
  */
 inline_fn int relies_on_tcp(struct tcp_sock *tp)
 {
