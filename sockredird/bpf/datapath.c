@@ -7,11 +7,13 @@
  *     `peers` and leaves a handshake.                                          pair/pair.c
  *  3. The server end is established, finds the handshake and goes on the
  *     sockhash too: the two ends are a pair.                                   pair/pair.c
+ *     Or both were established before, and the daemon has them joined.         pair/join.c
  *  4. A program sends. The sk_msg program runs under the sender's socket lock
  *     and puts the message into the peer's psock queue, or leaves it to TCP.   carry/redirect.c
  *  5. The reader empties its psock queue before TCP's queue (tcp_bpf_recvmsg()
- *     in the kernel), so a direction may go to TCP at any time, but come from
- *     TCP only while TCP has nothing of it left to read.                       carry/redirect.c
+ *     in the kernel), so a direction is redirected only while the reader has
+ *     read all that went by TCP. It may go to TCP, and come back.              carry/begin.h
+ *     What is unread is bounded, beyond which it pauses.                       carry/bounds.h
  *  6. A program asks for what no member of a sockhash can do, or shuts down:
  *     the pair is announced as changed, and no message is redirected any more. leave/guard.c, detect.c
  *  7. The daemon walks over the sockhash and takes off the pairs that leave,
