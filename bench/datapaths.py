@@ -115,6 +115,8 @@ class Host:
             "scope": {
                 "cgroup": f"/{(self._top / OURS).relative_to(mount_point())}",
                 "exclude_ports": [self._excluded_port],
+                # some of the loads sleep inside recv()
+                "blocking_readers": "accelerate",
             },
             "limits": {"drain_timeout_s": DRAIN_TIMEOUT_S},
             "paths": {

@@ -93,10 +93,10 @@ async def _disable(client: Client, arguments: argparse.Namespace) -> None:
             return
         await _start(client)
         before = await client.properties()
-    if before["State"] == "disabled":
-        print("acceleration was disabled already", file=sys.stderr)
     async with progress.shown("waiting for programs to read what was sent to them", left):
         await client.call("Disable")
+    if before["State"] == "disabled":
+        print("acceleration was disabled already", file=sys.stderr)
     if arguments.force and (await client.properties())["State"] == "draining":
         await _reset(client)
     if (await client.properties())["State"] == "draining":

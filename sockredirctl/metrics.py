@@ -21,6 +21,7 @@ STATES = ("disabled", "enabled", "draining", "failed")
 
 _COUNTERS = {
     "accelerated_connections": "Connections that were paired.",
+    "joined_connections": "Connections that were paired after they were established.",
     "redirected_messages": "Messages that went past the network stack.",
     "redirected_bytes": "Bytes that went past the network stack.",
     "dropped_events": "Events that found no room on their way to the daemon.",
@@ -34,6 +35,7 @@ _REASONS = {
     "declined": "Connections in scope that were left on TCP.",
     "retired": "Accelerated connections that became TCP connections.",
 }
+_PAUSES = "Times that a direction of an accelerated connection went to TCP for a while."
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,11 @@ class _Collector(Collector):
                 if name.startswith(f"{kind}_") and name != f"{kind}_connections":
                     family.add_metric([name.removeprefix(f"{kind}_")], value)
             yield family
+        pauses = CounterMetricFamily("sockredir_pauses", _PAUSES, labels=["reason"])
+        for name, value in self._stats.items():
+            if name.startswith("paused_"):
+                pauses.add_metric([name.removeprefix("paused_")], value)
+        yield pauses
 
 
 def text(properties: dict[str, Any], stats: dict[str, int], style: Style) -> str:

@@ -440,6 +440,8 @@ class Daemon:
         finally:
             self._retire_timer = None
             self._retired_at = self._loop.time()
+        if done:
+            self._looks.soon()
         if self._retire_again:
             self._retire_after(self._manager.walk_rest())
         elif not done:

@@ -25,17 +25,25 @@ class Looks:
         self._joined = joined
         self._pause = FIRST_S
         self._free = 0
+        self._rested_at = 0.0  # when the share of the last look is over
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
         self._going = False
 
     def begin(self) -> None:
-        """Acceleration has begun, or connections were handed back that may come again."""
+        """Acceleration has begun: what is connected already joins soon."""
         self._going = True
         self._free = FREE_LOOKS
         self._pause = FIRST_S
         if self._task is None:
             self._after(0.0)
+
+    def soon(self) -> None:
+        """Connections were handed back that may come again; the share of time still holds."""
+        due = asyncio.get_running_loop().time() + FIRST_S
+        if self._timer is not None and self._timer.when() > due and due > self._rested_at:
+            self._pause = FIRST_S
+            self._after(FIRST_S)
 
     def end(self) -> None:
         self._going = False
@@ -61,6 +69,7 @@ class Looks:
         elif looked.eligible <= looked.blocking and not self._free:
             self._pause = LONGEST_S
         rest = 0.0 if self._free else SHARE * looked.seconds
+        self._rested_at = asyncio.get_running_loop().time() + rest
         if self._going:
             self._after(max(self._pause, rest))
         self._pause = min(2 * self._pause, LONGEST_S)

@@ -269,6 +269,8 @@ int sockredir_msg(struct sk_msg_md *msg)
 	if (sk->state != BPF_TCP_ESTABLISHED && sk->state != BPF_TCP_CLOSE_WAIT)
 		return SK_PASS;
 	if (s->stopped || READ_ONCE(st->stop)) {
+		if (!READ_ONCE(st->stop))
+			st->reason = CAUSE_DISABLE;
 		st->mode = NATIVE;
 		return SK_PASS;
 	}

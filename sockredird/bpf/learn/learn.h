@@ -164,23 +164,23 @@ inline_fn void account_connection(struct bpf_sock_ops *skops)
 	struct listener l;
 	struct end peer;
 	__u64 messages = 0, peer_st;
-	__u8 reason = 0;
+	__u8 mode = BY_TCP;
 
 	if (!sk)
 		return;
 	st = sockets.sk_storage_get(sk, NULL, 0);
 	tp = bpf_skc_to_tcp_sock(sk);
-	if (!st || !tp || st->self.side != SERVER || st->reason || st->guard_cause)
+	if (!st || !tp || st->self.side != SERVER || st->mode == NATIVE || st->guard_cause)
 		return;
 	peer = st->peer;
 	peer_st = st->peer_st;
 	if (!is_state_of(peer_st, &peer))
 		return;
-	/* one that spilled was counted when it did; one that was retired is no fair sample */
-	STATE_FIELD(reason, peer_st, reason);
+	/* one that is leaving is no fair sample */
+	STATE_FIELD(mode, peer_st, mode);
 	STATE_FIELD(messages, peer_st, sent_messages);
 	messages += st->sent_messages;
-	if (reason)
+	if (mode == NATIVE)
 		return;
 	if (messages > BALANCE_LIMIT + PAIRING_COST)
 		messages = BALANCE_LIMIT + PAIRING_COST;

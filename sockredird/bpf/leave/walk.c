@@ -227,7 +227,8 @@ inline_fn int retire(__u64 sk, struct sock_state *st, const struct settings *s)
 		}
 	}
 	reason = guard_cause_of(st, peer_st);
-	if (!reason)
+	/* of a direction that only paused, the reason is that of the pause */
+	if (!reason && (st->mode == NATIVE || READ_ONCE(st->stop)))
 		reason = READ_ONCE(st->reason);
 	if (!s->stopped) {
 		l = leaving_of(sk, st, peer_sk, peer_st, &pair, s);
