@@ -390,6 +390,7 @@ def test_openssl_with_kernel_tls(tmp_path: Path) -> None:
     command = f"cd {tmp_path} && exec openssl s_server -accept 127.0.0.1:8102 -WWW {options}"
     with running("bash", "-c", command):
         connect(8102).close()
+        before = counters()
         for _ in range(4):
             sh(
                 "printf 'GET /page HTTP/1.0\\r\\n\\r\\n' "
@@ -397,6 +398,10 @@ def test_openssl_with_kernel_tls(tmp_path: Path) -> None:
                 f"-connect 127.0.0.1:8102 -ign_eof 2>/dev/null | tail -c {len(DATA)} "
                 f"| cmp - {tmp_path}/page"
             )
-        entry = learned()[8102]
-        assert entry["why"] == "ulp"
-        assert counters()["declined_learned"] >= 3
+        entry = learned().get(8102)
+        after = counters()
+    # it sleeps inside recv(): the pair may have left for that before the program asks for kTLS
+    left = ("declined_learned", "retired_ulp", "retired_blocking_reader")
+    assert sum(after[name] - before[name] for name in left) >= 4
+    assert after["retired_blocking_reader"] > before["retired_blocking_reader"] or entry
+    assert entry is None or entry["why"] == "ulp"
