@@ -93,6 +93,7 @@ def test_properties_of_a_disabled_daemon(host: Host, client: Client) -> None:
         "only_ports": [],
         "exclude_cgroups": [],
         "exclude_units": [],
+        "blocking_readers": "accelerate",
     }
     assert values["Version"].value == sockredird.__version__
     assert values["State"].value == "disabled"

@@ -21,6 +21,7 @@ BODIES = {
     "ConnectionsWith": ("ua{sv}", 0, {}),
     "WriteConnections": ("ha{sv}", 0, {}),
     "EnableWith": ("a{sv}", {"only_ports": Variant("au", [7])}),
+    "DisableWith": ("a{sv}", {}),
     "Explain": ("a{sv}", {}),
     "Forget": ("s", ""),
 }
