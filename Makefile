@@ -43,7 +43,8 @@ SOURCES := $(wildcard sockredird sockredirctl tests bench) \
 	$(shell grep -lsE '^\#!.*python3' packaging/* tools/*)
 MANPAGES := $(wildcard man/*.[58])
 
-.PHONY: all release-test install-deps test unit fuzz torture semantics bench vm-test vm-deps vm-roots kernels \
+.PHONY: all release-test install-deps test unit fuzz torture semantics bench \
+	vm-test vm-deps vm-roots kernels \
 	check check-deps check-python check-c check-man check-systemd check-dbus check-packaging \
 	deb lintian demo clean
 all: deb

@@ -199,6 +199,7 @@ def test_by_command_line(host: Host, systemd: Systemd) -> None:
     assert (done.returncode, done.stderr) == (0, f"not running, and waited for: {SECOND}\n")
     scope = client.get("Scope")
     assert scope == {
+        "blocking_readers": "accelerate",
         "cgroup": host.scope,
         "units": [FIRST, SECOND],
         "addresses": "any",

@@ -26,7 +26,7 @@ KERNEL = {
     *("fionread_redirected", "splice", "order", "backpressure", "mptcp", "ktls", "unload"),
     "fionread_tcp",
 }
-HOST = {"listeners", "other_programs", "rps", "firewall"}
+HOST = {"listeners", "other_programs", "rps", "firewall", "qdiscs", "packet_programs"}
 
 
 def statuses(client: Client) -> dict[str, str]:
@@ -140,12 +140,12 @@ BROKEN: dict[str, tuple[str, str, list[Edit]]] = {
         "backpressure",
         FAIL,
         [("bpf/carry/bounds.h", "if (unread >= st->window_bytes)", "if (0)"),
-         ("bpf/carry/bounds.h", "if (messages >= st->window_messages)", "if (0)")],
+         ("bpf/carry/bounds.h", "if (messages >= most_messages(st, unread))", "if (0)")],
     ),
     "messages unbounded": (
         "backpressure",
         FAIL,
-        [("bpf/carry/bounds.h", "if (messages >= st->window_messages)", "if (0)")],
+        [("bpf/carry/bounds.h", "if (messages >= most_messages(st, unread))", "if (0)")],
     ),
     "unread data purged": (
         "unload",
