@@ -81,3 +81,15 @@ inline_fn void ask(enum request what)
 
 	requests.ringbuf_output(&record, sizeof(record), 0);
 }
+
+/*
+ * Neither direction of this pair redirects from here on, and both ends leave the sockhash; with the
+ * next walk, if nobody sends at that moment (leave/walk.c: guarded_and_idle()).
+ */
+inline_fn void refuse(struct sock_state *st, enum cause reason)
+{
+	if (!st->guard_cause)
+		WRITE_ONCE(st->guard_cause, (__u32)reason);
+	announce_change(st);
+	ask(REQUEST_WALK);
+}

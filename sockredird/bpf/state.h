@@ -156,7 +156,7 @@ struct checkpoint {
  * waiting              the sender                          the peer's sender     the peer's socket lock
  * stop                 the walk                            sender                RCU grace period (epoch)
  * borders_seen         the walk                            the walk
- * guard_cause,         guard and detect programs           sender, walk          announce_change() here,
+ * guard_cause,         guards, detectors, the walk         sender, walk          announce_change() here,
  *   reset_at                                                                       changed_since() there
  * sample .. listing    listings                            listings              one listing at a time
  */
@@ -198,7 +198,7 @@ struct sock_state {
 	__u32 borders;	      /* how often TCP data came to lie behind redirected data */
 	/* written by the walk */
 	__u32 borders_seen; /* those whose reader needs no more waking */
-	/* written by guards */
+	/* written by guards, and the walk */
 	__u32 guard_cause; /* enum cause: why neither direction may redirect */
 	__u32 reset_at;	   /* ms: when what a program asked for has gone wrong, or 0 */
 	__u32 pad;

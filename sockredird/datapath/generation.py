@@ -57,6 +57,7 @@ from sockredird.loader.records import (
 log = logging.getLogger(__name__)
 
 RELEASE_TIMEOUT_S = 0.5
+SHOWS_S = 0.004  # more than SHOWS_WITHIN_MS of leave/walk.c
 WALK_SHARE = 20  # a walk begins no sooner after the last one than this times what that took
 _ZERO = bytes(4)
 
@@ -559,9 +560,14 @@ class Generation:
         """
         deadline = time.monotonic() + timeout
         pause = 0.0005
-        # a pair that a guard refused may leave at once
-        if not self._settings.stopped and done(self.walk()):
-            return True
+        # a pair that a guard refused may leave at once, and one whose reader may block soon after
+        for _ in range(2 if not self._settings.stopped else 0):
+            walked = self.walk()
+            if done(walked):
+                return True
+            if not walked.unsettled:
+                break
+            time.sleep(SHOWS_S)
         while True:
             libbpf.wait_for_programs()
             self._settings.epoch += 1

@@ -119,8 +119,9 @@ inline_fn int left_for_change(struct sock_state *st, __u64 now)
 }
 
 /*
- * Whether the pair leaves because a program sleeps inside recv(), or may: nothing shows yet that it
- * polls. The walk decides about those of which nothing has shown after a while.
+ * Whether the pair leaves because a program sleeps inside recv(). Where the descriptor is not
+ * O_NONBLOCK and nobody polls it as this message comes, the program may poll a moment later, or sleep
+ * inside recv() the next time: the walk decides, milliseconds later (leave/walk.c: may_block()).
  */
 inline_fn int blocking_reader(struct sock_state *st, const struct settings *s)
 {
@@ -133,7 +134,9 @@ inline_fn int blocking_reader(struct sock_state *st, const struct settings *s)
 		return 0;
 	if (polls(st->peer_sk)) {
 		st->reader = READER_POLLS;
-	} else if (!st->unknown_since) {
+		return 0;
+	}
+	if (!st->unknown_since) {
 		st->unknown_since = now_ms() | 1;
 		ask(REQUEST_WALK);
 	}
@@ -282,8 +285,10 @@ int sockredir_msg(struct sk_msg_md *msg)
 #endif
 	if (changed_since(st, &now) && left_for_change(st, now))
 		return by_tcp(msg, st);
-	if (blocking_reader(st, s))
+	if (blocking_reader(st, s)) {
+		refuse(st, CAUSE_BLOCKING_READER);
 		return leave(st, CAUSE_BLOCKING_READER);
+	}
 	if (st->mode != REDIRECT && !begins(sk, st, s))
 		return SK_PASS;
 	if (pauses(sk, st, size, s))

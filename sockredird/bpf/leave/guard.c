@@ -97,15 +97,6 @@ inline_fn enum cause asked_for(struct bpf_sockopt *ctx, __u32 level, __u32 name)
 	return asked_of_socket(name, *value, second);
 }
 
-/* Neither direction of this pair redirects from here on; both ends leave the map. */
-inline_fn void refuse(struct sock_state *st, enum cause reason)
-{
-	if (!st->guard_cause)
-		WRITE_ONCE(st->guard_cause, (__u32)reason);
-	announce_change(st);
-	ask(REQUEST_WALK);
-}
-
 int sockredir_guard(struct bpf_sockopt *ctx)
 {
 	struct bpf_sock *sk = ctx->sk;

@@ -46,7 +46,7 @@ inline_fn int quiet(__u64 sk, __u64 sender)
 }
 
 #define BEGINS_WITHIN_NS 3000000000ULL	/* a joined pair, or it only makes TCP slower */
-#define SHOWS_WITHIN_MS 50		/* from poll() to poll(), for a reader that polls */
+#define SHOWS_WITHIN_MS 3		/* from accept() to poll(), for a program that polls */
 #define PAIRED_WITHIN_NS 10000000000ULL /* SYN-ACK retransmissions included */
 
 /* A client end that was answered by a listener of somebody else, and has not noticed. */
@@ -116,8 +116,6 @@ inline_fn __u8 why_leave(__u64 sk, const struct sock_state *st, __u64 peer_sk, _
 		return CAUSE_PEER_OUTSIDE;
 	if (left_behind(sk, st, peer_sk, peer_st))
 		return reason_of_peer(st, peer_st);
-	if (may_block(st, s))
-		return CAUSE_BLOCKING_READER;
 	if (not_begun(st) && bpf_ktime_get_ns() - st->since > BEGINS_WITHIN_NS)
 		return CAUSE_NEVER_QUIET;
 	if (memory_is_short(sk))
@@ -226,6 +224,9 @@ inline_fn int retire(__u64 sk, struct sock_state *st, const struct settings *s)
 			peer_st = hs->server_st;
 		}
 	}
+	/* at once, before the program sleeps: as if it had asked for what a guard sees */
+	if (may_block(st, s) && !st->guard_cause)
+		WRITE_ONCE(st->guard_cause, (__u32)CAUSE_BLOCKING_READER);
 	reason = guard_cause_of(st, peer_st);
 	/* of a direction that only paused, the reason is that of the pause */
 	if (!reason && (st->mode == NATIVE || READ_ONCE(st->stop)))

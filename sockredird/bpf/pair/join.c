@@ -88,7 +88,7 @@ inline_fn enum cause unfit_to_join(struct sock *sk, struct tcp_sock *tp)
 
 	if (kernel_user_data((__u64)tp))
 		return CAUSE_OTHER_SOCKMAP; /* or a member already, or read by the kernel itself */
-	if (st && st->guard_cause)
+	if (st && st->guard_cause && st->guard_cause != CAUSE_BLOCKING_READER)
 		return st->guard_cause;
 	if (is_excluded((__u64)tp))
 		return CAUSE_PEER_OUTSIDE;

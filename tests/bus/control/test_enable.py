@@ -16,6 +16,7 @@ from support.daemon.host import Host
 ROUNDS = 10_000
 TOTALS = {
     "accelerated_connections",
+    "joined_connections",
     "active_connections",
     "declined_connections",
     "retired_connections",
@@ -68,7 +69,7 @@ def test_a_connection_older_than_enable_is_left_alone(host: Host, client: Client
 def test_stats_keys_and_types(enabled: Client) -> None:
     raw: dict[str, Variant] = enabled.raw("Stats")
     assert {value.signature for value in raw.values()} == {"t"}
-    reasons = {name for name in COUNTERS if name.startswith(("declined_", "retired_"))}
+    reasons = {name for name in COUNTERS if name.startswith(("declined_", "retired_", "paused_"))}
     assert raw.keys() == TOTALS | reasons
     assert raw["map_capacity"].value == 2 * 65536
 
