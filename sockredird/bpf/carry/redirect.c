@@ -16,6 +16,7 @@
 #else
 #define CHEAP_PRESSURE(sk) 0
 #endif
+#define ANSWER_BYTES 1048576 /* after a half-close: more than most have to say */
 #define SMALL_MESSAGE 4096 /* revalidation sends one that is not larger by TCP, if it can choose */
 
 /*
@@ -30,11 +31,26 @@ inline_fn int by_tcp(struct sk_msg_md *msg, const struct sock_state *st)
 	return SK_PASS;
 }
 
+/*
+ * TCP for good. The end that outlives its peer's half-close is taken off by the next walk; one is
+ * asked for only if much follows, as for each short answer walks would cost more than they save.
+ */
+inline_fn int pass_native(struct sk_msg_md *msg, struct sock_state *st, __u32 size)
+{
+	if (st->reason == CAUSE_HALF_CLOSED && st->budget_bytes) {
+		st->budget_bytes -= size < st->budget_bytes ? size : st->budget_bytes;
+		if (!st->budget_bytes)
+			ask(REQUEST_WALK);
+	}
+	return by_tcp(msg, st);
+}
+
 /* This direction is TCP from here on, and the daemon is asked to take the pair off the sockhash. */
 inline_fn int leave(struct sock_state *st, enum cause cause)
 {
 	st->reason = cause;
 	st->mode = NATIVE;
+	st->budget_bytes = 0;
 	ask(REQUEST_WALK);
 	return SK_PASS;
 }
@@ -108,10 +124,11 @@ inline_fn int left_for_change(struct sock_state *st, __u64 now)
 		st->change_count = now;
 		return 0;
 	}
-	/* an end that has left alone needs no walk, unless TCP data could lie behind redirected data */
+	/* no walk for a short answer, unless TCP data could lie behind redirected data */
 	if (cause == CAUSE_HALF_CLOSED && !psock_of(st->peer_sk)) {
 		st->reason = cause;
 		st->mode = NATIVE;
+		st->budget_bytes = ANSWER_BYTES;
 	} else {
 		leave(st, cause);
 	}
@@ -268,7 +285,7 @@ int sockredir_msg(struct sk_msg_md *msg)
 	if (!st || !s)
 		return SK_PASS;
 	if (st->mode == NATIVE)
-		return by_tcp(msg, st);
+		return pass_native(msg, st, size);
 	/* after shutdown(SHUT_WR) TCP refuses to send, with EPIPE; a redirect would deliver */
 	if (sk->state != BPF_TCP_ESTABLISHED && sk->state != BPF_TCP_CLOSE_WAIT)
 		return SK_PASS;
