@@ -306,6 +306,8 @@ int sockredir_msg(struct sk_msg_md *msg)
 		refuse(st, CAUSE_BLOCKING_READER);
 		return leave(st, CAUSE_BLOCKING_READER);
 	}
+	if (st->mode != REDIRECT && !psock_of(st->peer_sk))
+		return peer_gone(sk, st);
 	if (st->mode != REDIRECT && !begins(sk, st, s))
 		return SK_PASS;
 	if (pauses(sk, st, size, s))
