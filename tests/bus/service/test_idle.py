@@ -17,7 +17,7 @@ from support.daemon.process import DaemonProcess
 from support.waiting import eventually
 
 IDLE_S = 5.0
-WAKEUPS_ALLOWED = 2
+WAKEUPS_ALLOWED = 5  # one look for live connections, of which there is one in 15 s, takes three
 MEMORY_LIMIT_KIB = 60 * 1024
 
 
@@ -50,6 +50,9 @@ def resident_kib(pid: int) -> int:
     return int(found)
 
 
+# Where FIONREAD leaves out what comes by TCP, the daemon looks after each revalidation
+# (bpf/carry/redirect.c).
+@pytest.mark.parametrize("host", [{"limits": {"revalidate_s": 3600.0}}], indirect=True, ids=["-"])
 def test_sleeps_while_connections_are_accelerated(
     host: Host, daemon: DaemonProcess, enabled: Client
 ) -> None:
