@@ -195,7 +195,8 @@ def test_which_process_or_unit(host: Host, systemd: Systemd, client: Client) -> 
             found = host.ctl(command, *way, "--json")
             assert found.returncode == DONE, found.stderr
             flows = {c["client"] for c in json.loads(found.stdout) if c.get("kind") != "listener"}
-            assert len(flows) == 2, (command, way)
+            # other processes of this host may have that name, too
+            assert len(flows) == 2 or (way == ways[-1] and len(flows) > 2), (command, way)
     actor.do(load.finish)
 
 

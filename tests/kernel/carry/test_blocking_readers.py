@@ -207,6 +207,9 @@ def exchange(read: Callable[[socket.socket], bytes], reader: str) -> None:
         both = Connection(both.server, both.client)
     with Child(answer, read, both.server) as child:
         both.server.close()
+        # a program that polls a moment later than its first message comes is joined again, later
+        wchan = Path(f"/proc/{child.pid}/wchan")
+        eventually(lambda: wchan.read_text() != "0", "the reader waits")
         for number in range(ROUNDS):
             message = struct.pack("I", number)
             both.client.sendall(message)
