@@ -45,7 +45,8 @@ inline_fn int quiet(__u64 sk, __u64 sender)
 	return none_in_flight(sk, sender) && psock_queue_empty(psock);
 }
 
-#define BEGINS_WITHIN_NS 3000000000ULL	/* a joined pair, or it only makes TCP slower */
+#define BEGINS_WITHIN_NS 3000000000ULL /* a joined pair, or it only makes TCP slower */
+#define SHOWN_BY_MESSAGES 8
 #define SHOWS_WITHIN_MS 3		/* from accept() to poll(), for a program that polls */
 #define PAIRED_WITHIN_NS 10000000000ULL /* SYN-ACK retransmissions included */
 
@@ -83,10 +84,14 @@ inline_fn __u8 reason_of_peer(const struct sock_state *st, __u64 peer_st)
 	return reason ? reason : CAUSE_HALF_CLOSED;
 }
 
-/* Whether a reader of whom nothing shows that it polls has had time to show it. */
+/*
+ * Whether a reader of whom nothing shows that it polls has had time to show it. One that has taken
+ * several messages and was not asleep at any of them does something else than sleep inside recv().
+ */
 inline_fn int may_block(const struct sock_state *st, const struct settings *s)
 {
 	return !s->blocking && st->unknown_since && st->reader == READER_UNKNOWN &&
+	       st->sent_messages < SHOWN_BY_MESSAGES &&
 	       (__s32)(now_ms() - st->unknown_since) >= SHOWS_WITHIN_MS && psock_of(st->peer_sk) &&
 	       !polls(st->peer_sk);
 }
@@ -320,7 +325,8 @@ inline_fn __u32 held(struct sock_state *st)
 inline_fn int awaits_look(const struct sock_state *st, const struct settings *s)
 {
 	return !s->blocking && st->unknown_since && st->reader == READER_UNKNOWN &&
-	       psock_of(st->peer_sk) && !polls(st->peer_sk);
+	       st->sent_messages < SHOWN_BY_MESSAGES && psock_of(st->peer_sk) &&
+	       !polls(st->peer_sk);
 }
 
 int sockredir_walk(struct bpf_iter__sockmap *ctx)
