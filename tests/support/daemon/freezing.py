@@ -21,6 +21,7 @@ def recv_while_frozen(cgroup: str) -> str:
     for sender, reader in ((both.client, both.server), (both.server, both.client)):
         sender.sendall(b"w")
         assert reader.recv(1) == b"w"
+    time.sleep(LONG_ENOUGH_S)  # the daemon decides in milliseconds, or more on a busy machine
     read_end, write_end = os.pipe()
     child = os.fork()
     if not child:
