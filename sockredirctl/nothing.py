@@ -73,6 +73,6 @@ def _process(pid: int) -> str:
         return ""
     comm = Path(f"/proc/{pid}/comm").read_text().strip()
     return (
-        f"{comm}[{pid}] is in another network namespace, of which only accelerated connections are "
+        f"{comm}[{pid}] is in another network namespace, where only accelerated connections are "
         "seen, and it has none"
     )

@@ -23,7 +23,7 @@ BPF_F_TABLE("hash", struct address, __u32, own_addresses, OWN_ADDRESSES, BPF_F_N
 BPF_F_TABLE("hash", struct step, __u32, excluded, EXCLUDED_STEPS, BPF_F_NO_PREALLOC);
 /* LRU, as connections may close on their way out; one that is evicted starts again. */
 BPF_TABLE("lru_hash", struct pair, struct leaving, leaving, LEAVING_PAIRS);
-/* Ends that left with unread TCP data, of which their pollers may not know. */
+/* Ends that left with unread TCP data that their pollers may not know of. */
 BPF_TABLE("lru_hash", struct end, __u32, unread_left, LEAVING_PAIRS);
 /* Ends that sockredir_join puts on the sockhash, by the address of their struct sock. */
 BPF_F_TABLE("hash", __u64, struct joining, joining, JOINING, BPF_F_NO_PREALLOC);

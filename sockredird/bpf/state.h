@@ -256,7 +256,7 @@ struct settings {
 	__u32 listing;	    /* number of the listing under way; 0: walks retire instead */
 	__u32 addresses;    /* enum addresses */
 	__u32 excludes;	    /* number of excluded cgroups */
-	__u32 learn;	    /* leave alone listeners that acceleration does no good */
+	__u32 learn;	    /* leave listeners alone that gain nothing */
 	__u32 ktls;	    /* the kernel has TCP_ULP "tls", as far as the daemon has seen */
 	__u32 blocking;	    /* [scope] blocking_readers = "accelerate" */
 	__u32 recent;	    /* jiffies: a candidate has sent or received within these */

@@ -367,7 +367,7 @@ class Generation:
     def join(self, pairs: Sequence[Joinable]) -> int:
         """Puts both ends of these connections on the sockhash; how many pairs are complete.
 
-        A pair of which one end could not be put there is taken off again: nothing was redirected
+        A pair with one end that could not be put there is taken off again: nothing was redirected
         to that end, as its peer was not there.
         """
         joining, handshakes = self._pins["joining"], self._pins["handshakes"]

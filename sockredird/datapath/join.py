@@ -103,7 +103,7 @@ class Joiner:
 
 
 def paired(candidates: list[Candidate]) -> Iterator[Pair]:
-    """The connections of which both ends are there, each once.
+    """The connections that have both ends there, each once.
 
     Each end knows its peer's initial sequence number exactly, and its own but for the SYN. Several
     descriptors of one socket give the same line.

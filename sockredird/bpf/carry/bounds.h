@@ -15,7 +15,7 @@
 #define SMALL_GRANT_BYTES 4096 /* at first, and while memory is short */
 #define SMALL_GRANT_MESSAGES 2
 #define FIRST_WINDOW_BYTES 1048576 /* TCP holds 2.5 MB of large messages for a stalled reader */
-#define FIRST_WINDOW_MESSAGES 64   /* and 30 KB of small ones, of which it makes few buffers */
+#define FIRST_WINDOW_MESSAGES 64   /* and 30 KB of small ones, which share buffers */
 #define MESSAGE_BYTES 1344 /* of kernel memory besides the payload: struct sk_msg, a page's rest */
 #define PAGE_BYTES 4096
 #define CGROUP_SHARE 16

@@ -26,7 +26,7 @@ inline_fn void decline(enum cause reason, struct flow *flow)
 	report(EVENT_DECLINED, reason, flow, NULL, NOW, NULL);
 }
 
-/* A peer that is out of scope; on another host, most probably, of which there may be many. */
+/* A peer that is out of scope: on another host, most probably, and there may be many. */
 inline_fn void decline_outside(struct flow *flow, enum reach reach)
 {
 	if (reach == NEAR)
