@@ -163,8 +163,6 @@ KERNEL(__u32, psock_msg_tot_len, sk_psock, msg_tot_len)
 
 /* struct task_struct */
 KERNEL(__u32, task_tgid, task_struct, tgid)
-KERNEL(__u64, task_cpu_ns, task_struct, sum_exec_runtime)
-KERNEL(__u64, task_waits, task_struct, nvcsw)
 KERNEL(__u64, task_group_leader, task_struct, group_leader)
 
 /* struct wait_queue_entry and the list it is on */

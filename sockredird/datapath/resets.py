@@ -1,4 +1,4 @@
-"""Resets connections of which a program asked what can only go wrong, see bpf/leave/detect.c.
+"""Resets a connection if a program asked it for what can only go wrong, see bpf/leave/detect.c.
 
 SOCK_DESTROY of sock_diag(7) on the other end, whose RST gives the program that asked ECONNRESET, as
 from any peer; the other end's own program gets ECONNABORTED.

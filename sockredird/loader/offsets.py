@@ -67,8 +67,6 @@ _REQUIRED = (
     ("inode", "i_ino"),
     ("task_struct", "tgid"),
     ("task_struct", "comm"),
-    ("task_struct", "nvcsw"),
-    ("task_struct", "se.sum_exec_runtime"),
     ("sk_psock", "sk"),
     ("sk_psock", "ingress_msg"),
     ("sk_psock", "refcnt"),

@@ -56,7 +56,7 @@ class Query:
     port: int = 0  # of either end; 0: any
     pid: int = 0  # of a process that has either end open; 0: any
     unit: str = ""  # systemd unit or cgroup of either end; empty: any
-    pids: Sequence[int] = ()  # of processes, one of which has either end open; empty: any
+    pids: Sequence[int] = ()  # processes; one of them has either end open; empty: any
 
     def __post_init__(self) -> None:
         if self.sort not in SORTS:

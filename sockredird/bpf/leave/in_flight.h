@@ -49,27 +49,6 @@ inline_fn __u64 sleeper_on(__u64 sk)
 	return at == head ? found : CROWD;
 }
 
-/* Whether somebody is still asleep who was there when sleeper_on() gave `then`; or may be. */
-inline_fn int sleeps_on(__u64 sk, __u64 then)
-{
-	__u64 head = wait_queue_of(sk), at;
-
-	if (then == CROWD)
-		return sleeper_on(sk) != 0;
-	if (!head)
-		return 0;
-	at = kernel_list_next(head);
-#pragma unroll
-	for (int i = 0; i < MAX_WAITERS; i++) {
-		if (at == head)
-			return 0;
-		if (!at || wait_entry(at) == then)
-			return 1;
-		at = kernel_list_next(at);
-	}
-	return at != head;
-}
-
 /*
  * Whether nobody sends on `sender`: its psock has the reference of the sockhash, and at the most
  * that of a reader asleep in recv(). To be relied on only while new redirects cannot start.

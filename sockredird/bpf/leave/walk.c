@@ -85,15 +85,20 @@ inline_fn __u8 reason_of_peer(const struct sock_state *st, __u64 peer_st)
 }
 
 /*
- * Whether a reader of whom nothing shows that it polls has had time to show it. One that has taken
- * several messages and was not asleep at any of them does something else than sleep inside recv().
+ * Whether nothing shows yet that the reader polls. One that has taken several messages and was not
+ * asleep at any of them does something else than sleep inside recv().
  */
-inline_fn int may_block(const struct sock_state *st, const struct settings *s)
+inline_fn int reader_undecided(const struct sock_state *st, const struct settings *s)
 {
 	return !s->blocking && st->unknown_since && st->reader == READER_UNKNOWN &&
-	       st->sent_messages < SHOWN_BY_MESSAGES &&
-	       (__s32)(now_ms() - st->unknown_since) >= SHOWS_WITHIN_MS && psock_of(st->peer_sk) &&
+	       st->sent_messages < SHOWN_BY_MESSAGES && psock_of(st->peer_sk) &&
 	       !polls(st->peer_sk);
+}
+
+/* Whether such a reader has had time to show it. */
+inline_fn int may_block(const struct sock_state *st, const struct settings *s)
+{
+	return reader_undecided(st, s) && (__s32)(now_ms() - st->unknown_since) >= SHOWS_WITHIN_MS;
 }
 
 /* Whether neither direction of a joined pair has been redirected yet. */
@@ -314,19 +319,8 @@ inline_fn __u32 held(struct sock_state *st)
 
 	if (!psock || psock_queue_empty(psock))
 		return 0;
-	unread = st->sent_bytes - st->drained.bytes;
-#ifdef PSOCK_COUNTS_BYTES
-	unread = kernel_psock_msg_tot_len(psock);
-#endif
+	unread = unread_bytes(st, psock);
 	return unread + unread_messages(st, unread) * MESSAGE_BYTES;
-}
-
-/* Whether the next walk has to decide about this end's reader. */
-inline_fn int awaits_look(const struct sock_state *st, const struct settings *s)
-{
-	return !s->blocking && st->unknown_since && st->reader == READER_UNKNOWN &&
-	       st->sent_messages < SHOWN_BY_MESSAGES && psock_of(st->peer_sk) &&
-	       !polls(st->peer_sk);
 }
 
 int sockredir_walk(struct bpf_iter__sockmap *ctx)
@@ -361,7 +355,7 @@ int sockredir_walk(struct bpf_iter__sockmap *ctx)
 	m.charged = st->grants == s->grants ? st->charged : held(st);
 	m.mode = st->mode;
 	m.leaving = s->stopped || READ_ONCE(st->stop) || st->mode == NATIVE || st->guard_cause;
-	m.waiting = awaits_look(st, s) || not_begun(st);
+	m.waiting = reader_undecided(st, s) || not_begun(st);
 	m.since = st->since;
 	m.sent_bytes = st->sent_bytes;
 	m.sent_messages = st->sent_messages;

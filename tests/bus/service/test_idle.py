@@ -17,7 +17,7 @@ from support.daemon.process import DaemonProcess
 from support.waiting import eventually
 
 IDLE_S = 5.0
-WAKEUPS_ALLOWED = 5  # one look for live connections, of which there is one in 15 s, takes three
+WAKEUPS_ALLOWED = 5  # a look for live connections takes three, once in 15 s
 MEMORY_LIMIT_KIB = 60 * 1024
 
 
