@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from support import mix
@@ -20,10 +21,22 @@ def sums(counts: list[mix.Count]) -> int:
     return sum(count.sent + count.received for count in counts)
 
 
+def by_tcp(lines: list[dict[str, Any]]) -> int:
+    """Bytes: a request that is sent before the server has seen the handshake's end goes by TCP."""
+    return sum(line["client_tcp_bytes"] + line["server_tcp_bytes"] for line in lines)
+
+
 def carried(lines: list[dict[str, Any]]) -> list[mix.Count]:
     """What lines of list or trace say, as the clients count; in an order of its own."""
-    keys = ("client", "server", "client_sent_bytes", "server_sent_bytes")
-    return sorted(mix.Count(*(line[key] for key in keys)) for line in lines)
+    return sorted(
+        mix.Count(
+            line["client"],
+            line["server"],
+            line["client_sent_bytes"] + line["client_tcp_bytes"],
+            line["server_sent_bytes"] + line["server_tcp_bytes"],
+        )
+        for line in lines
+    )
 
 
 def test_a_mix_of_programs(
@@ -35,10 +48,16 @@ def test_a_mix_of_programs(
     actor = host.actor()
     ports = actor.do(mix.serve)
     trace = tracing(lambda: actor.do(mix.storm, 1, "other echo"))
-    before = ask("stats")["redirected_bytes"]
-
-    held = sorted(actor.do(mix.talk, REDIS, HTTP, 3))
-    shot = actor.do(mix.storm, STORM)
+    # a reader that loses its processor inside recv() gets a message by TCP: such a run says nothing
+    for _ in range(5):
+        before = ask("stats")
+        held = sorted(actor.do(mix.talk, REDIS, HTTP, 3))
+        shot = actor.do(mix.storm, STORM)
+        if ask("stats")["retired_connections"] == before["retired_connections"]:
+            break
+        actor.do(mix.hang_up)
+    else:
+        pytest.fail("a reader was disturbed in each run")
     assert len(held) + len(shot) == 200
 
     listed = ask("list", "--limit", "0")
@@ -49,13 +68,13 @@ def test_a_mix_of_programs(
     assert carried(ask("list", "--port", str(ports["redis"]))) == redis
     assert carried(ask("list", "--pid", str(actor.pid))) == held
     assert carried(ask("list", "--unit", host.scope)) == held
-    totals = [sums(carried([line])) for line in listed]
+    totals = [line["client_sent_bytes"] + line["server_sent_bytes"] for line in listed]
     assert totals == sorted(totals, reverse=True)
     assert {line["client_pid"] for line in listed} == {actor.pid}
     assert {line["server_comm"] for line in listed} == {"redis-server", "python3"}
 
     stats = ask("stats")
-    assert stats["redirected_bytes"] - before == sums(held) + sums(shot)
+    redirected = stats["redirected_bytes"] - before["redirected_bytes"]
     assert stats["active_connections"] == len(held)
     scraped = {
         sample.name: sample.value
@@ -70,15 +89,18 @@ def test_a_mix_of_programs(
 
     actor.do(mix.hang_up)
 
+    expected = {(count.client, count.server) for count in held + shot}
+
     def closed_of(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """All but those that made the trace say something."""
-        other = f"127.0.0.1:{ports['other echo']}"
-        return [e for e in events if e["event"] == "closed" and e["server"] != other]
+        """Of the run that counts."""
+        closed = [e for e in events if e["event"] == "closed"]
+        return [e for e in closed if (e["client"], e["server"]) in expected]
 
     events = trace.until(lambda events: len(closed_of(events)) >= len(held) + len(shot))
     closed = closed_of(events)
     assert carried(closed) == sorted(held + shot)
-    assert all(e["client_tcp_bytes"] == e["server_tcp_bytes"] == 0 for e in closed)
+    assert redirected == sums(held) + sums(shot) - by_tcp(closed)
+    assert redirected > by_tcp(closed)
     assert sum(e["dropped"] for e in events) == 0
     assert {e["client_pid"] for e in closed} == {actor.pid}
     actor.do(mix.stop)

@@ -113,6 +113,12 @@ def start(count: int, pause: float = 0) -> None:
             _conversations.append(talk)
 
 
+def clients() -> list[str]:
+    """Addresses of the conversations' clients, as sockredirctl writes them."""
+    names = (talk.client.getsockname() for talk in _conversations)
+    return [f"{ip}:{port}" for ip, port in names]
+
+
 def advance(rounds: int) -> None:
     """Returns when each conversation has made that many more rounds; raises if one failed."""
     for talk in _conversations:
