@@ -38,7 +38,7 @@ __sockredirctl_cgroups() {
 
 _sockredirctl() {
     local current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD - 1]}
-    # bash makes --option=value three words
+    # bash splits --option=value into three words
     if [[ $current == = ]]; then
         current=
     elif [[ $previous == = ]]; then

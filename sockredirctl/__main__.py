@@ -46,36 +46,41 @@ async def _enable(client: Client, arguments: argparse.Namespace) -> None:
     properties = await _changing(client, enable, stays=asked is None)
     waiting = [unit for unit, path in properties["Units"].items() if not path]
     if waiting:
-        print(f"not running, and waited for: {', '.join(waiting)}", file=sys.stderr)
+        print(
+            f"not running yet; accelerated when they start: {', '.join(waiting)}", file=sys.stderr
+        )
     if before["State"] == "draining":
-        print("enabled; connections of before go on leaving acceleration", file=sys.stderr)
+        print("enabled; older connections are still being handed back to TCP", file=sys.stderr)
     if any(properties["Scope"][key] != value for key, value in scope.chosen(asked)):
         shown = render.scope(properties["Scope"], properties["Units"])
-        print(f"somebody else changed the scope meanwhile: {shown}", file=sys.stderr)
+        print(f"somebody else has changed the scope in the meantime: {shown}", file=sys.stderr)
 
 
 async def _changing(
     client: Client, change: Callable[[], Awaitable[None]], *, stays: bool
 ) -> dict[str, Any]:
-    """Makes a change, and says which scope is in force then. The properties after it."""
+    """Makes a change, prints the scope that is then in force, and returns the properties."""
     before, counted = render.printable(await client.properties()), await client.call("Stats")
     await change()
     properties: dict[str, Any] = render.printable(await client.properties())
     after = await client.call("Stats")
     if properties["State"] == "enabled":
-        # since when: of the datapath, which another scope and other limits replace
+        # `Since` changes with the datapath, which another scope and other limits replace
         same = all(before[name] == properties[name] for name in ("Since", "Scope"))
         left = after["retired_connections"] - counted["retired_connections"]
-        print(scope.told(properties, 0 if same else left, stays))
+        print(scope.summary(properties, 0 if same else left, stays))
     return properties
 
 
 async def _start(client: Client) -> None:
-    """Has the bus start the daemon, if it does not run and its unit is enabled."""
+    """Lets the bus start the daemon, if it is not running and its unit is enabled.
+
+    Raises NotRunning if it does not start.
+    """
     try:
         await client.properties()
     except NotRunning as error:
-        # it would not start with a bad file, and the bus would wait for it in vain
+        # with a bad file the daemon would not start, and the bus would wait in vain
         if mistake := offline.configuration_mistake():
             raise NotRunning(f"{error}: {mistake}; correct it and try again", why=True) from error
         await client.properties(start=True)
@@ -96,19 +101,19 @@ async def _disable(client: Client, arguments: argparse.Namespace) -> None:
     async with progress.shown("waiting for programs to read what was sent to them", left):
         await client.call("Disable")
     if before["State"] == "disabled":
-        print("acceleration was disabled already", file=sys.stderr)
+        print("acceleration was already disabled", file=sys.stderr)
     if arguments.force and (await client.properties())["State"] == "draining":
         await _reset(client)
     if (await client.properties())["State"] == "draining":
         print(
-            "draining: some programs have not read their data yet; their connections leave "
-            "acceleration when they do, or are reset by sockredirctl disable --force",
+            "draining: some programs have not read their data yet. Their connections leave "
+            "acceleration when they do; sockredirctl disable --force resets them",
             file=sys.stderr,
         )
 
 
 async def _reset(client: Client) -> None:
-    """The drain timeout is over: those that have not read lose their connections."""
+    """Resets the connections that have not drained within the timeout, and prints them."""
     left = await client.all_connections({})
     await client.call("DisableWith", "a{sv}", {"force": Variant("b", True)})
     still = {(c["client"], c["server"]) for c in await client.all_connections({})}
@@ -142,14 +147,14 @@ async def _stats(client: Client, arguments: argparse.Namespace) -> None:
     elif style == "text":
         print(render.stats(stats))
     else:
-        from sockredirctl import metrics  # takes a while to import, and no other command does
+        from sockredirctl import metrics  # slow to import, and no other command needs it
 
         properties = await client.properties()
         print(metrics.text(properties, stats, metrics.STYLES[style]), end="")
 
 
 async def _top(client: Client, arguments: argparse.Namespace) -> None:
-    from sockredirctl import top  # as above
+    from sockredirctl import top  # slow to import, too
 
     await top.run(client, arguments)
 
@@ -190,15 +195,15 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, function, parents, text in (
         ("enable", _enable, [compiling], "accelerate new connections"),
-        ("disable", _disable, [common], "stop, and hand live connections back to TCP"),
-        ("reload", _reload, [compiling], "read the configuration again, for new connections"),
+        ("disable", _disable, [common], "stop accelerating, and hand connections back to TCP"),
+        ("reload", _reload, [compiling], "apply the configuration file to new connections"),
         ("status", _status, [common, reading], "show state, scope and totals"),
         ("stats", _stats, [common, reading], "show all counters"),
-        ("bench", bench.run, [common, reading], "measure what acceleration is worth here"),
-        ("check", check.run, [common, reading], "try the running kernel, and look at this host"),
+        ("bench", bench.run, [common, reading], "measure what acceleration gains on this host"),
+        ("check", check.run, [common, reading], "try out the kernel, and look for problems"),
         ("list", list_.run, [common, reading], "show accelerated connections, busiest first"),
-        ("top", _top, [common, reading], "show them in a live table"),
-        ("trace", trace.run, [common, reading], "show connections as they are accelerated or not"),
+        ("top", _top, [common, reading], "show accelerated connections in a live table"),
+        ("trace", trace.run, [common, reading], "follow what happens to connections, live"),
         ("explain", explain.run, [common, reading], "show why a connection is accelerated or not"),
         ("learned", learned.run, [common, reading], "show listeners that are left on TCP, and why"),
     ):
@@ -210,14 +215,14 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument(
                 "--force",
                 action="store_true",
-                help="reset connections whose programs have not read by the drain timeout",
+                help="reset connections with data that is still unread after the drain timeout",
             )
         elif function is _stats:
             command.add_argument(
                 "--format",
                 choices=["text", "json", "openmetrics", "prometheus"],
                 default="text",
-                help="prometheus is its older text format (default: text)",
+                help="how to print them; prometheus is the older text format (default: text)",
             )
         elif function is list_.run:
             list_.add_arguments(command)
@@ -238,19 +243,19 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_top_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--sort", choices=list_.SORTS, default="rate", help="at first (default: rate)"
+        "--sort", choices=list_.SORTS, default="rate", help="largest first (default: rate)"
     )
     command.add_argument(
         "--interval",
         type=values.seconds,
         default=1.0,
         metavar="SECONDS",
-        help="between looks, not less than 0.5 (default: 1)",
+        help="between two updates, at least 0.5 (default: 1)",
     )
 
 
 async def _run(arguments: argparse.Namespace) -> None:
-    # what becomes of the bus is told by Client, and not by dbus-next's forgotten futures
+    # Client reports what happens to the bus; dbus-next's forgotten futures would, once more
     asyncio.get_running_loop().set_exception_handler(lambda _loop, _context: None)
     client = Client(arguments.timeout)
     try:
@@ -258,7 +263,7 @@ async def _run(arguments: argparse.Namespace) -> None:
     except NoBus:
         if arguments.function is not _disable or os.geteuid() != 0:
             raise
-        offline.disable()  # which takes no bus
+        offline.disable()  # needs no bus
         return
     try:
         await arguments.function(client, arguments)
@@ -281,7 +286,7 @@ def main() -> int:
         print(f"sockredirctl: {render.printable(str(error))}", file=sys.stderr)
         return error.code
     except (KeyboardInterrupt, BrokenPipeError):
-        # the reader has gone, or Ctrl-C ended a trace: both are how such a command ends
+        # the reader of a pipe has gone, or Ctrl-C ended a trace: neither is an error
         sys.stderr.close()
         return Exit.DONE
     return Exit.DONE

@@ -16,9 +16,9 @@ REGISTRATION_S = 10.0
 
 @contextmanager
 def running() -> Iterator[None]:
-    """pkttyagent(1) serves this process inside the with block.
+    """Within the with block, pkttyagent(1) asks for passwords on behalf of this process.
 
-    Without a terminal, or without pkttyagent, nothing does; an agent of the desktop's may.
+    It needs a terminal. Without one, or without pkttyagent, only the desktop's agent may ask.
     """
     program = shutil.which("pkttyagent")
     if program is None or not sys.stdin.isatty():
@@ -26,20 +26,20 @@ def running() -> Iterator[None]:
         return
     terminal = termios.tcgetattr(sys.stdin)
     registered, theirs = os.pipe()
-    # setpriv: no agent stays behind and reads the terminal if we are killed
+    # with setpriv, no agent stays behind and reads the terminal if we are killed
     command = ["setpriv", "--pdeathsig", "TERM", program, "--notify-fd", str(theirs)]
     if "XDG_SESSION_ID" in os.environ:
-        # leaves it to the desktop's agent; without a session, polkit would not ask either
+        # leaves it to the desktop's agent; without a session, polkit asks no fallback agent
         command.append("--fallback")
     agent = subprocess.Popen(command, pass_fds=[theirs])
     os.close(theirs)
     try:
-        # it closes its end once polkit knows of it, or when it fails
+        # the agent closes its end once it is registered with polkit, or when it fails
         select.select([registered], [], [], REGISTRATION_S)
         yield
     finally:
         os.close(registered)
         agent.terminate()
         agent.wait()
-        # ended while it reads a password, it leaves the echo off
+        # an agent that is ended while it reads a password leaves the echo off
         termios.tcsetattr(sys.stdin, termios.TCSADRAIN, terminal)

@@ -1,4 +1,4 @@
-"""`sockredirctl bench`: what acceleration is worth on this host."""
+"""`sockredirctl bench`: what acceleration gains on this host."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sockredirctl import progress, values
 from sockredirctl.client import Client
 
 Row = dict[str, Any]
-ON_PAR = 0.05  # a median nearer to 1 is no difference
+ON_PAR = 0.05  # a ratio whose median is nearer to 1 than this is no difference
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -19,12 +19,12 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         type=values.port,
         default=0,
         metavar="PORT",
-        help="listen there for the accelerated connections (default: any)",
+        help="listen on this port for accelerated connections (default: any)",
     )
 
 
 async def run(client: Client, arguments: argparse.Namespace) -> None:
-    async with progress.shown("measuring round trips and streams, for some seconds"):
+    async with progress.shown("measuring round trips and streams, which takes some seconds"):
         rows: list[Row] = await client.call("Bench", "q", arguments.port)
     print(json.dumps(rows) if arguments.json else text(rows))
 
@@ -39,7 +39,7 @@ def text(rows: list[Row]) -> str:
 
 
 def sentence(rows: list[Row]) -> str:
-    """What it comes down to; a difference counts if it is larger than the spread."""
+    """The result in a sentence; a difference counts if it is larger than the spread."""
     kinds = {
         "round trips": [row for row in rows if row["unit"] == "us"],
         "streams": [row for row in rows if row["unit"] != "us"],
@@ -48,7 +48,7 @@ def sentence(rows: list[Row]) -> str:
     parts = [f"{name} are {word}" for name, word in words.items()]
     worth = any("times as fast" in w and "slower" not in w for w in words.values())
     opening = "Worth it here" if worth else "Not worth it here"
-    return f"{opening}: {', '.join(parts)}. Measured in Python: lean programs gain more."
+    return f"{opening}: {', '.join(parts)}. Measured in Python: faster programs gain more."
 
 
 def _verdict(rows: list[Row]) -> str:
@@ -61,4 +61,6 @@ def _verdict(rows: list[Row]) -> str:
         return times if len(better) == len(rows) else f"up to {max(better):.1f} times as fast"
     if worse and not better:
         return f"slower ({min(worse):.2f} times as fast)"
-    return "faster or slower, by their size" if better and worse else "on par"
+    if better and worse:
+        return "faster or slower, depending on their size"
+    return "as fast as plain TCP"

@@ -1,4 +1,4 @@
-"""`sockredirctl check`: how the running kernel behaves, and what on this host to know before."""
+"""`sockredirctl check`: how the kernel behaves, and what on this host matters to acceleration."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 
 async def run(client: Client, arguments: argparse.Namespace) -> None:
-    """Raises ClientError if a check fails, once all are shown."""
-    async with progress.shown("trying this kernel, and looking at this host"):
+    """Raises ClientError if a check fails, after all of them are shown."""
+    async with progress.shown("trying out the kernel, and looking for problems"):
         findings: list[Finding] = await client.call("Check")
     if arguments.json:
         print(json.dumps(findings), flush=True)
@@ -30,13 +30,13 @@ async def run(client: Client, arguments: argparse.Namespace) -> None:
         table.show(shown, pager=not arguments.no_pager)
     failed = [finding["name"] for finding in findings if finding["status"] == "fail"]
     if failed:
-        raise ClientError(f"not fit for acceleration: {', '.join(failed)}")
+        raise ClientError(f"this kernel is not fit for acceleration: it fails {', '.join(failed)}")
 
 
 def text(findings: list[Finding], width: int | None = None) -> str:
-    """A line for each, to be searched; over several lines where `width` is less.
+    """The findings: one line each, so that they can be searched, or wrapped to `width` columns.
 
-    What to type about it stands on a line of its own.
+    The advice of a finding, which is something to type, is on a line of its own.
     """
     names = max(len(finding["name"]) for finding in findings)
     indent = " " * (names + 8)
@@ -59,5 +59,5 @@ def text(findings: list[Finding], width: int | None = None) -> str:
 
 
 def word(finding: Finding) -> str:
-    """Its status; a warning that nothing can be done about is a note."""
+    """The status to show: a warning that nothing can be done about is a note."""
     return "note" if finding.get("note") else str(finding["status"])

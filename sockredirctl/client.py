@@ -50,7 +50,7 @@ def plain(value: Any) -> Any:
 class Client:
     """One connection to the bus; `timeout` in seconds bounds every call.
 
-    No call starts the daemon, which restores acceleration when it starts, unless it says so.
+    No call starts the daemon unless it says so, since a daemon that starts restores acceleration.
     """
 
     def __init__(self, timeout: float) -> None:
@@ -64,9 +64,13 @@ class Client:
                 self._timeout,
             )
         except TimeoutError as error:
-            raise ClientError("the system bus does not answer", Exit.TIMED_OUT) from error
+            raise ClientError(
+                "the D-Bus system bus does not answer: see systemctl status dbus", Exit.TIMED_OUT
+            ) from error
         except Exception as error:  # dbus-next raises whatever its socket or parser raised
-            raise NoBus(f"cannot reach the D-Bus system bus: {error}") from error
+            raise NoBus(
+                f"cannot reach the D-Bus system bus: {error}; see systemctl status dbus"
+            ) from error
 
     def disconnect(self) -> None:
         self._bus.disconnect()
@@ -80,9 +84,9 @@ class Client:
         fds: Sequence[int] = (),
         start: bool = False,
     ) -> Any:
-        """First value of the reply, or None. Raises ClientError; NotRunning without a daemon.
+        """The first value of the reply, or None. Raises ClientError; NotRunning without a daemon.
 
-        Where the daemon denies it, once more with somebody asked for a password, if polkit can.
+        If the daemon denies the call, it is made again, and polkit may ask for a password then.
         `start` lets the bus start the daemon, if its unit is enabled.
         """
         starting = MessageFlag.NONE if start else MessageFlag.NO_AUTOSTART
@@ -111,7 +115,7 @@ class Client:
         return plain(reply.body[0]) if reply.body else None
 
     async def ask(self, message: Message) -> Message:
-        """The reply of any service on the bus, errors included; it is not started."""
+        """The reply of any service on the bus, errors included; the call does not start it."""
         message.flags |= MessageFlag.NO_AUTOSTART
         return await self._ask(message, self._timeout)
 
@@ -120,7 +124,8 @@ class Client:
             reply = await asyncio.wait_for(self._bus.call(message), timeout)
         except TimeoutError as error:
             raise ClientError(
-                f"no answer to {message.member} within {timeout:g} s; it may still be carried out",
+                f"no answer to {message.member} within {timeout:g} s; it may still be carried out. "
+                "To wait longer: --timeout",
                 Exit.TIMED_OUT,
             ) from error
         except Exception as error:
@@ -136,7 +141,7 @@ class Client:
         return result
 
     async def all_connections(self, query: dict[str, Variant]) -> list[dict[str, Any]]:
-        """However many there are: the daemon writes them to a pipe, one by one."""
+        """All connections of a query: the daemon writes them to a pipe, one by one."""
         read_end, write_end = os.pipe()
         reader = asyncio.StreamReader()
         loop = asyncio.get_running_loop()
@@ -144,7 +149,7 @@ class Client:
             lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(read_end, "rb")
         )
         try:
-            # read meanwhile: the pipe holds less than there may be
+            # read during the call: a pipe does not hold all of them
             reading = asyncio.create_task(reader.read())
             try:
                 await self.call("WriteConnections", "ha{sv}", 0, query, fds=[write_end])
@@ -157,7 +162,10 @@ class Client:
     async def events(
         self, show: Callable[[dict[str, Any]], None], begun: Callable[[], Awaitable[None]]
     ) -> None:
-        """Subscribes, calls `begun`, and shows each event until cancelled or the daemon is gone."""
+        """Subscribes, calls `begun`, and shows each event until it is cancelled.
+
+        Raises ClientError when the daemon goes away, BrokenPipeError if `show` did.
+        """
         gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         def handle(message: Message) -> None:

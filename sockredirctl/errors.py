@@ -12,7 +12,7 @@ class Exit(IntEnum):
     NOT_RUNNING = 3
     DENIED = 4
     TIMED_OUT = 5
-    NOTHING = 6  # what was asked for is not there
+    NOTHING = 6  # nothing matches what was asked for
 
 
 class ClientError(Exception):
@@ -22,9 +22,9 @@ class ClientError(Exception):
 
 
 class NotRunning(ClientError):
-    """Nobody owns the name on the bus, and nobody was started for it.
+    """No daemon owns the name on the bus, and none was started.
 
-    `why`: the text says why, and what to do.
+    `why`: the text says the reason and the remedy already.
     """
 
     def __init__(self, text: str = "sockredird is not running", *, why: bool = False) -> None:
@@ -33,7 +33,7 @@ class NotRunning(ClientError):
 
 
 class NoBus(ClientError):
-    """The daemon may run, or not: nobody can be asked."""
+    """The bus cannot be reached, so it is not known whether the daemon runs."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text, Exit.NOT_RUNNING)

@@ -31,7 +31,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def mistake(arguments: argparse.Namespace) -> str:
-    """What is wrong with them together; empty if nothing."""
+    """What is wrong with this combination of arguments; empty if nothing is."""
     ends = [end for end in (arguments.local, arguments.remote) if end is not None]
     given = [x for x in (arguments.pid, arguments.port, arguments.unit) if x is not None]
     if len(ends) in (0, 2) and bool(ends) + len(given) == 1:
@@ -47,8 +47,8 @@ async def run(client: Client, arguments: argparse.Namespace) -> None:
         keys = {"local": Variant("s", ends[0]), "remote": Variant("s", ends[1])}
     if keys.keys() & {"pid", "pids"} and (await client.properties())["State"] == "disabled":
         raise ClientError(
-            "acceleration is disabled, and with it which sockets a process has is not known: "
-            "explain a connection, a port or a unit",
+            "which sockets a process has is known only while acceleration is enabled: explain a "
+            "connection, a port or a unit",
             Exit.NOTHING,
         )
     answers = sorted(await client.call("Explain", "a{sv}", keys), key=_order)
@@ -75,7 +75,7 @@ def _order(answer: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def text(answer: dict[str, Any], whole: bool = False) -> str:
-    """A line, one with the reason, and one with what was sent; all that is known if `whole`."""
+    """Lines with the state, the reason and what was sent; with the cgroups, too, if `whole`."""
     if answer["kind"] == "listener":
         head = f"listener {answer['server']}{_owner(answer, 'server')}"
     else:

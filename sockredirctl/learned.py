@@ -1,4 +1,4 @@
-"""`sockredirctl learned`: listeners whose connections are left on TCP, and forgetting them."""
+"""`sockredirctl learned`: shows, or removes, listeners whose connections are left on TCP."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ _COLUMNS = (
 def add_arguments(command: argparse.ArgumentParser) -> None:
     table.add_arguments(command)
     command.add_argument(
-        "--forget", metavar="ID", help="let its connections be accelerated again, from the next on"
+        "--forget", metavar="ID", help="accelerate new connections to this listener again"
     )
-    command.add_argument("--all", action="store_true", help="with no ID: forget all of them")
+    command.add_argument("--all", action="store_true", help="the same for all listeners")
 
 
 def mistake(arguments: argparse.Namespace) -> str:
-    """What is wrong with them together; empty if nothing."""
+    """What is wrong with this combination of arguments; empty if nothing is."""
     if (arguments.forget is not None and arguments.all) or arguments.forget == "":
-        return "give --forget ID, or --all"
+        return "give either --forget ID or --all"
     return ""
 
 
@@ -47,7 +47,7 @@ async def run(client: Client, arguments: argparse.Namespace) -> None:
 
 def _text(entries: list[dict[str, Any]], arguments: argparse.Namespace) -> str:
     if not entries:
-        return "nothing is learned"
+        return "no listener is learned"
     return table.text(_COLUMNS, [_row(entry) for entry in entries], table.width(arguments))
 
 

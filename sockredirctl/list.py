@@ -21,7 +21,7 @@ Connection = dict[str, Any]
 
 
 def both(connection: Connection, key: str) -> int:
-    """A number of both ends together; of an end that has closed nothing is known."""
+    """The sum of a number over both ends; it is not known of an end that has closed."""
     return int(connection.get(f"client_{key}", 0) + connection.get(f"server_{key}", 0))
 
 
@@ -51,14 +51,17 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def add_filters(command: argparse.ArgumentParser) -> None:
-    """Which connections, for the commands that show some."""
+    """The options that say which connections are meant."""
     command.add_argument(
-        "--port", type=values.port, metavar="PORT", help="with this port, or service, at either end"
+        "--port",
+        type=values.port,
+        metavar="PORT",
+        help="those with this port, a number or a service, at either end",
     )
     command.add_argument(
-        "--pid", metavar="PROCESS", help="of this process: its pid, its name, or its systemd unit"
+        "--pid", metavar="PROCESS", help="those of this process: its pid, name, or systemd unit"
     )
-    command.add_argument("--unit", metavar="UNIT", help="of this systemd unit, or cgroup")
+    command.add_argument("--unit", metavar="UNIT", help="those of this systemd unit or cgroup")
 
 
 def filters(arguments: argparse.Namespace) -> dict[str, Variant]:
@@ -98,7 +101,7 @@ async def run(client: Client, arguments: argparse.Namespace) -> None:
     error = await nothing.why(
         client,
         keys,
-        "no such connection is accelerated; sockredirctl explain says why others are not"
+        "no such connection is accelerated; sockredirctl explain says why"
         if keys
         else "no connection is accelerated now; sockredirctl status says how many were",
     )
@@ -109,7 +112,7 @@ async def run(client: Client, arguments: argparse.Namespace) -> None:
 
 
 def who(connection: Connection, side: str) -> str:
-    """The program at one end, e.g. 'redis-server[812]'; one that sends no more is not known."""
+    """The program at one end, e.g. 'redis-server[812]'; not known once that end sends no more."""
     if f"{side}_sent_bytes" not in connection:
         return "(ended)"
     pid = connection.get(f"{side}_pid", 0)
@@ -193,7 +196,7 @@ def _wide(c: Connection) -> tuple[str, ...]:
 
 
 def _state(c: dict[str, Any]) -> str:
-    """Joined: it was established before it was put on the sockhash."""
+    """Joined means that it was established before it was put on the sockhash."""
     if c["leaving"]:
         return f"leaving ({c['reason']})"
     return "joined" if c.get("joined") else "accelerated"

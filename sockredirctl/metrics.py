@@ -22,9 +22,9 @@ STATES = ("disabled", "enabled", "draining", "failed")
 _COUNTERS = {
     "accelerated_connections": "Connections that were paired.",
     "joined_connections": "Connections that were paired after they were established.",
-    "redirected_messages": "Messages that went past the network stack.",
-    "redirected_bytes": "Bytes that went past the network stack.",
-    "dropped_events": "Events that found no room on their way to the daemon.",
+    "redirected_messages": "Messages that bypassed the network stack.",
+    "redirected_bytes": "Bytes that bypassed the network stack.",
+    "dropped_events": "Events that were lost, as the ring buffer to the daemon was full.",
 }
 _GAUGES = {
     "active_connections": "Connections accelerated now.",
@@ -33,7 +33,7 @@ _GAUGES = {
 }
 _REASONS = {
     "declined": "Connections in scope that were left on TCP.",
-    "retired": "Accelerated connections that became TCP connections.",
+    "retired": "Accelerated connections that went back to TCP for good.",
 }
 _PAUSES = "Times that a direction of an accelerated connection went to TCP for a while."
 
@@ -46,13 +46,13 @@ class Style:
 
 STYLES = {
     "openmetrics": Style(openmetrics.CONTENT_TYPE_LATEST, openmetrics.generate_latest),
-    # for what does not know OpenMetrics, such as node_exporter's textfile collector
+    # for readers that do not know OpenMetrics, such as node_exporter's textfile collector
     "prometheus": Style(exposition.CONTENT_TYPE_LATEST, exposition.generate_latest),
 }
 
 
 def negotiate(accept: str) -> Style:
-    """What an HTTP client with this Accept header gets."""
+    """The style for an HTTP client with this Accept header."""
     return STYLES["openmetrics" if "application/openmetrics-text" in accept else "prometheus"]
 
 

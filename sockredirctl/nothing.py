@@ -14,7 +14,7 @@ _KINDS = ("service", "scope", "slice", "socket", "mount", "swap", "target", "tim
 
 
 async def why(client: Client, keys: dict[str, Variant], what: str) -> ClientError:
-    """`keys`: what was asked for, as in a query; `what`: what there is none of."""
+    """`keys` is the query; `what` is what to say if no other reason is known."""
     properties = await client.properties()
     state, problem = properties["State"], properties["Problem"]
     reason = ""
@@ -34,7 +34,7 @@ async def _unit(client: Client, unit: str) -> str:
     loaded, active = await _states(client, name)
     if loaded == "not-found":
         return f"there is no unit {name}, and no process of that name"
-    return f"{name} does not run ({active})" if active in ("inactive", "failed") else ""
+    return f"{name} is not running ({active})" if active in ("inactive", "failed") else ""
 
 
 async def _states(client: Client, unit: str) -> tuple[str, str]:

@@ -18,7 +18,7 @@ from sockredirctl.errors import ClientError, Exit, NotRunning
 CONFIGURATION = Path("/etc/sockredird/sockredird.toml")
 _PATHS = {"bpffs": "/sys/fs/bpf/sockredird", "state": "/var/lib/sockredird"}
 _CHECK_S = 20.0
-EX_CONFIG = os.EX_CONFIG  # sysexits(3): what `sockredird --check-config` ends with for a bad file
+EX_CONFIG = os.EX_CONFIG  # sysexits(3): exit status of `sockredird --check-config` for a bad file
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def configuration() -> Path:
 
 
 def left() -> Left:
-    """Raises PermissionError for whom that is not visible."""
+    """What is pinned and remembered. Raises PermissionError if the caller may not see it."""
     try:
         found = [path for path in _path("bpffs").iterdir() if path.name.startswith("generation-")]
     except (FileNotFoundError, NotADirectoryError):
@@ -44,7 +44,7 @@ def left() -> Left:
     except PermissionError:
         raise
     except (OSError, ValueError, AttributeError):
-        enabled = False  # as the daemon takes a damaged file
+        enabled = False  # the daemon takes a damaged file for this, too
     newest = max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
     return Left(newest, enabled)
 
@@ -61,7 +61,7 @@ def _path(name: str) -> Path:
 def configuration_mistake() -> str:
     """What is wrong with the daemon's file, with its name, the key and the line; empty if nothing.
 
-    The daemon's own check says so, in a process of its own: it takes libraries that we do without.
+    The daemon's own check runs in another process: it needs libraries that the client does not.
     """
     path = configuration()
     if not path.exists():
@@ -77,21 +77,21 @@ def configuration_mistake() -> str:
             check=False,
         )
     except (OSError, subprocess.SubprocessError):
-        return ""  # it is not the file that is known to be wrong
+        return ""  # the check did not run, so nothing is known against the file
     return " ".join(done.stderr.split()) if done.returncode == EX_CONFIG else ""
 
 
 def explained(error: NotRunning) -> NotRunning:
     """The error with why it does not run, whether acceleration is on without it, and the remedy."""
     if mistake := configuration_mistake():
-        return NotRunning(f"{error}: {mistake}; correct it, then systemctl start sockredird")
+        return NotRunning(f"{error}: {mistake}; correct it, then run systemctl start sockredird")
     start = "systemctl start sockredird starts it, and systemctl enable sockredird at each boot"
     try:
         there = left()
     except OSError:
         return NotRunning(f"{error}; root can see whether acceleration is on without it; {start}")
     if there.datapath is None:
-        later = "; it is restored when sockredird starts" if there.enabled else ""
+        later = "; acceleration is restored when sockredird starts" if there.enabled else ""
         return NotRunning(f"{error}, and acceleration is off: nothing is pinned{later}; {start}")
     if there.enabled:
         return NotRunning(
@@ -99,8 +99,8 @@ def explained(error: NotRunning) -> NotRunning:
             f"{there.datapath}; sockredirctl disable ends that; {start}"
         )
     return NotRunning(
-        f"{error}; new connections are not accelerated, but some that were may be still: "
-        f"{there.datapath} is pinned; sockredirctl disable takes it away; {start}"
+        f"{error}; new connections are not accelerated, but older ones may still be: "
+        f"{there.datapath} is pinned; sockredirctl disable removes it; {start}"
     )
 
 
@@ -119,7 +119,8 @@ def disable() -> None:
     )
     said = " ".join(done.stderr.split())
     if done.returncode:
-        raise ClientError(said or f"sockredird --disable failed: {done.returncode}", Exit.FAILED)
+        failure = f"sockredird --disable ended with status {done.returncode}"
+        raise ClientError(said or failure, Exit.FAILED)
     if said:
         print(said, file=sys.stderr)
 
@@ -130,6 +131,6 @@ def _daemon() -> list[str]:
 
 
 def _environment() -> dict[str, str]:
-    # JOURNAL_STREAM, NOTIFY_SOCKET: ours, if a unit runs us; what it says is for us to show
+    # JOURNAL_STREAM and NOTIFY_SOCKET are ours, if a unit runs us; we show what the daemon says
     kept = {k: v for k, v in os.environ.items() if k not in ("JOURNAL_STREAM", "NOTIFY_SOCKET")}
     return {**kept, "PYTHONPATH": str(Path(__file__).parents[1])}

@@ -24,7 +24,7 @@ async def shown(
         yield
     finally:
         task.cancel()
-        with suppress(asyncio.CancelledError, Exception):  # what cannot be asked is not shown
+        with suppress(asyncio.CancelledError, Exception):  # a detail that is not known is left out
             await task
 
 
@@ -35,7 +35,7 @@ async def _show(words: str, more: Callable[[], Awaitable[str]] | None) -> None:
         while True:
             detail = f", {await more()}" if more is not None else ""
             line = f"{words} ({seconds:.0f} s{detail}) ..."
-            # on one line of the terminal; \x1b[K: what was longer there before
+            # one line of the terminal; \x1b[K clears the rest of a longer one
             line = line[: shutil.get_terminal_size().columns - 1]
             print(f"\r{line}\x1b[K", end="", file=sys.stderr)
             sys.stderr.flush()

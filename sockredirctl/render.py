@@ -61,7 +61,7 @@ def scope(scope: dict[str, Any], units: dict[str, str]) -> str:
 def sources(sources: dict[str, str]) -> str:
     """Which keys of a scope come from options, and which from the file; empty if all are defaults.
 
-    E.g. 'From options: units; from the file: cgroup; from both: exclude_ports'.
+    E.g. 'From options: units; from the file: cgroup; from the file and options: exclude_ports'.
     """
     words = {
         "option": "options",
@@ -96,7 +96,7 @@ def duration(seconds: float) -> str:
 
 
 def share(stats: dict[str, int]) -> str:
-    """Of the connections in scope, e.g. '98.5 %'."""
+    """The share of the connections in scope that were accelerated, e.g. '98.5 %'."""
     accelerated, declined = stats["accelerated_connections"], stats["declined_connections"]
     if not accelerated + declined:
         return "none yet"
@@ -104,7 +104,7 @@ def share(stats: dict[str, int]) -> str:
 
 
 def kernel(summary: dict[str, Any]) -> str:
-    """How it passed its check, e.g. '6.12.75, 13 checks pass, 1 warn, 2 notes'."""
+    """How the kernel passed its checks, e.g. '6.12.75, 13 checks pass, 1 warn, 2 notes'."""
     noted = summary["noted"]
     counts = [f"{summary['passed']} checks pass"]
     if warned := summary["warned"] - noted:
@@ -121,7 +121,7 @@ def kernel(summary: dict[str, Any]) -> str:
 
 
 def _reasons(kind: str, stats: dict[str, int]) -> str:
-    """How many, and what for most."""
+    """How many connections of a kind there were, and their most frequent causes."""
     counts = {
         name.partition("_")[2]: value
         for name, value in sorted(stats.items(), key=lambda item: -item[1])
@@ -143,7 +143,7 @@ def _kept(from_where: dict[str, str]) -> str:
 
 
 def status(properties: dict[str, Any], stats: dict[str, int], now: float, width: int) -> str:
-    """At most `width` columns, but for words that are longer."""
+    """Lines of at most `width` columns, except for longer words."""
     since = datetime.fromtimestamp(properties["Since"] / 1e6).astimezone()
     ago = duration(max(now - since.timestamp(), 0))
     from_where = _kept(properties["Sources"])

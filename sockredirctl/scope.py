@@ -11,7 +11,7 @@ from dbus_next import Variant
 from sockredirctl import render, values
 
 _LISTS = (
-    # option, key of EnableWith, signature: what is excluded is added to what the file excludes
+    # option, key of EnableWith, signature; `add_` keeps what the file excludes
     ("unit", "units", "as"),
     ("port", "only_ports", "au"),
     ("exclude_port", "add_exclude_ports", "au"),
@@ -24,7 +24,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--configured",
         action="store_true",
-        help="drop the options given before: the scope of the configuration alone",
+        help="drop options given earlier, and use the scope of the configuration file",
     )
     where = command.add_mutually_exclusive_group()
     where.add_argument(
@@ -32,7 +32,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         type=values.names,
         action="extend",
         metavar="UNIT",
-        help="accelerate within and between these systemd units; may be repeated, or a list",
+        help="accelerate within and between these systemd units; may be repeated, or a "
+        "comma-separated list",
     )
     where.add_argument(
         "--cgroup",
@@ -42,25 +43,28 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--wait",
         action="store_true",
-        help="accept units that do not run yet, or do not exist yet",
+        help="accept units that are not running yet, or do not exist yet",
     )
     command.add_argument(
         "--exclude-unit",
         type=values.names,
         action="extend",
         metavar="UNIT",
-        help="but not this systemd unit, besides those in the file; may be repeated, or a list",
+        help="leave this systemd unit on TCP, besides those that the file excludes; may be "
+        "repeated, or a comma-separated list",
     )
     command.add_argument(
         "--exclude-cgroup",
         action="append",
         metavar="PATH",
-        help="but not this cgroup and those below, besides those in the file; may be repeated",
+        help="leave this cgroup and those below it on TCP, besides those that the file excludes; "
+        "may be repeated",
     )
     command.add_argument(
         "--addresses",
         choices=["loopback", "host", "any"],
-        help="between loopback addresses, all of this host, or any (NAT, containers)",
+        help="accelerate between loopback addresses, addresses of this host, or any addresses "
+        "(NAT, containers)",
     )
     command.add_argument(
         "--port",
@@ -68,21 +72,22 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         action="extend",
         metavar="PORT",
         help="accelerate connections to this listening port only, a number or a service; "
-        "may be repeated, or a list",
+        "may be repeated, or a comma-separated list",
     )
     command.add_argument(
         "--exclude-port",
         type=values.ports,
         action="extend",
         metavar="PORT",
-        help="but not to this one, besides those in the file; may be repeated, or a list",
+        help="leave connections to this listening port on TCP, besides those that the file "
+        "excludes; may be repeated, or a comma-separated list",
     )
 
 
 def asked(arguments: argparse.Namespace) -> dict[str, Variant] | None:
-    """What EnableWith() takes; None for Enable(), which keeps what was given before.
+    """The argument of EnableWith(); None for Enable(), which keeps the options given before.
 
-    What excludes, with no other option, is added to what was given before.
+    If all options exclude something, the daemon adds them to those given before.
     """
     scope: dict[str, Variant] = {}
     if arguments.cgroup is not None:
@@ -103,17 +108,17 @@ def asked(arguments: argparse.Namespace) -> dict[str, Variant] | None:
 
 
 def chosen(asked: dict[str, Variant] | None) -> Iterator[tuple[str, Any]]:
-    """Keys that have to be in force as they were asked for; units get their own names."""
+    """Keys that have to be in force as they were asked for; names of units may be aliases."""
     for key, value in (asked or {}).items():
         if key in ("cgroup", "addresses", "only_ports"):
             yield key, render.printable(value.value)
 
 
-def told(properties: dict[str, Any], left: int, stays: bool) -> str:
-    """The scope that is in force, from where, and what a change of it cost.
+def summary(properties: dict[str, Any], left: int, stays: bool) -> str:
+    """The scope that is in force, where its keys come from, and how many connections it cost.
 
-    `left`: connections that the change took out of acceleration; `stays`: whether options given
-    before are among the sources, because none were given now.
+    `left` connections went back to TCP because of the change. `stays`: no options were given now,
+    so those given before are still in force.
     """
     lines = [f"Accelerated: {render.scope(properties['Scope'], properties['Units'])}."]
     if sources := render.sources(properties["Sources"]):
@@ -121,5 +126,5 @@ def told(properties: dict[str, Any], left: int, stays: bool) -> str:
         lines.append(f"{sources}{kept}.")
     if left:
         connections = "connection has" if left == 1 else "connections have"
-        lines.append(f"{left:,} {connections} left acceleration by this change.")
+        lines.append(f"{left:,} {connections} gone back to TCP because of this change.")
     return "\n".join(lines)

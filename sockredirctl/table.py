@@ -1,4 +1,4 @@
-"""Tables that fit the terminal, and the pager: as systemctl(1) shows its own."""
+"""Tables that fit the terminal, and the pager, as systemctl(1) has them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ _COLOURS = {"green": "32", "yellow": "33", "red": "1;31"}
 
 @dataclass(frozen=True)
 class Column:
-    """`rank`: without room the highest goes first; `least`: shortened no further, 0 for never."""
+    """`rank`: where room is short, the column with the highest one is left out first.
+
+    `least`: the width below which cells are not shortened; 0 if they are never shortened.
+    """
 
     title: str
     rank: int
@@ -28,19 +31,19 @@ class Column:
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
-    """Of a command that prints a table; see the options json and output."""
+    """The options of every command that prints a table."""
     command.add_argument(
         "-o",
         "--output",
         choices=["short", "wide", "json"],
         default="short",
-        help="short fits the terminal, wide is whole, json as --json (default: short)",
+        help="short fits the terminal, wide shows everything, json is --json (default: short)",
     )
     command.add_argument("--no-pager", action="store_true", help="do not run a pager")
 
 
 def width(arguments: argparse.Namespace) -> int | None:
-    """What a table may take; None for all it wants: wide, or not on a terminal."""
+    """How many columns a table may take; None, for no limit, if wide or not on a terminal."""
     if arguments.output == "wide" or not sys.stdout.isatty():
         return None
     return shutil.get_terminal_size().columns
@@ -58,7 +61,7 @@ def text(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int | 
         shown.remove(max(shown, key=lambda i: columns[i].rank))
     lengths = list(whole)
     while width is not None and _total(lengths, shown) > width:
-        # the longest gives way first
+        # the column that can be shortened most is shortened first
         longest = max(shown, key=lambda i: lengths[i] - least[i])
         if lengths[longest] == least[longest]:
             break
@@ -79,7 +82,7 @@ def _total(lengths: Sequence[int], shown: Sequence[int]) -> int:
 
 
 def shortened(text: str, length: int) -> str:
-    """In the middle: both ends of a name tell it from others."""
+    """`text` shortened in the middle, since names differ at either end."""
     if len(text) <= length:
         return text
     if length < 4:
@@ -141,7 +144,7 @@ def show(text: str, *, pager: bool) -> None:
 
 
 def _pager() -> list[str] | None:
-    """As systemctl(1) chooses it: empty, or cat, is none."""
+    """The pager that systemctl(1) would choose; None if that is empty, or cat."""
     for name in ("SYSTEMD_PAGER", "PAGER"):
         if (chosen := os.environ.get(name)) is not None:
             return shlex.split(chosen) if chosen not in ("", "cat") else None

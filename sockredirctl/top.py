@@ -32,12 +32,12 @@ KEYS = {
     "u": "unread",
     "a": "age",
 }
-HELP = "sort: r rate, m messages/s, b bytes, n messages, u queued, a age; q quits"
+HELP = "sort: r rate, m messages/s, b bytes, n messages, u unread, a age; q quits"
 HEAD_LINES = 6  # above the rows of the table
 
 
 class Totals:
-    """Counters, and their rates since the look before."""
+    """Counters, and their rates per second since the update before."""
 
     def __init__(self, properties: dict[str, Any], stats: dict[str, int]) -> None:
         self.properties = properties
@@ -102,7 +102,7 @@ def _keys(pressed: asyncio.Queue[str]) -> Iterator[None]:
     tty.setcbreak(sys.stdin)
 
     def read() -> None:
-        # not through sys.stdin, which keeps what it has read ahead to itself
+        # not through sys.stdin, whose read-ahead the event loop does not see
         for key in os.read(sys.stdin.fileno(), 64).decode(errors="replace") or "q":
             pressed.put_nowait(key)
 
@@ -141,7 +141,7 @@ def _table(connections: list[Connection], sort: str) -> Table:
         ("BYTES/S", "rate"),
         ("MSG/S", "message_rate"),
         ("BYTES", "bytes"),
-        ("QUEUED", "unread"),
+        ("UNREAD", "unread"),
         ("AGE", "age"),
     ):
         table.add_column(
@@ -166,6 +166,6 @@ def _table(connections: list[Connection], sort: str) -> Table:
 
 
 def _end(connection: Connection, side: str) -> str:
-    """Program and port: what tells connections apart where a whole address has no room."""
+    """Program and port, which tell connections apart where a whole address has no room."""
     port = connection[side].rpartition(":")[2]
     return f"{connection.get(f'{side}_comm') or '-'}:{port}"

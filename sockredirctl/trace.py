@@ -28,7 +28,7 @@ async def run(client: Client, arguments: argparse.Namespace) -> None:
 
     async def begun() -> None:
         properties = await client.properties()
-        # in a pipe only where nothing will come
+        # off a terminal, only if no event is to be expected
         if not arguments.json and (sys.stderr.isatty() or properties["State"] != "enabled"):
             print(_awaited(properties), file=sys.stderr, flush=True)
 

@@ -20,7 +20,7 @@ def port(text: str) -> int:
     if text.isascii() and text.isdigit():
         if 0 < (number := int(text[:6])) < 65536:
             return number
-        raise argparse.ArgumentTypeError(f"{text}: a port is from 1 to 65535")
+        raise argparse.ArgumentTypeError(f"{text}: a port is a number from 1 to 65535")
     try:
         return socket.getservbyname(text, "tcp")
     except (OSError, UnicodeError, ValueError):
@@ -38,7 +38,7 @@ def names(text: str) -> list[str]:
     """Several, with commas between."""
     found = [part.strip() for part in text.split(",")]
     if not all(found):
-        raise argparse.ArgumentTypeError(f"{text!r} has an empty name in it")
+        raise argparse.ArgumentTypeError(f"{text!r} contains an empty name")
     return found
 
 
@@ -82,7 +82,7 @@ def running(program: str) -> list[int]:
 
 
 def _names(process: Path) -> set[str]:
-    """The one the kernel keeps, and that of the file it was started from, not cut short."""
+    """The name that the kernel keeps of a program, and that of its file, which is not cut short."""
     try:
         comm = (process / "comm").read_text().rstrip("\n")
         first = (process / "cmdline").read_bytes().partition(b"\0")[0].decode(errors="replace")

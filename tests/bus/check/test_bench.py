@@ -119,16 +119,16 @@ def row(ratio: float, unit: str = "us", spread: float = 0.02) -> Row:
     [
         ([row(1.6), row(1.2), row(1.0, "MB/s")], "Worth it here: round trips are 1.2 to 1.6 times"),
         ([row(1.6), row(1.02)], "up to 1.6 times as fast"),
-        ([row(1.6), row(1.0, "MB/s")], "streams are on par"),
+        ([row(1.6), row(1.0, "MB/s")], "streams are as fast as plain TCP"),
         (
             [row(1.0), row(0.8, "MB/s")],
-            "Not worth it here: round trips are on par, streams are",
+            "Not worth it here: round trips are as fast as plain TCP, streams are",
         ),
         (
             [row(1.6), row(0.8)],
-            "Not worth it here: round trips are faster or slower, by",
+            "Not worth it here: round trips are faster or slower, depending on",
         ),
-        ([row(1.5, spread=0.6)], "Not worth it here: round trips are on par"),
+        ([row(1.5, spread=0.6)], "Not worth it here: round trips are as fast as plain TCP"),
     ],
 )
 def test_the_sentence(rows: list[Row], words: str) -> None:

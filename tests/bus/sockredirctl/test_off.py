@@ -109,7 +109,7 @@ def test_status_says_what_comes_back(host: Host, daemon: DaemonProcess, enabled:
     pins.tear_down(host.root)
     done = host.ctl("status")
     assert "acceleration is off" in done.stderr
-    assert "it is restored when sockredird starts" in done.stderr
+    assert "acceleration is restored when sockredird starts" in done.stderr
 
 
 @pytest.mark.parametrize("bus", ["", "unix:path=/nonexistent"], ids=["bus", "no bus"])

@@ -137,8 +137,8 @@ def test_a_change_says_how_many_left(host: Host, client: Client) -> None:
     [
         ("postgresql", ["active (exited)", "no processes", f"did you mean {RUNS}?"]),
         ("postgresql@.service", ["template", f"did you mean {RUNS}?"]),
-        ("redis-server", ["redis-server.service does not run (inactive)", "--wait"]),
-        ("redis", ["redis.service does not run (inactive)", "--wait"]),
+        ("redis-server", ["redis-server.service is not running (inactive)", "--wait"]),
+        ("redis", ["redis.service is not running (inactive)", "--wait"]),
         ("haprosy", ["there is no unit haprosy.service", f"did you mean {OTHER}?"]),
         ("something-else", ["there is no unit something-else.service"]),
     ],
@@ -160,7 +160,8 @@ def test_units_by_their_own_names(host: Host, client: Client) -> None:
     done = host.ctl("enable", "--unit", "postgresql@17-main", "--unit", "redis,later", "--wait")
     assert done.returncode == DONE
     assert client.get("Scope")["units"] == [RUNS, "redis-server.service", "later.service"]
-    assert "not running, and waited for: redis-server.service, later.service" in done.stderr
+    waiting = "not running yet; accelerated when they start: redis-server.service, later.service"
+    assert waiting in done.stderr
 
 
 def test_an_excluded_unit(host: Host, systemd: Systemd, client: Client) -> None:
@@ -206,7 +207,7 @@ def test_which_process_or_unit(host: Host, systemd: Systemd, client: Client) -> 
     ("way", "words"),
     [
         (("--unit", "haprosy"), "there is no unit haprosy.service"),
-        (("--unit", "redis-server"), "redis-server.service does not run (inactive)"),
+        (("--unit", "redis-server"), "redis-server.service is not running (inactive)"),
         (("--pid", "no-such-program"), "there is no unit no-such-program.service, and no process"),
         (("--pid", "4194304"), "there is no process 4194304"),
         (("--port", "1"), "no such"),

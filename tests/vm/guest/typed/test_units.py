@@ -87,7 +87,7 @@ def test_a_unit_is_found(disabled: None) -> None:
 def test_only_that_unit(disabled: None) -> None:
     start(SECOND)
     said = sh(f"{ENABLE} --unit {FIRST}")
-    assert said == f"not running, and waited for: {FIRST}\n"
+    assert said == f"not running yet; accelerated when they start: {FIRST}\n"
     before = counters()["accelerated_connections"]
     sh("sleep 5")
     assert counters()["accelerated_connections"] == before
