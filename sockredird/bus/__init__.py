@@ -1,9 +1,9 @@
 """D-Bus: the object on the bus, who may call it, calls out, events to subscribers, units.
 
-dbus_next would bring PyGObject along where it is installed, 4 MB of it. It does without, as it does
-where PyGObject is not installed; only its GLib main loop needs it.
+Where PyGObject is installed, dbus_next would import it, which takes 4 MB, for a GLib main loop that
+the daemon does not use. So it is told that PyGObject is missing.
 """
 
 import sys
 
-sys.modules["gi"] = None  # type: ignore[assignment]  # what is None there raises ImportError
+sys.modules["gi"] = None  # type: ignore[assignment]  # to import it raises ImportError

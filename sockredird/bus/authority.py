@@ -1,4 +1,4 @@
-"""Who may call: root, and whom polkit authorises for org.sockredir.manage."""
+"""Who may call: root, and users that polkit authorises for org.sockredir.manage."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ _NO_POLKIT = (
     "org.freedesktop.systemd1.",
 )
 
-# Less than the 25 s for which most callers wait, so that they hear why. Rules may run programs.
+# Less than the 25 s that most callers wait, so that they get the reason. polkit's rules may run
+# programs.
 ANSWER_TIMEOUT_S = 20.0
-# A check with interaction lasts as long as somebody looks for a password. The bus allows us only
-# so many calls without a reply, which nobody may use up for the others.
+# A check with interaction lasts until somebody has typed a password. The bus limits how many calls
+# of the daemon may lack a reply, so one user must not take them all.
 CHECKS_PER_UID = 8
 
 
@@ -40,7 +41,7 @@ class Caller:
 
 
 class Authority:
-    """Decides for the callers of one bus connection. Any failure to find out denies."""
+    """Decides about the callers of one bus connection. Where it cannot find out, it denies."""
 
     def __init__(self, bus: MessageBus, answer_timeout_s: float = ANSWER_TIMEOUT_S) -> None:
         self._bus = bus
@@ -51,7 +52,7 @@ class Authority:
         bus.add_message_handler(self._note_departure)
 
     async def require(self, caller: Caller) -> None:
-        """Returns if the caller may manage, which can take as long as a person takes.
+        """Returns if the caller may manage, if need be after somebody has typed a password.
 
         Raises AccessDenied otherwise, and when the caller leaves the bus meanwhile.
         """
@@ -63,13 +64,13 @@ class Authority:
                 authorised, challenge, _details = await self._check(caller)
         except AccessDenied:
             raise
-        except Exception as error:  # of polkit, of the bus, of dbus-next, or an answer that is none
+        except Exception as error:  # of polkit, the bus or dbus-next, or for a malformed answer
             raise AccessDenied(_failure(error)) from error
         if authorised is not True:
             raise AccessDenied(_refusal(uid, caller, challenge=bool(challenge)))
 
     async def is_root(self, caller: Caller) -> bool:
-        """Nobody is asked, and nobody is refused."""
+        """Whether the caller is root, without asking polkit; False if it has left the bus."""
         try:
             return int(await ask_bus(self._bus, "GetConnectionUnixUser", caller.name)) == 0
         except (DBusError, TimeoutError):  # gone
@@ -79,7 +80,7 @@ class Authority:
     def _counted(self, uid: int) -> Iterator[None]:
         if self._checks[uid] >= CHECKS_PER_UID:
             raise AccessDenied(
-                f"{CHECKS_PER_UID} calls of uid {uid} wait for authorisation already: "
+                f"{CHECKS_PER_UID} calls of uid {uid} are already waiting for authorisation: "
                 "answer or cancel one of them, or try sudo"
             )
         self._checks[uid] += 1
@@ -91,12 +92,12 @@ class Authority:
                 del self._checks[uid]
 
     async def _check(self, caller: Caller) -> list[Any]:
-        """polkit's answer: authorised, would be after authentication, details."""
+        """polkit's answer: whether it authorises, whether it would after a password, details."""
         number = f"check-{next(self._numbers)}"
         question = _polkit(
             "CheckAuthorization",
             "(sa{sv})sa{ss}us",
-            # By its name: polkit asks the bus who that is. A pid could be another's by then.
+            # polkit asks the bus who has this name; a pid could be another process's by then
             ["system-bus-name", {"name": Variant("s", caller.name)}],
             ACTION,
             {},
@@ -119,9 +120,9 @@ class Authority:
                     answer.cancel()
                     tell(self._bus, _polkit("CancelCheckAuthorization", "s", number))
             if departure.done():
-                raise AccessDenied("the caller has left")
+                raise AccessDenied("the caller has left the bus")
             raise AccessDenied(
-                f"polkit has not answered in {self._answer_timeout_s:g} s: "
+                f"polkit has not answered within {self._answer_timeout_s:g} s: "
                 "see systemctl status polkit, or try sudo"
             )
 
@@ -164,8 +165,8 @@ def _failure(error: Exception) -> str:
     if not isinstance(error, DBusError):
         return f"polkit cannot be asked ({type(error).__name__}: {error}): try sudo"
     if error.type.startswith(_NO_POLKIT):
-        return "only root may do this, as there is no polkit to ask: try sudo"
-    return f"polkit cannot tell ({error.type}: {error}): try sudo"
+        return "only root may do this, since polkit is not running: try sudo"
+    return f"polkit could not decide ({error.type}: {error}): try sudo"
 
 
 def _refusal(uid: int, caller: Caller, *, challenge: bool) -> str:
@@ -176,10 +177,10 @@ def _refusal(uid: int, caller: Caller, *, challenge: bool) -> str:
         )
     if caller.interactive:
         return (
-            "the authentication was dismissed or failed, or no agent is there to ask for it: "
+            "authentication failed or was dismissed, or there is no agent to ask for a password: "
             "try again in a terminal with pkttyagent, or try sudo"
         )
     return (
-        "polkit wants an authentication, and this call does not allow to ask for one: "
+        "polkit requires a password, which this call does not let it ask for: "
         "try busctl --allow-interactive-authorization=yes, or sudo"
     )

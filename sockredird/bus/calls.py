@@ -14,7 +14,7 @@ DRIVER = "org.freedesktop.DBus"
 
 
 def result(reply: Message | None) -> list[Any]:
-    """Body of a reply. Raises DBusError if it is an error, or none came."""
+    """The body of a reply. Raises DBusError if the reply is an error, or missing."""
     if reply is None or reply.message_type == MessageType.ERROR:
         name = reply.error_name if reply else "org.freedesktop.DBus.Error.NoReply"
         raise DBusError(name, str(reply.body[0]) if reply and reply.body else "no reply")
@@ -23,16 +23,16 @@ def result(reply: Message | None) -> list[Any]:
 
 
 async def call(bus: MessageBus, message: Message) -> list[Any]:
-    """Body of the reply; a call after a disconnect would otherwise hang for ever.
+    """The body of the reply. Raises DBusError for an error reply.
 
-    Raises DBusError for an error reply, TimeoutError without a reply.
+    Raises TimeoutError without a reply; a call after a disconnect would hang for ever otherwise.
     """
     return result(await asyncio.wait_for(bus.call(message), CALL_TIMEOUT_S))
 
 
 async def ping(bus: MessageBus, client: str, path: str) -> None:
-    """Returns when the client has answered, which it does in the order of what it was sent."""
-    # however long it takes; an error is an answer, too
+    """Returns when the client has answered, and so has read what was sent to it before."""
+    # there is no time limit, and an error is an answer, too
     await bus.call(Message(destination=client, path=path, interface=PEER, member="Ping"))
 
 
@@ -49,13 +49,13 @@ def driver_call(member: str, argument: str) -> Message:
 
 
 async def ask_bus(bus: MessageBus, member: str, argument: str) -> Any:
-    """First value of its reply, or None."""
+    """The first value of the bus's reply, or None. Raises as call()."""
     body = await call(bus, driver_call(member, argument))
     return body[0] if body else None
 
 
 def departure_rule(name: str) -> str:
-    """The match rule for departed() to hear of `name`."""
+    """The match rule for the signal by which departed() knows that `name` has left."""
     return f"type='signal',sender='{DRIVER}',member='NameOwnerChanged',arg0='{name}'"
 
 

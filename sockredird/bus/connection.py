@@ -1,8 +1,8 @@
-"""The connection to the system bus: what of it reaches dbus-next, and when.
+"""The connection to the system bus, on which dbus-next sees only what was checked before.
 
-Everybody on this host may send. So a call is judged by its header, in this order: its size, whether
-there is such a member, how many calls its sender has under way, and who the sender is. What is
-refused is answered here, and dbus-next never sees it.
+Everybody on this host may send. So a call is checked by its header, in this order: its size,
+whether there is such a member, how many calls its sender has under way, and who the sender is. A
+call that is refused is answered here, and dbus-next never sees it.
 """
 
 from __future__ import annotations
@@ -36,19 +36,22 @@ log = logging.getLogger(__name__)
 _CHUNK = 64 << 10
 _CHUNKS_PER_TURN = 16  # of the event loop, which has others to serve
 _DESCRIPTORS = 253  # the most that come with one message: SCM_MAX_FD
-# dbus-next keeps the parsed form of each signature it has met, which are of others' choosing
+# dbus-next keeps the parsed form of each signature that it has met, and callers choose them
 _SIGNATURES_KEPT = 256
 _DRIVER_SIGNALS = {"NameOwnerChanged": "sss", "NameAcquired": "s", "NameLost": "s"}
 _STANDARD = "org.freedesktop.DBus."
 
-# Who called, for the members of the object: dbus-next does not tell a handler. The handler's task
-# keeps a copy of the context, however long it waits.
+# Who called, for the members of the object, as dbus-next does not pass it to a handler. The
+# handler's task keeps a copy of the context, however long it waits.
 caller: contextvars.ContextVar[Caller] = contextvars.ContextVar("caller")
 
 
 @dataclass(frozen=True)
 class Member:
-    """One that may be called, by somebody who may manage unless it is open to all."""
+    """One that may be called: by all if it is open, otherwise by those who may manage.
+
+    `descriptors`: how many file descriptors a call has to bring.
+    """
 
     signature: str
     is_open: bool
@@ -88,7 +91,7 @@ class Connection(MessageBus):  # type: ignore[misc]
         return self._authority
 
     def admit(self, members: Members) -> None:
-        """From here on these may be called; before, none."""
+        """Lets these members, and the standard ones, be called; before that, none can be."""
         self._members = {**STANDARD_MEMBERS, **members}
 
     # -- what dbus-next calls ----------------------------------------------------------------
@@ -111,7 +114,7 @@ class Connection(MessageBus):  # type: ignore[misc]
             self._finalize(error)
 
     def _on_message(self, message: Message) -> None:
-        """dbus-next logs a traceback for whatever a handler raises, an error answer included."""
+        """Logs what a handler raises in a line; dbus-next would log a traceback of each."""
         try:
             self._process_message(message)
         except DBusError as error:  # sent to the caller
@@ -120,9 +123,10 @@ class Connection(MessageBus):  # type: ignore[misc]
             self.refusals.note(message.sender or "", f"{message.member} failed: {error!r}")
 
     def _finalize(self, error: Exception | None = None) -> None:
-        """dbus-next takes a socket that is full for a broken one, and would hang up.
+        """Ends the connection, unless `error` says no more than that the socket is full.
 
-        Its writer waits for room anyway: it has kept what it could not send, and stays registered.
+        dbus-next would hang up then. Its writer has kept what it could not send, and waits for
+        room.
         """
         if not isinstance(error, BlockingIOError):
             self._descriptors.close()
@@ -131,13 +135,13 @@ class Connection(MessageBus):  # type: ignore[misc]
             super()._finalize(error)
 
     def send(self, message: Message) -> asyncio.Future[None]:
-        """Raises ConnectionError once disconnected.
+        """Sends a message, unless it answers a call that wants no answer.
 
-        dbus-next would take over the descriptor that was its own, which a new connection to the bus
-        may have by then.
+        Raises ConnectionError once disconnected: dbus-next would use the number of its former
+        descriptor, which a new connection to the bus may have by then.
         """
         if not self.connected:
-            raise ConnectionError("the bus is gone, and whoever waits for this with it")
+            raise ConnectionError("the D-Bus system bus is gone")
         wanted = True
         if message.message_type in (MessageType.METHOD_RETURN, MessageType.ERROR):
             wanted = self._calls.end(message.destination or "", message.reply_serial)
@@ -149,53 +153,55 @@ class Connection(MessageBus):  # type: ignore[misc]
         return sent
 
     def _default_get_machine_id_handler(self, message: Message, send_reply: object) -> None:
-        """dbus-next asks the bus for it, and sends a reply that has another signature."""
+        """Replaces dbus-next's own, whose reply has a wrong signature."""
         text = Path("/etc/machine-id").read_text().strip()
         self.send(Message.new_method_return(message, "s", [text]))
 
     # -- what arrives ------------------------------------------------------------------------
 
     def _receive(self, data: bytes, descriptors: list[int], cut: bool) -> None:
-        """`cut`: the kernel had more descriptors than there was room for in our table."""
+        """`cut`: our table had no room for all descriptors that the kernel had for us."""
         if descriptors or cut:
-            # the kernel ends what it returns behind the bytes that they came with
+            # recvmsg(2) returns no bytes beyond those that the descriptors came with
             self._descriptors.add(self._framer.position + len(data) - 1, descriptors)
         for frame in self._framer.feed(data):
             mine = self._descriptors.take(frame)
             try:
-                self._judge(frame, mine)
+                self._handle(frame, mine)
             except Exception as error:
                 _close(mine)
                 self.refusals.note(
-                    frame.header.sender if frame.header else "", f"cannot be read: {error!r}"
+                    frame.header.sender if frame.header else "",
+                    f"a message cannot be read: {error!r}",
                 )
         self._descriptors.drop_before(self._framer.unframed)
 
-    def _judge(self, frame: Frame, descriptors: list[int]) -> None:
+    def _handle(self, frame: Frame, descriptors: list[int]) -> None:
         header = frame.header
         if header is None:
             _close(descriptors)
             self.refusals.note(
-                "", f"a header longer than {wire.FIELDS_LIMIT} bytes, or malformed, is ignored"
+                "",
+                f"ignored a message whose header is malformed, or over {wire.FIELDS_LIMIT} bytes",
             )
         elif header.kind == wire.METHOD_CALL:
-            self._judge_call(frame, header, descriptors)
+            self._handle_call(frame, header, descriptors)
         else:
-            _close(descriptors)  # nobody answers us with any
+            _close(descriptors)  # no answer that we expect has any
             if header.kind in (wire.METHOD_RETURN, wire.ERROR):
                 self._take_answer(frame, header)
             elif header.kind == wire.SIGNAL:
                 self._take_signal(frame, header)
 
     def _take_signal(self, frame: Frame, header: Header) -> None:
-        """Only the bus cannot be imitated: of the others we read no more than the header."""
+        """Reads signals of the bus itself, and only the header of others'."""
         if header.sender != DRIVER:
             self._on_message(_without_body(header))
         elif frame.raw and _DRIVER_SIGNALS.get(header.member) == header.signature:
             self._on_message(_unmarshalled(frame, []))
 
     def _take_answer(self, frame: Frame, header: Header) -> None:
-        """That of a call of ours."""
+        """Passes on an answer to a call of ours, and drops any other."""
         if header.reply_serial not in self._method_return_handlers:
             return
         if frame.raw:
@@ -208,18 +214,18 @@ class Connection(MessageBus):  # type: ignore[misc]
                 reply_serial=header.reply_serial,
                 sender=header.sender,
                 signature="s",
-                body=[f"an answer of {header.body_bytes} bytes"],
+                body=[f"the answer has {header.body_bytes} bytes, too many to be read"],
             )
         )
 
-    def _judge_call(self, frame: Frame, header: Header, descriptors: list[int]) -> None:
-        if not header.sender.startswith(":"):  # the bus sees to it that each caller has a name
+    def _handle_call(self, frame: Frame, header: Header, descriptors: list[int]) -> None:
+        if not header.sender.startswith(":"):  # the bus itself names each caller so
             _close(descriptors)
             return
         member = self._members.get((header.interface, header.member))
         if not frame.raw:
             _close(descriptors)
-            text = f"a body of {header.body_bytes} bytes: at most {wire.BODY_LIMIT} are read"
+            text = f"the body has {header.body_bytes} bytes: at most {wire.BODY_LIMIT} are read"
             self._refuse(header, ErrorType.LIMITS_EXCEEDED.value, text)
             return
         if member is None or member.signature != header.signature:
@@ -230,7 +236,7 @@ class Connection(MessageBus):  # type: ignore[misc]
             )
             self._refuse(header, ErrorType.UNKNOWN_METHOD.value, text)
             return
-        # more than it takes would be ours to close, and anybody could exhaust our table
+        # descriptors that the member does not take are closed, or anybody could fill our table
         _close(descriptors[member.descriptors :])
         descriptors = descriptors[: member.descriptors]
         if why := self._too_much(frame, header, descriptors):
@@ -248,17 +254,17 @@ class Connection(MessageBus):  # type: ignore[misc]
         task.add_done_callback(self._tasks.discard)
 
     def _too_much(self, frame: Frame, header: Header, descriptors: list[int]) -> str:
-        """Why this call is more than may be under way; empty if it is not, and is under way now."""
+        """Why this call exceeds a limit; otherwise empty, and the call is under way from now on."""
         size = len(frame.raw)
         if size > limits.SMALL_BYTES and self._waiting_bytes + size > limits.WAITING_BYTES:
-            return "too many large calls wait for authorisation: try again"
+            return "too many large calls wait for authorisation: try again later"
         if descriptors and self._waiting_descriptors >= limits.WAITING_DESCRIPTORS:
-            return "too many file descriptors wait for authorisation: try again"
+            return "too many file descriptors wait for authorisation: try again later"
         wanted = not header.flags & wire.NO_REPLY_EXPECTED
         return self._calls.begin(header.sender, header.serial, answer_wanted=wanted)
 
     async def _authorise(self, call: _Call) -> None:
-        """The body is unmarshalled once the sender is known to be one who may manage."""
+        """Dispatches the call if its sender may manage; until then its body is not unmarshalled."""
         size, held = len(call.frame.raw), len(call.descriptors)
         self._waiting_bytes += size
         self._waiting_descriptors += held
@@ -275,7 +281,7 @@ class Connection(MessageBus):  # type: ignore[misc]
         self._dispatch(call)
 
     def _dispatch(self, call: _Call) -> None:
-        """Hands it to dbus-next, and its descriptors to the handler."""
+        """Passes the call to dbus-next, and its descriptors to the handler."""
         try:
             message = _unmarshalled(call.frame, call.descriptors)
             if call.member.descriptors and (not call.descriptors or message.body[0] != 0):
@@ -285,13 +291,13 @@ class Connection(MessageBus):  # type: ignore[misc]
             text = f"the arguments cannot be read: {error}"
             self._refuse(call.header, ErrorType.INVALID_ARGS.value, text, counted=True)
             return
-        # Calls that want no answer count, too, until they are carried out: send() drops the answer
+        # a call that wants no answer counts, too, until it is carried out: send() drops the answer
         message.flags &= ~MessageFlag.NO_REPLY_EXPECTED
         caller.set(call.caller)
         self._on_message(message)
 
     def _refuse(self, header: Header, name: str, text: str, *, counted: bool = False) -> None:
-        """`counted`: among the calls under way, which it is no more."""
+        """Answers the call with an error, and logs it. `counted`: it was among those under way."""
         text = printable(text)
         self.refusals.note(header.sender, f"{header.member}: {text}")
         if counted:
@@ -321,9 +327,9 @@ class _Call:
 
 
 class _Descriptors:
-    """Received, and not yet given to the message they came with: told by its place in the stream.
+    """Descriptors that were received, by the place in the stream of the message they came with.
 
-    Their number in a header would not do: not every header is read.
+    Their number in the header would not do, since not every header is read.
     """
 
     def __init__(self) -> None:
@@ -333,7 +339,7 @@ class _Descriptors:
         self._groups.append((position, group))
 
     def take(self, frame: Frame) -> list[int]:
-        """Those of `frame`, whose they are from now on. Those of messages before it are closed."""
+        """Those of `frame`, which the caller closes. Those of messages before it are closed."""
         self.drop_before(frame.start)
         taken: list[int] = []
         while self._groups and self._groups[0][0] < frame.end:

@@ -1,8 +1,8 @@
 """Relays events of the datapath to the bus clients that subscribed.
 
-A subscriber gets as many events as it keeps up with: after WINDOW of them unread, further ones are
-dropped for it, and counted, until it has answered a ping sent behind those. So neither this daemon
-nor the bus keeps more than that for anybody, and nobody waits.
+A subscriber gets as many events as it keeps up with: while WINDOW of them are unread, further ones
+are dropped for it, and counted, until it has answered a ping sent behind those. So neither the
+daemon nor the bus holds more than that for a subscriber, and neither waits for one.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class EventRelay:
         self._lost: dict[int, int] = {}  # by CPU, as the datapath counts
 
     def use(self, bus: MessageBus) -> None:
-        """Sends on this connection from here on."""
+        """Sends on this connection from now on."""
         self._bus = bus
         bus.add_message_handler(self._note_departure)
 
@@ -91,6 +91,7 @@ class EventRelay:
         return bool(self._clients)
 
     async def add(self, client: str) -> None:
+        """Subscribes a client. Raises DBusError or TimeoutError if the bus cannot be asked."""
         if self._bus is not None and client not in self._clients:
             self._clients[client] = _Subscriber(client)
             try:
@@ -98,7 +99,7 @@ class EventRelay:
                 # it may have left before the match was there
                 stays = await calls.ask_bus(self._bus, "NameHasOwner", client)
             except BaseException:
-                self._clients.pop(client, None)  # nobody would tell when it leaves
+                self._clients.pop(client, None)  # its departure would go unnoticed
                 raise
             if not stays:
                 await self.discard(client)
@@ -116,7 +117,7 @@ class EventRelay:
             await calls.ask_bus(self._bus, "RemoveMatch", calls.departure_rule(client))
 
     def record(self, raw: bytes) -> None:
-        """One struct event from the ring buffer."""
+        """Sends one struct event from the ring buffer to the subscribers."""
         lost = self._newly_lost(raw)
         body: dict[str, Variant] | None = None
         for subscriber in self._clients.values():
@@ -142,18 +143,18 @@ class EventRelay:
             subscriber.ping = asyncio.ensure_future(self._await_reader(self._bus, subscriber))
 
     async def _await_reader(self, bus: MessageBus, subscriber: _Subscriber) -> None:
-        """A reply to what was sent behind the events proves that those were read."""
+        """Waits for the reply to a ping behind the events, which proves that they were read."""
         sent_before = subscriber.unread
         try:
             await calls.ping(bus, subscriber.name, dbus.PATH)
-        except Exception as error:  # the bus went away; whoever watches it tells
+        except Exception as error:  # the bus went away, which the daemon sees by itself
             log.debug("no answer from %s: %s", subscriber.name, error)
         subscriber.ping = None
         subscriber.unread -= sent_before
         self._tell_dropped(subscriber)
 
     def _tell_dropped(self, subscriber: _Subscriber) -> None:
-        """By an event of its own, as there may be no other for long."""
+        """Reports dropped events by an event of its own, as no other may come for long."""
         if subscriber.dropped and subscriber.unread < WINDOW and self._may_send():
             body = {"time": time.monotonic_ns(), "event": "dropped"}
             self._send(subscriber, dbus.variants(body))
@@ -207,4 +208,4 @@ class EventRelay:
     def _left(self, task: asyncio.Task[None]) -> None:
         self._leaving.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.debug("a match rule of one who left may be there still: %s", error)
+            log.debug("a match rule of a departed subscriber may remain: %s", error)

@@ -1,4 +1,4 @@
-"""How much one sender, and all together, may have under way on the bus; what is logged of refusals.
+"""How much one sender, and all of them, may have under way; how many refusals are logged.
 
 Every number here is in SECURITY.md, with the test that shows it.
 """
@@ -12,18 +12,18 @@ from collections.abc import Callable
 
 log = logging.getLogger(__name__)
 
-# Calls that have no answer yet. Beyond the second number a sender may have one at a time: whoever
-# opens many connections keeps nobody else from calling.
+# Calls that have no answer yet. Beyond the second number each sender may still have one, so that
+# whoever opens many connections does not keep others from calling.
 CALLS_PER_SENDER = 32
 CALLS_IN_ALL = 512
-# Bodies that wait for the authorisation of their senders, in bytes; smaller ones always may.
+# Bytes of bodies whose senders are being authorised; bodies up to the second number may always wait
 WAITING_BYTES = 4 << 20
 SMALL_BYTES = 4 << 10
-# Descriptors that came with such calls, one each
+# Descriptors that came with such calls, one with each.
 WAITING_DESCRIPTORS = 64
 
 REFUSALS_PERIOD_S = 60.0
-REFUSALS_LOGGED = 20  # in one period; of one sender 1
+REFUSALS_LOGGED = 20  # in one period, and one for each sender
 
 
 class Calls:
@@ -37,20 +37,20 @@ class Calls:
         return len(self._wanted)
 
     def begin(self, sender: str, serial: int, *, answer_wanted: bool) -> str:
-        """Why this call is one too many; empty if it is not, and counts from now on."""
+        """Why this call is one too many; otherwise empty, and the call counts from now on."""
         under_way = self._by_sender[sender]
         if (sender, serial) in self._wanted:
-            return f"there is a call with serial {serial} without an answer already"
+            return f"an earlier call with serial {serial} has no answer yet"
         if under_way >= CALLS_PER_SENDER:
-            return f"{under_way} calls of this connection have no answer yet: wait for those"
+            return f"{under_way} calls of this connection have no answer yet: wait for them"
         if under_way and len(self._wanted) >= CALLS_IN_ALL:
-            return f"{len(self._wanted)} calls have no answer yet: try one at a time"
+            return f"{len(self._wanted)} calls of all have no answer yet: make one at a time"
         self._wanted[sender, serial] = answer_wanted
         self._by_sender[sender] += 1
         return ""
 
     def end(self, sender: str, serial: int) -> bool:
-        """Whether the answer is to be sent; that of a call that is not under way is."""
+        """Ends a call. Returns whether its answer is to be sent; True if it was not under way."""
         wanted = self._wanted.pop((sender, serial), None)
         if wanted is None:
             return True
@@ -70,11 +70,11 @@ class Refusals:
         self._untold = 0
 
     def note(self, sender: str, what: str, *, failed: bool = False) -> None:
-        """`failed`: by a mistake of ours, whose traceback the log has, too."""
+        """`failed`: by a mistake of ours, so the log gets the traceback, too."""
         now = self._clock()
         if now - self._began >= REFUSALS_PERIOD_S:
             if self._untold:
-                log.warning("%d more calls were answered with errors since", self._untold)
+                log.warning("%d more calls were answered with errors meanwhile", self._untold)
             self._began, self._untold = now, 0
             self._logged.clear()
         if sender in self._logged or len(self._logged) >= REFUSALS_LOGGED:

@@ -31,8 +31,8 @@ PATH = "/org/sockredir"
 INTERFACE = "org.sockredir.Manager1"
 CONNECTIONS_LIMIT = 1000
 
-# Members for everybody. The others are for those who may manage: connection.py asks before it hands
-# a call on.
+# Members for everybody. The others are for those who may manage, which connection.py checks before
+# it passes a call on.
 _OPEN = {"Stats", "Check", "Unsubscribe"}
 _DESCRIPTORS = {"WriteConnections": 1}
 
@@ -60,7 +60,7 @@ class Backend(Protocol):
 
 
 def variants(values: dict[str, Any]) -> dict[str, Variant]:
-    """As a{sv}: numbers that count are `t`, measures `d`."""
+    """`values` as a{sv}; an int becomes `t`, a float `d`."""
     signatures = {bool: "b", int: "t", float: "d", str: "s"}
     return {name: Variant(signatures[type(value)], value) for name, value in values.items()}
 
@@ -80,7 +80,7 @@ def _answered(handler: _Handler) -> _Handler:
             passing = isinstance(error, OSError) and error.errno in files.PASSING
             kind: type[SockredirError]
             if passing:
-                kind, text = Busy, f"{error}: try again when the daemon, or the host, has more room"
+                kind, text = Busy, f"{error}: the daemon or the host is overloaded; try again later"
             else:
                 what = f"{type(error).__name__}: {error}"
                 kind, text = Internal, f"internal error ({what}); the daemon's log has more"
@@ -121,13 +121,13 @@ class Manager1(ServiceInterface):  # type: ignore[misc]
     @_answered
     @no_type_check
     async def DisableWith(self, options: "a{sv}"):
-        """`force` b: reset what has not drained when the timeout is over."""
+        """`force` b: reset what has not drained by the end of the timeout."""
         values = {name: value.value for name, value in options.items()}
         force = values.pop("force", False)
         if values:
-            raise InvalidConfig(f"{', '.join(sorted(values))}: no such option, only force")
+            raise InvalidConfig(f"{', '.join(sorted(values))}: unknown option; there is only force")
         if not isinstance(force, bool):
-            raise InvalidConfig("force: not a boolean")
+            raise InvalidConfig("force: must be true or false")
         await self._backend.disable(force=force)
 
     @method()
@@ -158,7 +158,7 @@ class Manager1(ServiceInterface):  # type: ignore[misc]
     @_answered
     @no_type_check
     async def WriteConnections(self, pipe: "h", query: "a{sv}"):  # noqa: F821
-        """All of them, which no reply could hold: a line of JSON for each, in no order."""
+        """Writes all connections, which no reply could hold: a line of JSON each, in no order."""
         try:
             keys = {name: value.value for name, value in query.items()}
             await self._backend.write_connections(pipe, keys)
@@ -313,5 +313,5 @@ def send_event(bus: MessageBus, client: str, event: dict[str, Variant]) -> None:
         body=[event],
     )
     sent = bus.send(message)
-    # that the socket was full for a moment is kept in the future, which asks to be looked at
+    # asyncio logs an exception of a future that is not looked at, as for a socket that was full
     sent.add_done_callback(lambda future: future.cancelled() or future.exception())

@@ -1,7 +1,7 @@
-"""The cgroups of systemd units, which units are meant, and being told when they change.
+"""The cgroups of systemd units, the names that users give to units, and notice of changes.
 
 A unit's cgroup is made when it starts and removed when it has stopped; the next start makes
-another. systemd tells on the bus, so nothing here polls: org.freedesktop.systemd1(5).
+another. systemd announces this on the bus, so nothing here polls: org.freedesktop.systemd1(5).
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _answering(key: str, instead: str) -> Iterator[None]:
         words = str(error) or "no answer"
         raise InvalidConfig(
             f"scope.{key}: systemd does not say where the units are ({words}): "
-            f"choose by scope.{instead}"
+            f"use scope.{instead} instead"
         ) from error
 
 
@@ -88,25 +88,26 @@ class Units:
         self._again: asyncio.Task[None] | None = None
 
     def use(self, bus: MessageBus) -> None:
-        """Asks and listens on this connection from here on."""
+        """Asks and listens on this connection from now on."""
         self._bus = bus
         bus.add_message_handler(self._heard)
         if self._followed:
-            # what was asked for went with the connection before
+            # the match rules have gone with the connection before
             self._followed.clear()
             self._changed()
 
     def lose(self) -> None:
-        """The bus is gone; what is followed is not forgotten."""
+        """The bus is gone; use() of another follows the same units again."""
         self._bus = None
 
     async def follow(self, units: Sequence[str]) -> dict[str, str]:
-        """Each unit's cgroup as in /proc/PID/cgroup, empty while it has none; and no others' news.
+        """Follows these units, and no others any more. Returns the cgroup of each.
 
-        Raises InvalidConfig if systemd does not answer.
+        It is as in /proc/PID/cgroup, and empty while the unit has none. Raises InvalidConfig if
+        systemd does not answer.
         """
         if not units:
-            with suppress(DBusError, TimeoutError, OSError):  # it hears more than it asks for
+            with suppress(DBusError, TimeoutError, OSError):  # then it hears more than it needs
                 await self._listen(set())
             self._followed = set()
             return {}
@@ -127,10 +128,10 @@ class Units:
     async def resolve(
         self, units: Sequence[str], *, wait: bool = False, running: bool = True
     ) -> list[str]:
-        """Their own names, for those of aliases.
+        """The units' own names, where aliases are given.
 
-        Raises InvalidConfig with what may be meant if there is no such unit, or nothing runs in it;
-        with `wait` it may be missing, and without `running` it may be stopped.
+        Raises InvalidConfig, with names that may be meant, if there is no such unit, or nothing
+        runs in it; with `wait` it may be missing, and without `running` it may be stopped.
         """
         with _answering("units", "cgroup"):
             return [await self._resolve(unit, wait=wait, running=running) for unit in units]
@@ -139,7 +140,7 @@ class Units:
         if "@." in unit:
             instances = await self._running(unit.partition("@")[0] + "@")
             raise InvalidConfig(
-                f"{unit} is a template, and no unit that runs: name an instance{_meant(instances)}"
+                f"{unit} is a template, which cannot run: name an instance{_meant(instances)}"
             )
         path = str(await self._ask("LoadUnit", unit))
         found = await self._properties(path, "Unit")
@@ -151,19 +152,21 @@ class Units:
             names = await self._running("")
             near = [name for name in names if name.startswith(stem)]
             near = near or get_close_matches(unit, names, _SUGGESTED)
-            what = {"not-found": "there is no unit", "masked": "masked:"}.get(loaded, f"{loaded}:")
-            raise InvalidConfig(f"{what} {unit}{_meant(near)}, or --wait for it")
+            what = {"not-found": f"there is no unit {unit}", "masked": f"{unit} is masked"}.get(
+                loaded, f"{unit} cannot be loaded ({loaded})"
+            )
+            raise InvalidConfig(f"{what}: accept it with --wait, or name another{_meant(near)}")
         if not running or populated(await self._cgroup(unit, path)):
             return str(found["Id"])
         near = [name for name in await self._running(stem) if name != unit]
         if active == "active":
-            raise InvalidConfig(f"{unit} is active ({sub}) and has no processes{_meant(near)}")
+            raise InvalidConfig(f"{unit} is active ({sub}), but has no processes{_meant(near)}")
         raise InvalidConfig(
-            f"{unit} does not run ({active}){_meant(near)}: start it, or --wait for it"
+            f"{unit} is not running ({active}): start it, or accept it with --wait{_meant(near)}"
         )
 
     async def _running(self, start: str) -> list[str]:
-        """Units with processes whose names start so."""
+        """Running units with a cgroup, whose names begin with `start`."""
         units = await self._ask("ListUnits")
         assert isinstance(units, list)
         # a(ssssssouso): name, description, load, active and sub state, and more
@@ -202,7 +205,7 @@ class Units:
         self._followed = paths
 
     async def _subscribe(self) -> None:
-        """Without that systemd signals nothing of units. A second time does no harm."""
+        """Asks systemd for signals about units, without which it sends none. It may be repeated."""
         try:
             await self._ask("Subscribe")
         except DBusError as error:
@@ -258,7 +261,7 @@ class Units:
             self._changed()
         elif message.member == "NameOwnerChanged" and message.sender == calls.DRIVER:
             name, _old, new = message.body
-            if name == SYSTEMD and new:  # it was executed anew, or has started
+            if name == SYSTEMD and new:  # it was executed again, or has started
                 self._again = asyncio.ensure_future(self._subscribe_again())
 
     async def _subscribe_again(self) -> None:

@@ -1,8 +1,8 @@
 """Cuts the byte stream of a D-Bus connection into messages, and reads their headers.
 
 dbus-next unmarshals a message, whatever its size, before anybody can ask who sent it, at half a
-second for each megabyte of variants. Here a message is judged by its first 16 bytes: the body of
-one that is too large is passed over and never kept.
+second for each megabyte of variants. Here its first 16 bytes decide: the body of a message that is
+too large is passed over and never kept.
 
 The format is that of the D-Bus specification, "Message Protocol".
 """
@@ -40,7 +40,7 @@ _FIELDS = {
 
 
 class Malformed(Exception):
-    """What the specification does not allow. The bus lets none of it through."""
+    """A message is not as the specification demands. The bus lets no such message through."""
 
 
 @dataclass
@@ -73,7 +73,10 @@ class Frame:
 
 
 class Framer:
-    """Feed it the stream. Keeps less than the limits together, however large the messages are."""
+    """Cuts the stream that feed() is given into messages.
+
+    It keeps less than both limits together, however large the messages are.
+    """
 
     def __init__(self) -> None:
         self._buffer = bytearray()
@@ -87,7 +90,7 @@ class Framer:
         return self._start + self._passed
 
     def feed(self, data: bytes) -> Iterator[Frame]:
-        """The messages that `data` completes; one too large as soon as its header is there.
+        """The messages that `data` completes; one that is too large as soon as its header is there.
 
         Raises Malformed if the stream cannot be cut any further.
         """
