@@ -37,7 +37,7 @@ EXIT_STATUS: dict[type[SockredirError], int] = {
 
 
 class _Formatter(logging.Formatter):
-    """A record is one line whatever is in it, but for the traceback of a mistake of ours."""
+    """Puts a record on one line, whatever is in it, except for the traceback of a defect."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         record.message = printable(record.message)
@@ -75,10 +75,13 @@ def _parser() -> argparse.ArgumentParser:
         "--config",
         type=Path,
         metavar="FILE",
-        help=f"configuration (default: {config.DEFAULT_PATH}, if it exists)",
+        help=f"configuration file (default: {config.DEFAULT_PATH}, if it exists)",
     )
     parser.add_argument(
-        "--log-level", choices=["debug", "info", "warning", "error"], default="info"
+        "--log-level",
+        choices=["debug", "info", "warning", "error"],
+        default="info",
+        help="how severe a message has to be to be logged (default: info)",
     )
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument(
@@ -87,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="?",
         const=config.DEFAULT_PATH,
         metavar="FILE",
-        help="check the configuration, say what is wrong with it, and exit",
+        help="check the configuration file, say what is wrong with it, and exit",
     )
     instead.add_argument(
         "--disable",
@@ -97,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     instead.add_argument(
         "--restore",
         action="store_true",
-        help="early in the boot: restore acceleration that was enabled, and exit",
+        help="early in the boot: restore acceleration if it was enabled, and exit",
     )
     parser.add_argument("--version", action="version", version=f"sockredird {__version__}")
     return parser

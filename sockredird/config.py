@@ -76,7 +76,7 @@ class Scope(BaseModel, extra="forbid", frozen=True):
         return {name: getattr(self, name) for name in Scope.__annotations__}
 
     def given(self) -> frozenset[str]:
-        """The keys that were set, and did not get their defaults."""
+        """The keys that were set, rather than left at their defaults."""
         given: set[str] = getattr(self, "__fields_set__" if _VERSION_1 else "model_fields_set")
         return frozenset(given)
 
@@ -123,7 +123,7 @@ _TABLES: dict[str, type[BaseModel]] = {
     "learning": Learning,
 }
 
-# What each key has to be, in an error. pydantic's own words are about types and patterns.
+# What each key has to be, for error texts; pydantic's own texts name types and patterns.
 _PORTS = "a list of ports, whole numbers from 1 to 65535"
 _UNITS = f'a list of systemd units ({_KINDS.replace("|", ", ")}), like ["redis-server.service"]'
 _ABSOLUTE = "an absolute path below the root"
@@ -179,7 +179,7 @@ def load(path: Path, *, required: bool = False) -> Config:
 def load_paths(path: Path) -> Config:
     """The file's [paths] and [limits] where they are valid, and defaults for the rest.
 
-    For what has to work with a file that has a mistake somewhere. Raises nothing.
+    For commands that have to work even with a faulty file. Raises nothing.
     """
     with suppress(InvalidConfig):
         return load(path)
@@ -207,20 +207,20 @@ def override_scope(scope: Scope, keys: dict[str, Any]) -> Scope:
     values = {**scope.as_dict(), **replaced}
     for key, more in added.items():
         if not isinstance(values[key], list):
-            raise InvalidConfig(f"scope.{key}: nothing can be added to it: it is no list")
+            raise InvalidConfig(f"scope.{key}: nothing can be added, since it is not a list")
         values[key] = list(dict.fromkeys([*values[key], *more]))
     return Scope(**_with_suffixes(values))
 
 
 def unit_name(name: str) -> str:
-    """With .service, where no kind of unit is named: as systemctl(1) takes names."""
+    """A unit's name, with .service if it has no suffix: as systemctl(1) takes names."""
     return name if _KIND.search(name) else f"{name}.service"
 
 
 def listen_address(listen: str) -> Path | tuple[str, int] | None:
     """Where the metrics endpoint is; None where there is none.
 
-    Raises ValueError for what others than this host could reach.
+    Raises ValueError for an address that other hosts could reach.
     """
     if not listen:
         return None
@@ -238,7 +238,7 @@ def listen_address(listen: str) -> Path | tuple[str, int] | None:
 
 
 def _mistakes(data: dict[str, Any]) -> list[Mistake]:
-    """Of a whole file; puts the suffixes of units into `data`."""
+    """The mistakes in a whole file. Adds missing suffixes to the units in `data`."""
     if found := list(_unknown(data)):
         return found
     if isinstance(data.get("scope"), dict):
@@ -253,12 +253,12 @@ def _mistakes(data: dict[str, Any]) -> list[Mistake]:
 
 
 def _unknown(data: dict[str, Any]) -> Iterator[Mistake]:
-    """pydantic refuses unknown keys, too, but some are arguments of its own."""
+    """Unknown tables and keys. pydantic refuses them, too, but takes some for its own arguments."""
     for name, table in data.items():
         if name not in _TABLES:
             yield name, f"no such table; there are {', '.join(_TABLES)}"
         elif not isinstance(table, dict):
-            yield name, f"is a table: [{name}]"
+            yield name, f"must be a table: [{name}]"
         else:
             keys = _TABLES[name].__annotations__
             for key in table.keys() - keys.keys():
@@ -268,7 +268,7 @@ def _unknown(data: dict[str, Any]) -> Iterator[Mistake]:
 
 
 def _refused(error: ValidationError, data: dict[str, Any]) -> list[Mistake]:
-    """A mistake for each key, whatever pydantic has to say of it."""
+    """One mistake for each key, however many errors pydantic has for it."""
     found: dict[str, str] = {}
     for mistake in error.errors():
         table, key, *more = mistake["loc"]
@@ -308,7 +308,7 @@ def _with_suffixes(scope: dict[str, Any]) -> dict[str, Any]:
 
 
 def _shown(value: Any) -> str:
-    # what JSON does not know are TOML's dates, and D-Bus's Variants in a list
+    # JSON knows neither TOML's dates nor the D-Bus Variants that a list may hold
     text = json.dumps(value, default=lambda x: getattr(x, "value", str(x)), ensure_ascii=False)
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
 

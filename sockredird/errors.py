@@ -1,4 +1,4 @@
-"""The errors a caller can be told about. Each maps to one D-Bus error name."""
+"""The errors that a caller can get. Each maps to one D-Bus error name."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class Internal(SockredirError):
 
 
 class BusUnavailable(SockredirError):
-    """No bus, or no name on it; nobody can be told over D-Bus."""
+    """There is no bus, or no name on it, so no caller gets this."""
 
 
 class AlreadyRunning(SockredirError):
-    """Another daemon holds the lock; nobody can be told over D-Bus."""
+    """Another daemon holds the lock, so no caller gets this."""
 
 
 def printable(text: str) -> str:

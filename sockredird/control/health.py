@@ -10,20 +10,20 @@ from sockredird.errors import SockredirError
 from sockredird.kernel import cgroup
 
 OTHER_SOCKMAP = (
-    "another BPF program had sockets in scope on a sockmap of its own, and they stay on TCP: "
-    "detach it (bpftool cgroup tree, bpftool prog show), or leave its connections out of the "
-    "scope; then sockredirctl enable"
+    "another BPF program has put sockets in scope on its own sockmap, so they stay on TCP: "
+    "detach that program (bpftool cgroup tree, bpftool prog show), or leave its connections out "
+    "of the scope; then run sockredirctl enable"
 )
 
 
 class Health:
-    """What others did: removed pins and cgroups, detached programs, took sockets.
+    """Finds what others did: removed pins or cgroups, detached programs, took sockets.
 
     The caller asks when something has happened; nothing is polled.
     """
 
     def __init__(self) -> None:
-        self.outdated = ""  # why the live generation still is that of another version
+        self.outdated = ""  # why the live generation is still that of another version
         self._displaced = 0  # the live generation's declined_other_sockmap at the last Enable
         self._cgroup = 0  # id of the cgroup in scope at the last attempt; 0: it did not exist
 

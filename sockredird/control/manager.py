@@ -48,7 +48,7 @@ def _empty(walked: Walked) -> bool:
 
 
 def _program(connection: dict[str, Any], side: str) -> str:
-    """The one that last sent, if any, and its unit."""
+    """The program that sent last from one end, if any, and its unit."""
     comm = connection.get(f"{side}_comm") or "?"
     pid, unit = connection.get(f"{side}_pid", 0), connection.get(f"{side}_unit", "")
     return f"{comm}[{pid}]" + (f" of {unit}" if unit else "")
@@ -60,15 +60,15 @@ def _outermost(units: dict[str, str]) -> tuple[Path, ...]:
 
 @contextmanager
 def _noting() -> Iterator[None]:
-    """Errors inside are warnings: what was learned decides about speed only."""
+    """Logs errors as warnings, since learned listeners matter for speed only."""
     try:
         yield
     except OSError as error:
-        log.warning("what was learned cannot be read now: %s", error)
+        log.warning("the learned listeners cannot be read now: %s", error)
 
 
 class Manager:
-    """`state`, `since` (microseconds since the epoch), `scope` and `problem` are for showing."""
+    """`state`, `since` (microseconds since the epoch), `scope` and `problem` are shown to users."""
 
     def __init__(
         self,
@@ -87,7 +87,7 @@ class Manager:
         self.state = DISABLED
         self.since = time.time_ns() // 1000
         self.problem = ""
-        self.units: dict[str, str] = {}  # cgroups of the units in scope; empty: it does not run
+        self.units: dict[str, str] = {}  # in scope, with their cgroups; empty while not running
         self._follow = follow
         self._place = place
         self.live: Generation | None = None
@@ -213,7 +213,7 @@ class Manager:
         self._enter(ENABLED)
 
     def added(self, overrides: dict[str, Any]) -> dict[str, Any]:
-        """With what was given before, if `overrides` do nothing but exclude.
+        """`overrides`, with those given before if they do nothing but exclude.
 
         To exclude something must not accelerate more than before.
         """
@@ -243,7 +243,7 @@ class Manager:
     def reload(self, settings: Config) -> None:
         """Applies another configuration to new connections; on an error, keeps the old one."""
         if settings.paths != self.config.paths:
-            raise InvalidConfig("[paths] cannot change by reload: restart sockredird for that")
+            raise InvalidConfig("[paths] cannot be changed by a reload: restart sockredird")
         old, self.config = self.config, settings
         try:
             if self._intent.remembered() is not None:
@@ -299,14 +299,14 @@ class Manager:
                 self.live.attach(paths)
                 log.info("attached to %s", " ".join(map(str, paths)) or "no unit: none is running")
         except FileNotFoundError as error:
-            log.info("a unit has stopped meanwhile, and will be told of: %s", error)
+            log.info("a unit has stopped meanwhile, which systemd will announce: %s", error)
 
     def follow_units(self) -> None:
         """To be called when a unit in scope has started or stopped."""
         try:
             self._follow_live()
         except (SockredirError, OSError) as error:
-            log.error("units in scope: %s", error)
+            log.error("cannot follow the units in scope: %s", error)
         self._changed()
 
     def _replace(self, plan: Plan) -> None:
@@ -327,7 +327,7 @@ class Manager:
         if self.live is not None:
             self._retire_all(self.live)
         self.live = generation
-        self._joiner = Joiner()  # what was handed over is tried again at once
+        self._joiner = Joiner()  # connections of the old one may join this one at once
         self._health.enabled(generation)
         self.note_learned()
         self.trace(self._tracing)
@@ -371,13 +371,13 @@ class Manager:
                 error = reset_connection(*ends, c["netns"])
                 if not error:
                     reset.add(Flow(c["client"], c["server"], c["netns"]))
-                outcome = f"cannot be reset ({error})" if error else "had not drained: reset"
+                outcome = f"not reset ({error})" if error else "reset, as not drained in time"
                 outcomes[f"{outcome}: {' > '.join(_program(c, side) for side in SIDES)}"] += 1
             generation.purge(reset)
         for outcome, count in outcomes.most_common(RESETS_LOGGED):
-            log.warning("%d connection%s, %s", count, "s"[: count != 1], outcome)
+            log.warning("%d connection%s %s", count, "s"[: count != 1], outcome)
         if rest := sum(outcomes.values()) - sum(dict(outcomes.most_common(RESETS_LOGGED)).values()):
-            log.warning("%d connections of other programs, too", rest)
+            log.warning("%d connections of other programs were left or reset, too", rest)
 
     def finish_retirements(self) -> bool:
         """Retires the pairs that have a cause to leave. Returns whether all of them are native."""
@@ -473,7 +473,7 @@ class Manager:
         try:
             self._learned.forget(identity, self.generations)
         except OSError as error:
-            raise LoadFailed(f"cannot forget: {error}; try again") from error
+            raise LoadFailed(f"cannot remove learned listeners: {error}; try again") from error
 
     def sources(self) -> dict[str, str]:
         """Where each key of the scope comes from: `option`, `file` or `default`, or two of them."""

@@ -22,7 +22,7 @@ class Intent:
         self._path = path
 
     def remembered(self) -> dict[str, Any] | None:
-        """The scope's overrides if it is to be enabled, or None.
+        """The overrides of the scope if acceleration is to be enabled, or None.
 
         Raises LoadFailed if the file cannot be read, as when descriptors run out.
         """
@@ -37,7 +37,7 @@ class Intent:
         return scope if intent.get("enabled") and isinstance(scope, dict) else None
 
     def usable(self, configured: Scope) -> dict[str, Any]:
-        """Remembered overrides of `configured`; none if the file they are from was damaged.
+        """The remembered overrides of `configured`; none if the file that has them is damaged.
 
         Raises LoadFailed as remembered() does.
         """
@@ -50,7 +50,10 @@ class Intent:
         return overrides
 
     def remember(self, overrides: dict[str, Any] | None) -> None:
-        """None: it is to be disabled. Raises LoadFailed; nothing is changed then."""
+        """Remembers `overrides`; None: acceleration is to be disabled.
+
+        Raises LoadFailed, having changed nothing.
+        """
         with suppress(LoadFailed):
             if self.remembered() == overrides:
                 return
@@ -60,4 +63,4 @@ class Intent:
             else:
                 files.write(self._path, {"enabled": True, "scope": overrides})
         except OSError as error:
-            raise LoadFailed(f"cannot note it down for the next boot: {error}") from error
+            raise LoadFailed(f"cannot save this for the next boot: {error}") from error

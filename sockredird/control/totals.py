@@ -21,7 +21,10 @@ class Totals:
         self._carried_from = 0  # when the last generation in it was created
 
     def load(self) -> None:
-        """Raises OSError as files.read_or_empty() does. What cannot be a counter counts as 0."""
+        """Reads the file; what cannot be a counter counts as 0.
+
+        Raises OSError as files.read_or_empty() does.
+        """
         carried = {k: v for k, v in files.read_or_empty(self._path).items() if _is_counter(v)}
         self._carried = {name: carried.get(name, 0) for name in COUNTERS}
         self._carried_from = carried.get("generation", 0)
@@ -34,7 +37,7 @@ class Totals:
         try:
             files.write(self._path, {**self._carried, "generation": self._carried_from})
         except OSError as error:
-            log.warning("the totals will not survive a restart: %s", error)
+            log.warning("the totals will not survive a restart of sockredird: %s", error)
 
     def stats(self, generations: list[Generation]) -> dict[str, int]:
         """All counters of Stats but `map_capacity`.
@@ -68,5 +71,5 @@ class Totals:
 
 
 def _is_counter(value: object) -> bool:
-    """Whether Stats can have it, as `t`, and still count on for as long as a host runs."""
+    """Whether it fits `t` in Stats, even after counting on for as long as a host runs."""
     return type(value) is int and 0 <= value < 1 << 63

@@ -1,4 +1,4 @@
-"""Waits, from the event loop, for a directory that does not exist yet: a cgroup, mostly."""
+"""Waits, from the event loop, for a directory that does not exist yet, such as a cgroup."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sockredird.kernel.inotify import COMING, GOING, Watch
 
 
 class Appearance:
-    """Watches the nearest directory above that exists: nothing runs until something comes there."""
+    """Watches the nearest directory above that exists, and costs nothing until that changes."""
 
     def __init__(self, path: Path, appeared: Callable[[], None]) -> None:
         """Calls `appeared` once, soon if the path is there already. Raises OSError."""

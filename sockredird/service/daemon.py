@@ -31,7 +31,7 @@ from sockredird.observe import explain, listing
 from sockredird.service.appearance import Appearance
 from sockredird.service.endpoint import Endpoint
 from sockredird.service.look import Looks
-from sockredird.service.shared import Joined, Shared
+from sockredird.service.shared import Fresh, Shared
 from sockredird.service.systemd import Service
 from sockredird.service.watch import Watcher
 from sockredird.service.worker import Worker
@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 RETIRE_PAUSE_S = (0.02, 1.0)  # first and longest pause between looks at stalled readers
 RECONNECT_PAUSE_S = 1.0
 RESET_S = 5.0  # how long connections that were reset may take to leave the sockhash
-CHECK_MAX_AGE_S = 60.0  # of findings, for those who may not have the kernel tried at any time
+CHECK_MAX_AGE_S = 60.0  # how old the findings may be that others than root get
 SCOPE_SIGNATURES = {
     "cgroup": "s",
     "units": "as",
@@ -73,7 +73,7 @@ class Daemon:
         self._interface: dbus.Manager1 | None = None
         self._relay = EventRelay(self._stop_tracing)
         self._endpoint = Endpoint(self._metrics)
-        self._counts = Joined(self._stats)
+        self._counts = Fresh(self._stats)
         self._findings = Shared(self._check)
         self._trials = asyncio.Lock()
         self._watchers: list[Watcher] = []
@@ -123,14 +123,14 @@ class Daemon:
                 self._addresses.close()
             self._endpoint.close()
             await self._findings.close()  # it has a directory on the bpffs
-            await self._trials.acquire()  # so has Bench; nobody gets it any more
+            await self._trials.acquire()  # so has Bench, and no other may begin
             self._units.lose()
-            # not here: a job may be waiting for this loop
+            # in another thread, as a job may be waiting for this loop
             await asyncio.to_thread(self._worker.close)
             inventory.unlock(lock, root)
 
     def _farewell(self) -> str:
-        """What the end of the daemon leaves, and how to end that."""
+        """What the daemon leaves behind when it ends, and how to end that, too."""
         if self._manager.live is None:
             return f"stopping: state={self._manager.state}"
         return (
@@ -145,7 +145,9 @@ class Daemon:
         bus = await connection.connect()
         try:
             if not await dbus.name_is_free(bus):
-                raise BusUnavailable(f"the bus name {dbus.NAME} is taken: another sockredird runs")
+                raise BusUnavailable(
+                    f"the bus name {dbus.NAME} is taken: another sockredird is running"
+                )
             self._units.use(bus)
             if first:
                 await self._worker.run(self._manager.start)
@@ -177,7 +179,7 @@ class Daemon:
         return False
 
     async def _reconnect(self) -> None:
-        """Until the bus is back; nothing tells when, so this tries once a second."""
+        """Tries once a second until the bus is back, as nothing announces that."""
         while not self._stopping.is_set():
             with suppress(BusUnavailable):
                 await self._connect(first=False)
@@ -194,9 +196,9 @@ class Daemon:
         await self._worker.run(lambda: self._manager.enable(overrides))
 
     async def _resolved(self, overrides: dict[str, Any]) -> dict[str, Any]:
-        """With the units' own names. Raises InvalidConfig unless they run, or `wait` is among it.
+        """`overrides` with the units' own names. Raises InvalidConfig for a unit that does not run.
 
-        An excluded unit need not run, but has to be there.
+        With `wait`, units need not even exist. An excluded unit need not run, but has to exist.
         """
         keys = dict(overrides)
         wait, configured = keys.pop("wait", False), keys.pop("configured", False)
@@ -213,10 +215,10 @@ class Daemon:
         return keys if configured else self._manager.added(keys)
 
     async def disable(self, force: bool) -> None:
-        """Others are served meanwhile, however long it waits for readers.
+        """Waits for readers for as long as the drain timeout; other calls are served meanwhile.
 
-        With `force`, connections that have not drained by the end of the timeout are reset. It
-        counts from the first Disable.
+        With `force`, connections that have not drained by then are reset; the timeout counts from
+        the first Disable.
         """
         began = self._loop.time()
         if self._manager.state != DRAINING:
@@ -229,7 +231,7 @@ class Daemon:
             await self._drain_until(self._loop.time() + RESET_S)
 
     async def _drain_until(self, end: float) -> None:
-        """`end` as the event loop's clock has it."""
+        """`end` is a time of the event loop's clock."""
         while self._manager.state == DRAINING and self._loop.time() < end:
             await self._worker.run(self._manager.drain)
 
@@ -238,7 +240,7 @@ class Daemon:
         await self._endpoint.use(self._manager.config.metrics.listen)
 
     async def stats(self) -> dict[str, int]:
-        """Everybody may ask, and each look walks the sockhash: those who ask together share one."""
+        """Everybody may ask, and each answer takes a walk: callers at the same time share one."""
         return await self._counts.get()
 
     async def _stats(self) -> dict[str, int]:
@@ -260,7 +262,10 @@ class Daemon:
         return await self._worker.run(lambda: explain.explain(self._manager.view(), keys))
 
     async def check(self, everything: bool) -> list[dict[str, Any]]:
-        """Everybody may have the kernel tried, but not all the time, and not learn all of it."""
+        """Others than root get findings that may be CHECK_MAX_AGE_S old, without what is private.
+
+        `everything`: the caller is root.
+        """
         findings = await self._findings.get(0.0 if everything else CHECK_MAX_AGE_S)
         return [finding.told(everything) for finding in findings]
 
@@ -278,7 +283,7 @@ class Daemon:
         return await self._beside(lambda: run(lambda: self._manager.generations, self._worker.wait))
 
     async def _beside(self, trial: Callable[[], _Result]) -> _Result:
-        """Beside the worker, one at a time: trials share a directory on the bpffs, and a cgroup."""
+        """Runs a trial beside the worker: one at a time, as all use one directory and cgroup."""
         async with self._trials:
             return await asyncio.to_thread(trial)
 
@@ -306,7 +311,7 @@ class Daemon:
     async def _hang_up(self) -> None:
         try:
             await self.reload()
-            log.info("configuration read again")
+            log.info("the configuration was read again")
         except SockredirError as error:
             log.error("the old configuration stays in force: %s", error)
 
@@ -318,7 +323,7 @@ class Daemon:
         def done(task: asyncio.Task[Any]) -> None:
             self._tasks.discard(task)
             if not task.cancelled() and task.exception() is not None:
-                log.error("unexpected: %r", task.exception())
+                log.error("unexpected error: %r", task.exception())
 
         task = self._loop.create_task(job)
         self._tasks.add(task)
@@ -377,7 +382,7 @@ class Daemon:
         watched = [watcher.generation for watcher in self._watchers]
         for generation in generations:
             if generation not in watched:
-                # OSError: the worker has closed it meanwhile, and calls for us again
+                # OSError: the worker has closed it meanwhile, and will call _changed()
                 with suppress(OSError):
                     self._watchers.append(
                         Watcher(
@@ -389,7 +394,7 @@ class Daemon:
                     )
 
     def _look_for(self, live: Generation | None) -> None:
-        """Joins what is connected already when another generation has become the live one."""
+        """Begins to look for live connections when another generation has become the live one."""
         if live is not self._joined_to:
             self._joined_to = live
             if live is None:
@@ -398,7 +403,7 @@ class Daemon:
                 self._looks.begin()
 
     def _await(self, path: Path | None) -> None:
-        """Lets the manager know when the path exists; None: of nothing any more."""
+        """Lets the manager recover once the path exists; None ends the wait."""
         if self._appearance is not None:
             if self._appearance.path == path:
                 return
@@ -408,14 +413,14 @@ class Daemon:
             try:
                 self._appearance = Appearance(path, lambda: self._spawn(self._recover()))
             except OSError as error:
-                log.warning("cannot wait for %s: %s", path, error)
+                log.warning("cannot watch for %s to appear: %s", path, error)
 
     async def _recover(self) -> None:
         self._await(None)
         await self._worker.run(self._manager.recover)
 
     def _request(self, what: int) -> None:
-        """Of the datapath: enum request."""
+        """Carries out a request of the datapath (enum request)."""
         if what in (REQUEST_LEARNED, REQUEST_ULP):
             self._spawn(self._worker.run(self._manager.note_learned))
         else:
@@ -425,7 +430,7 @@ class Daemon:
         self._retire_again = True
         self._retire_pause = RETIRE_PAUSE_S[0]
         if self._retire_timer is None:
-            # anybody's sockets ask for walks, but get no more than a share of a processor
+            # sockets of any user ask for walks, so these take only a share of a processor
             rested = self._loop.time() - self._retired_at
             self._retire_after(max(0.0, self._manager.walk_rest() - rested))
 
@@ -433,7 +438,7 @@ class Daemon:
         self._retire_timer = self._loop.call_later(pause, lambda: self._spawn(self._retire()))
 
     async def _retire(self) -> None:
-        """Looks again later while a reader has not drained; nothing is pending otherwise."""
+        """Walks, and again later while a reader has not drained; otherwise nothing is scheduled."""
         self._retire_again = False
         try:
             done = await self._worker.run(self._manager.finish_retirements)
@@ -458,7 +463,7 @@ class Daemon:
 
 
 def _handle_exception(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """dbus-next raises errors again that it has sent to the caller, or told by disconnecting."""
+    """Drops what dbus-next raises although the caller has it, or the bus was disconnected."""
     error = context.get("exception")
     if isinstance(error, DBusError):
         log.debug("answered with an error: %s", error)

@@ -20,8 +20,7 @@ log = logging.getLogger(__name__)
 
 REQUEST_LIMIT = 8192  # bytes
 CONNECTIONS = 16  # at a time
-# To send a request, and again to take the answer
-TIMEOUT_S = 5.0
+TIMEOUT_S = 5.0  # to send a request, and as much again to take the answer
 _UNREAD_LIMIT = 1 << 20  # bytes of a refused request that are read before the connection is closed
 
 # properties and counters, as the bus object has them
@@ -37,7 +36,7 @@ class Endpoint:
         self._connections = 0
 
     async def use(self, listen: str) -> None:
-        """Moves to another address, or nowhere. That it cannot is logged: the rest goes on."""
+        """Listens on another address, or nowhere. A failure is logged, and the daemon goes on."""
         if listen == self._listen:
             return
         self.close()
@@ -56,7 +55,7 @@ class Endpoint:
                 )
         except OSError as error:
             self._listen = ""
-            log.error("no metrics: cannot listen on %s: %s", listen, error)
+            log.error("no metrics: cannot listen on %s ([metrics] listen): %s", listen, error)
             return
         if self._server is not None:
             log.info("metrics on %s", listen)
@@ -81,7 +80,7 @@ class Endpoint:
                 writer.write(_response(*answer))
                 await writer.drain()
                 writer.write_eof()
-                # a socket closed with unread data would take the answer back
+                # to close a socket with unread data sends RST, which may destroy the answer
                 for _ in range(_UNREAD_LIMIT // REQUEST_LIMIT):
                     if not await reader.read(REQUEST_LIMIT):
                         break
@@ -103,7 +102,7 @@ class Endpoint:
             limit = f"at most {REQUEST_LIMIT} bytes of request are read"
             return _plain("431 Request Header Fields Too Large", limit)
         except asyncio.IncompleteReadError:
-            return _plain("400 Bad Request", "the request has no end")
+            return _plain("400 Bad Request", "the request is not complete")
         except TimeoutError:
             return _plain("408 Request Timeout", f"no request within {TIMEOUT_S:g} s")
         line, *rest = head.decode("latin-1").split("\r\n")
@@ -123,7 +122,7 @@ class Endpoint:
         return await self._metrics(headers.get("accept", ""))
 
     async def _metrics(self, accept: str) -> _Answer:
-        # of the client package: it owns the names of the metrics. Loaded here, as few need it.
+        # The client package owns the names of the metrics. It is imported here, as few need it.
         from sockredirctl import metrics
 
         try:
@@ -146,7 +145,7 @@ def _response(status: str, kind: str, body: bytes) -> bytes:
 
 
 def _remove_stale(path: Path) -> None:
-    """A socket that an earlier daemon left. Raises OSError for anything else in its place."""
+    """Removes a socket that an earlier daemon left, and makes its directory. Raises OSError."""
     if path.is_socket():
         path.unlink()
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)

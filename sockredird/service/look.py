@@ -8,12 +8,12 @@ from collections.abc import Awaitable, Callable
 from sockredird.datapath.join import Looked
 
 FIRST_S, LONGEST_S = 1.0, 15.0  # pauses between two looks, while there is something to join
-SHARE = 1000  # a look takes no more than this part of the time, but for the first few
-FREE_LOOKS = 5  # which are to join soon what is there at Enable
+SHARE = 1000  # looks take no more than one part in so many of the time
+FREE_LOOKS = 5  # without that limit, to join soon what is connected at Enable
 
 
 class Looks:
-    """Looks soon after begin() and after what a walk handed back, and else now and then.
+    """Looks soon after begin() and after a walk has handed back connections, else now and then.
 
     Lives on the event loop. Two looks make one decision, as a connection has to carry messages
     between them.
@@ -25,7 +25,7 @@ class Looks:
         self._joined = joined
         self._pause = FIRST_S
         self._free = 0
-        self._rested_at = 0.0  # when the share of the last look is over
+        self._rested_at = 0.0  # from when on SHARE allows another look
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
         self._going = False
@@ -39,7 +39,7 @@ class Looks:
             self._after(0.0)
 
     def soon(self) -> None:
-        """Connections were handed back that may come again; the share of time still holds."""
+        """Connections were handed back that may join again; SHARE still holds."""
         due = asyncio.get_running_loop().time() + FIRST_S
         if self._timer is not None and self._timer.when() > due and due > self._rested_at:
             self._pause = FIRST_S

@@ -37,8 +37,8 @@ def disable(settings: Config) -> None:
             manager.drain()
         if manager.state == DRAINING:
             log.warning(
-                "draining: some programs have not read their data yet; their connections stay on "
-                "%s until they do: start sockredird to take it away then",
+                "draining: some programs have not read their data yet, and their connections stay "
+                "on %s until they do; start sockredird, which removes it then",
                 manager.draining[0].directory,
             )
     finally:
@@ -57,10 +57,10 @@ def restore(settings: Config) -> None:
         return
     scope = config.override_scope(settings.scope, overrides)
     if scope.units or scope.exclude_units:
-        log.info("left to sockredird.service: systemd says on the bus where the units are")
+        log.info("left to sockredird.service, which can ask systemd where the units are")
         return
     if not compiler.is_cached():
-        log.info("left to sockredird.service: the programs have to be compiled for this kernel")
+        log.info("left to sockredird.service, as the programs have to be compiled for this kernel")
         return
     inventory.check_bpffs(root)
     lock = inventory.lock(root)

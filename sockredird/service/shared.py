@@ -1,4 +1,4 @@
-"""One run of something expensive for many who ask for it."""
+"""One run of something expensive for all callers that ask for it at the same time."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Shared(Generic[_Result]):
                 return self._last[1]
             self._running = asyncio.ensure_future(self._run())
             self._running.add_done_callback(self._ended)
-        # shielded: one caller who gives up must not take it from the others
+        # shielded, as one caller that gives up must not cancel it for the others
         return await asyncio.shield(self._running)
 
     async def close(self) -> None:
@@ -49,10 +49,10 @@ class Shared(Generic[_Result]):
 
     def _ended(self, running: asyncio.Future[_Result]) -> None:
         self._running = None
-        _told_to_whoever_waits(running)
+        _retrieve_exception(running)
 
 
-class Joined(Generic[_Result]):
+class Fresh(Generic[_Result]):
     """As Shared, but every answer is from a run that began after the question."""
 
     def __init__(self, produce: Callable[[], Awaitable[_Result]]) -> None:
@@ -63,7 +63,7 @@ class Joined(Generic[_Result]):
     async def get(self) -> _Result:
         if self._next is None:
             self._next = asyncio.ensure_future(self._run())
-            self._next.add_done_callback(_told_to_whoever_waits)
+            self._next.add_done_callback(_retrieve_exception)
         return await asyncio.shield(self._next)
 
     async def _run(self) -> _Result:
@@ -73,7 +73,7 @@ class Joined(Generic[_Result]):
         return await self._produce()
 
 
-def _told_to_whoever_waits(run: asyncio.Future[_Result]) -> None:
-    """Nobody may be left to hear of the failure."""
+def _retrieve_exception(run: asyncio.Future[_Result]) -> None:
+    """Keeps asyncio from logging a failure that no caller is left to receive."""
     if not run.cancelled():
         run.exception()

@@ -1,4 +1,4 @@
-"""What systemd is told: sd_notify(3) messages, and the watchdog's pings."""
+"""Messages to systemd by sd_notify(3), among them the watchdog's pings."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ class Service:
     def __init__(self) -> None:
         self._notifier = sdnotify.SystemdNotifier()
         if self._notifier.socket is not None:
-            self._notifier.socket.setblocking(False)  # a manager that is stuck must not stick us
+            self._notifier.socket.setblocking(False)  # we must not hang if systemd does
 
     def notify(self, *lines: str) -> None:
         self._notifier.notify("\n".join(lines))
 
     def start_watchdog(self, stuck: Callable[[], float | None]) -> None:
-        """Pings twice per WatchdogSec= unless `stuck` says for how many seconds work is."""
+        """Pings twice per WatchdogSec=, unless `stuck` returns for how many seconds a job is."""
         interval = int(os.environ.get("WATCHDOG_USEC", "0")) / 1e6 / 2
         if interval:
             self._ping_watchdog(interval, stuck)
 
     def _ping_watchdog(self, interval: float, stuck: Callable[[], float | None]) -> None:
-        """The loop runs, or this would not; the worker may be busy, but not for ever."""
+        """That this runs proves that the loop does; the worker may be busy, but not for ever."""
         seconds = stuck()
         if seconds is None:
             self.notify("WATCHDOG=1")
         else:
-            log.error("the worker has not come back for %.0f s", seconds)
+            log.error("no ping to the watchdog: a job has been running for %.0f s", seconds)
         loop = asyncio.get_running_loop()
         loop.call_later(interval, self._ping_watchdog, interval, stuck)

@@ -1,4 +1,4 @@
-"""Watches one generation from the event loop: its ring buffers, and who removes its pins."""
+"""Watches one generation from the event loop: its ring buffers, and whether its pins stay."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Watcher:
         """Calls `request` with what the datapath asks for, `event` for each record, `changed`
         on removals.
 
-        Raises OSError if the generation is on its way out already.
+        Raises OSError if the generation is being removed already.
         """
         self.generation = generation
         self._changed = changed
@@ -48,7 +48,7 @@ class Watcher:
         self._loop.add_reader(self._watch.fileno(), self._removed)
 
     def _removed(self) -> None:
-        # other cgroups beside ours come and go
+        # cgroups beside ours come and go, too
         names = self._watch.names()
         if names & {"", *self._cgroups, *PIN_NAMES} or any(map(links.is_link, names)):
             self._changed()

@@ -23,7 +23,7 @@ class Worker:
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._timed, job)
 
     def wait(self, job: Callable[[], _Result]) -> _Result:
-        """As run(), from a third thread."""
+        """As run(), for a thread other than the event loop's."""
         return self._thread.submit(self._timed, job).result()
 
     def _timed(self, job: Callable[[], _Result]) -> _Result:
@@ -34,7 +34,7 @@ class Worker:
             self._since = None
 
     def stuck(self) -> float | None:
-        """Seconds since it began the job it should have finished long ago; None if it works."""
+        """For how many seconds the present job has been running, if that is LIMIT_S or more."""
         since = self._since
         if since is None or time.monotonic() - since < LIMIT_S:
             return None

@@ -100,7 +100,7 @@ def test_what_is_no_toml(tmp_path: Path, text: str) -> None:
     [
         ("[scope]\nport = 1\n", 2, "scope.port: no such key; did you mean exclude_ports or "),
         ("\n\n[scopes]\n", 3, "scopes: no such table"),
-        ("scope = 1\n", 1, "scope: is a table"),
+        ("scope = 1\n", 1, "scope: must be a table"),
         ("scope = {units = 1}\n", 1, "scope.units: must be"),
         ("scope.units = 1\n", 1, "scope.units: must be"),
         ("[scope]\nexclude_ports = [\n 1,\n 0,\n]\n", 2, "exclude_ports: must be"),

@@ -41,7 +41,7 @@ def test_what_does_not_drain_is_reset(
     assert enabled.get("State") == "disabled"
     assert pins.directories(host.root) == []
     assert stalled.do(stall.errors) == ["ECONNABORTED", "ECONNRESET"]
-    assert re.search(r"1 connection, had not drained: reset: .*\[\d+\]", daemon.stderr)
+    assert re.search(r"1 connection reset, as not drained in time: .*\[\d+\]", daemon.stderr)
 
 
 @impatient
@@ -115,7 +115,7 @@ def test_entries_while_draining(host: Host, enabled: Client, stalled: Actor) -> 
     done = host.ctl("enable")
     assert (done.returncode, done.stderr) == (
         0,
-        "enabled; connections of before go on leaving acceleration\n",
+        "enabled; older connections are still being handed back to TCP\n",
     )
 
 

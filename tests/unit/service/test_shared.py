@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from sockredird.service.shared import Joined
+from sockredird.service.shared import Fresh
 
 
 class Clock:
@@ -26,11 +26,11 @@ class Clock:
 
 def test_joined_is_never_older_than_the_question() -> None:
     clock = Clock()
-    joined = Joined(clock.produce)
+    fresh = Fresh(clock.produce)
 
     async def ask() -> None:
         before = clock.value
-        assert await joined.get() >= before
+        assert await fresh.get() >= before
 
     async def all_at_various_times() -> None:
         asking = []
@@ -46,10 +46,10 @@ def test_joined_is_never_older_than_the_question() -> None:
 
 def test_joined_is_one_run_for_all() -> None:
     clock = Clock()
-    joined = Joined(clock.produce)
+    fresh = Fresh(clock.produce)
 
     async def together() -> None:
-        await asyncio.gather(*(joined.get() for _ in range(1000)))
+        await asyncio.gather(*(fresh.get() for _ in range(1000)))
 
     asyncio.run(together())
     assert clock.runs == 1
@@ -61,14 +61,14 @@ def test_a_failure_and_one_who_gives_up() -> None:
         raise OSError("injected")
 
     async def main() -> None:
-        joined = Joined(fail)
-        impatient = asyncio.create_task(joined.get())
-        patient = asyncio.create_task(joined.get())
+        fresh = Fresh(fail)
+        impatient = asyncio.create_task(fresh.get())
+        patient = asyncio.create_task(fresh.get())
         await asyncio.sleep(0)
         impatient.cancel()
         with pytest.raises(OSError, match="injected"):
             await patient
         with pytest.raises(OSError, match="injected"):
-            await joined.get()
+            await fresh.get()
 
     asyncio.run(main())
