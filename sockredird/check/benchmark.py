@@ -115,7 +115,7 @@ def _round(
         box = stack.enter_context(sandbox.opened(root))
         ports = box.order("ports", wanted=port)
         if "error" in ports:
-            raise InvalidConfig(f"port {port} cannot be listened on: {ports['error']}")
+            raise InvalidConfig(f"cannot listen on port {port}: {ports['error']}")
         stack.enter_context(leaving_alone(generations, box.cgroup))
         stack.enter_context(candidate.tried_in(box.cgroup, ports["accelerated"], WINDOW_BYTES))
         for work in WORKS:
@@ -125,7 +125,10 @@ def _round(
                 if "missing" in answer:
                     break
                 if answer["redirected"] != (kind == "accelerated") and work.order == "round_trips":
-                    raise Internal(f"a {kind} connection was not: try again, or sockredirctl check")
+                    raise Internal(
+                        f"a connection that should be {kind} was not: try again, or run "
+                        "sockredirctl check"
+                    )
                 found[kind] = float(answer["rate"])
             if len(found) == 2:
                 yield work, found["plain"], found["accelerated"]

@@ -37,7 +37,7 @@ def qdiscs(interface: str) -> Finding:
     return Finding(
         "qdiscs",
         WARN,
-        f"{interface} has queueing disciplines: redirected data passes none, so it is neither "
+        f"{interface} has queueing disciplines: redirected data bypasses them, so it is neither "
         "shaped nor delayed, and their filters do not see it",
         some(kinds),
     )
@@ -70,7 +70,7 @@ def packet_programs() -> Finding:
         "packet_programs",
         WARN,
         f"units with TCP sockets that filter or count packets (IPAddressDeny=, IPAccounting=): "
-        f"{len(units)}; that does not see redirected data: leave them out of scope",
+        f"{len(units)}; they do not see redirected data: leave these units out of scope",
         some(units),
     )
 

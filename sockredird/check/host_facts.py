@@ -1,4 +1,4 @@
-"""What on this host does not go well with redirected data: programs, settings, firewall rules.
+"""What on this host conflicts with redirected data: programs, settings, firewall rules.
 
 This module only looks, and its looking loads no kernel module.
 """
@@ -50,19 +50,19 @@ def gather(candidate: Generation | None, ours: frozenset[int] = frozenset()) -> 
 
 def _listeners(candidate: Generation | None) -> Finding:
     if candidate is None:
-        return Finding("listeners", WARN, "not tried: it takes a datapath to see who listens")
+        return Finding("listeners", WARN, "not tried: only a datapath sees which programs listen")
     found, unknown = splicers.find(candidate)
-    rest = f"; {_count(unknown, 'program')} could not be looked at" if unknown else ""
+    rest = f"; {_count(unknown, 'program')} could not be examined" if unknown else ""
     names = [f"{process.comm}[{process.pid}]" for process in unknown]
-    unseen = f"not looked at: {some(names)}" if names else ""
+    unseen = f"not examined: {some(names)}" if names else ""
     if not found:
-        detail = f"no program that listens is known to splice(2){rest}"
+        detail = f"no listening program is known to use splice(2){rest}"
         return Finding("listeners", PASS, detail, unseen)
     return Finding(
         "listeners",
         WARN,
-        f"{_count(found, 'listening program')} on this host may splice(2) from connections, which "
-        f"accelerated connections do not support: leave out those that are proxies{rest}",
+        f"{_count(found, 'listening program')} may use splice(2), which accelerated connections do "
+        f"not support: leave those that are proxies out of scope{rest}",
         "; ".join(filter(None, [some(list(map(str, found))), unseen])),
         _leave_out(found),
     )
@@ -138,8 +138,8 @@ def receive_steering(interface: Path) -> Finding:
     return Finding(
         "rps",
         WARN,
-        "Receive Packet Steering is on for lo: first messages overtake handshakes, and their "
-        "connections stay on TCP (early_data)",
+        "Receive Packet Steering is on for lo: first messages may overtake handshakes, and then "
+        "their connections stay on TCP (early_data)",
         advice="for f in /sys/class/net/lo/queues/rx-*/rps_cpus; do echo 0 > $f; done",
     )
 
@@ -161,12 +161,12 @@ def _firewall() -> Finding:
     except (OSError, subprocess.SubprocessError) as error:
         return Finding("firewall", WARN, "not tried: the rules cannot be listed", str(error))
     if not rules:
-        return Finding("firewall", PASS, "no firewall rule looks into what connections on lo carry")
+        return Finding("firewall", PASS, "no firewall rule inspects what connections on lo carry")
     return Finding(
         "firewall",
         WARN,
-        f"firewall rules that look into what connections on lo carry: {len(rules)}; they see the "
-        "handshake and the end of accelerated ones, and no data between",
+        f"firewall rules that inspect what connections on lo carry: {len(rules)}; of accelerated "
+        "ones they see the handshake, the end, and a message now and then",
         some([rule.strip() for rule in dict.fromkeys(rules)]),
     )
 

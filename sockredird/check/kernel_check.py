@@ -177,7 +177,7 @@ class KernelCheck:
         try:
             files.write(self._notes, notes)
         except OSError as error:
-            log.warning("what is known of the kernel will be forgotten: %s", error)
+            log.warning("the findings about the kernel cannot be saved: %s", error)
 
     def _read_notes(self) -> None:
         notes = files.read_or_empty(self._notes)

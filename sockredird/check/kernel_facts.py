@@ -68,18 +68,24 @@ def lockdown_finding(mode: str) -> Finding:
         return Finding(
             "lockdown",
             FAIL,
-            "the kernel is locked down (confidentiality), and lets no program read the state of "
-            "sockets: boot with lockdown=integrity",
+            "kernel lockdown (confidentiality) lets no BPF program read the state of sockets: boot "
+            "with lockdown=integrity",
         )
-    return Finding("lockdown", PASS, f"lockdown is {mode}, and in nobody's way")
+    details = {
+        "none": "kernel lockdown is off",
+        "unknown": "whether the kernel is locked down cannot be read",
+    }
+    return Finding(
+        "lockdown", PASS, details.get(mode, f"kernel lockdown ({mode}) permits acceleration")
+    )
 
 
 def _fields(facts: dict[str, Any]) -> Finding:
     if "sk_psock.msg_tot_len" in facts["absent_fields"]:
         return Finding(
-            "btf", PASS, "all needed fields are there; unread bytes are estimated from above"
+            "btf", PASS, "all needed fields are there; of unread bytes an upper bound is known"
         )
-    return Finding("btf", PASS, "all needed fields are there; unread bytes are exact")
+    return Finding("btf", PASS, "all needed fields are there; unread bytes are known exactly")
 
 
 def _fentry(refusal: str) -> Finding:
@@ -87,7 +93,7 @@ def _fentry(refusal: str) -> Finding:
         return Finding(
             "fentry",
             WARN,
-            f"no fentry programs ({refusal}): programs that splice(2) cannot be noticed on this "
-            "kernel, so leave them out of scope",
+            f"no fentry programs ({refusal}): programs that use splice(2) cannot be noticed on "
+            "this kernel, so leave them out of scope",
         )
-    return Finding("fentry", PASS, "kernel functions can be watched")
+    return Finding("fentry", PASS, "programs that use splice(2) can be noticed")

@@ -81,11 +81,11 @@ def _pairing(trial: _Trial) -> Iterator[tuple[str, Verdict]]:
         return
     walked = trial.subject.members()
     if walked is not None and (walked.entries, walked.connections) == (2, 1):
-        yield "iterator", (PASS, "accelerated connections can be listed, and taken back to TCP")
+        yield "iterator", (PASS, "accelerated connections can be listed and handed back to TCP")
     else:
         yield (
             "iterator",
-            (FAIL, f"the sockhash is not listed as it is, so nothing could leave it: {walked}"),
+            (FAIL, f"the sockhash is listed wrongly, so no connection could leave it: {walked}"),
         )
 
 
@@ -104,7 +104,7 @@ def _redirect(trial: _Trial) -> Verdict:
 
 
 _SEEN_OR_NOT = (
-    "may have their first connection reset and are learned, where the kernel has ftrace; "
+    "may have one connection reset, and stay on TCP from then on, where the kernel has ftrace; "
     "elsewhere, leave them out of scope"
 )
 
@@ -126,8 +126,8 @@ def _redirected_data(trial: _Trial) -> Iterator[tuple[str, Verdict]]:
             "fionread_redirected",
             (
                 WARN,
-                f"FIONREAD says {answer['fionread']} of {answer['size']} bytes of redirected data: "
-                f"programs that ask it before they read (nginx) {_SEEN_OR_NOT}",
+                f"FIONREAD reports {answer['fionread']} of {answer['size']} redirected bytes: "
+                f"programs that use it before they read (nginx) {_SEEN_OR_NOT}",
             ),
         )
     if not wrong and answer["spliced"] == answer["size"]:
@@ -137,8 +137,8 @@ def _redirected_data(trial: _Trial) -> Iterator[tuple[str, Verdict]]:
             "splice",
             (
                 WARN,
-                "splice(2) finds nothing on an accelerated connection though it is readable: "
-                f"proxies that splice (Go's io.Copy, HAProxy, docker-proxy) {_SEEN_OR_NOT}",
+                "splice(2) finds nothing on an accelerated connection although it is readable: "
+                f"proxies that use it (Go's io.Copy, HAProxy, docker-proxy) {_SEEN_OR_NOT}",
             ),
         )
 
@@ -159,11 +159,11 @@ def _backpressure(trial: _Trial) -> Verdict:
         if "not_tried" in answer:
             return WARN, _not_tried(answer)
         if "bounded" in answer and not answer["bounded"]:
-            return FAIL, "a sender is never told to wait: a reader that sleeps costs all memory"
+            return FAIL, "senders are not made to wait, so unread data could take all memory"
         if wrong := _wrong(answer):
             return FAIL, f"{wrong} once unread data reached its limit"
     if messages["messages"] > _MESSAGES_LIMIT:
-        return FAIL, f"{messages['messages']} unread messages were taken before TCP's limits held"
+        return FAIL, f"{messages['messages']} unread messages were accepted before a limit held"
     return PASS, "unread data is bounded in bytes and in messages"
 
 
@@ -217,16 +217,16 @@ def _unload(trial: _Trial) -> Iterator[tuple[str, Verdict]]:
     elif not after["native"]:
         yield "unload", (FAIL, "a connection that was accelerated is not plain TCP afterwards")
     else:
-        yield "unload", (PASS, "connections go back to TCP, and lose nothing")
+        yield "unload", (PASS, "connections go back to TCP without losing anything")
     if unread["fionread"] == unread["size"]:
-        yield "fionread_tcp", (PASS, "FIONREAD counts what comes by TCP on its way back to it")
+        yield "fionread_tcp", (PASS, "FIONREAD counts TCP data while a connection goes back to TCP")
     else:
         yield (
             "fionread_tcp",
             (
                 WARN,
-                f"FIONREAD says {unread['fionread']} of {unread['size']} bytes that come by TCP "
-                "until a connection has left the sockhash; usually that is milliseconds",
+                f"FIONREAD reports {unread['fionread']} of {unread['size']} bytes of TCP data "
+                "until a connection has left the sockhash, which usually takes milliseconds",
             ),
         )
 
@@ -248,7 +248,7 @@ def try_out(sandbox: Sandbox, subject: Subject) -> list[Finding]:
     trial = _Trial(sandbox, subject)
     try:
         with subject.attached(sandbox.cgroup, sandbox.order("reserve")["port"]):
-            links = "the datapath works beside what others attached to cgroups"
+            links = "the datapath works beside what others have attached to cgroups"
             findings = [Finding("links", PASS, links)]
             return findings + [Finding(name, *verdict) for name, verdict in _all(trial)]
     except LoadFailed as error:
@@ -271,7 +271,7 @@ def not_loaded(error: SockredirError) -> Finding:
 
 
 LOADED = Finding(
-    "programs", PASS, "the kernel has all map types and helpers, and takes the programs"
+    "programs", PASS, "the kernel has all map types and helpers, and accepts the programs"
 )
 
 

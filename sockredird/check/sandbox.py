@@ -106,7 +106,8 @@ def _private_cgroup(root: Path) -> Iterator[tuple[Path, bool]]:
         directory.mkdir(exist_ok=True)  # a daemon that was killed may have left it
     except OSError as error:
         raise Unavailable(
-            f"no private cgroup: other programs are in {own}, and {error.strerror} for one below it"
+            f"no private cgroup: other programs are in {own}, and one below it cannot be made: "
+            f"{error.strerror}"
         ) from error
     try:
         yield directory, True
@@ -114,7 +115,7 @@ def _private_cgroup(root: Path) -> Iterator[tuple[Path, bool]]:
         try:
             directory.rmdir()
         except OSError as error:
-            log.warning("%s stays until the next start: %s", directory, error.strerror)
+            log.warning("%s is not removed until the next start: %s", directory, error.strerror)
 
 
 def _has_for_itself(directory: Path) -> bool:

@@ -76,7 +76,7 @@ def _check_maps(directory: Path, pins: dict[str, Fd]) -> dict[str, Any]:
         manifest["detectors"].items()
         [int(number) for number in manifest["cgroups"].values()]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise refuse(path, f"unreadable notes ({error!r})", "sockredird's") from error
+        raise refuse(path, f"an unreadable manifest ({error!r})", "one of sockredird") from error
     if layout != LAYOUT_VERSION:
         raise refuse(path, f"layout {layout}", f"layout {LAYOUT_VERSION}")
     causes = manifest.get("causes")

@@ -11,47 +11,48 @@ from sockredird.loader.records import LEARNED_FOR_GOOD
 SENTENCES = {
     "peer_outside": "the other end is not in scope: another host, cgroup, or network namespace",
     "undecidable": "both ends are in scope, but SNAT or masquerading hides the client's address "
-    "from the listener, so that neither end could know in time",
+    "from the listener, so that the ends did not recognise each other in time",
     "early_data": "data went by TCP before both ends were paired (TCP_DEFER_ACCEPT, "
     "TCP Fast Open, or a race)",
-    "ulp": "asked for an upper layer protocol (TCP_ULP: kTLS; or SMC)",
+    "ulp": "asked for an upper layer protocol (kTLS by TCP_ULP, or SMC)",
     "mptcp": "it is a Multipath TCP subflow",
-    "zerocopy": "set SO_ZEROCOPY, whose completions do not come on a sockhash",
-    "repair": "set TCP_REPAIR: the sequence numbers are not those of a handshake",
+    "zerocopy": "set SO_ZEROCOPY, whose completions a sockhash does not deliver",
+    "repair": "set TCP_REPAIR, so that the sequence numbers are not those of a handshake",
     "rcvlowat": "set SO_RCVLOWAT, which a sockhash ignores",
-    "oobinline": "set SO_OOBINLINE: it expects urgent data, which a sockhash does not know",
+    "oobinline": "set SO_OOBINLINE: it expects urgent data, which a sockhash does not support",
     "option": "set an option that a sockhash ignores: SO_TIMESTAMP, SO_TIMESTAMPING, SO_PEEK_OFF, "
     "TCP_INQ, SO_LINGER with a time, TCP_USER_TIMEOUT, SO_MAX_PACING_RATE, SO_TXTIME, TCP_TX_DELAY "
     "or a socket filter",
-    "learned": "its listener is left alone, see sockredirctl learned",
+    "learned": "its listener is left on TCP, see sockredirctl learned",
     "kernel_socket": "a socket belongs to the kernel itself",
     "mismatch": "its sequence numbers are those of another connection",
-    "map_full": "max_connections are accelerated",
+    "map_full": "as many connections were accelerated as max_connections allows",
     "other_sockmap": "another BPF program has the socket on a sockmap of its own "
     "(bpftool prog show: sk_msg, sk_skb)",
     "no_memory": "there was no memory for the state of a socket",
     "window": "unread data reached window_bytes, or the reader's SO_RCVBUF",
     "messages": "too many messages were unread, however small",
-    "memory": "limits.memory_bytes were unread, of all connections",
+    "memory": "unread data of all connections reached memory_bytes, or the share of a cgroup",
     "pressure": "memory is short: tcp_mem, or the memory limit of a cgroup of either end",
-    "peer_busy": "a call of the other end held its socket for long: its memory was slow to come",
+    "peer_busy": "a call at the other end held its socket for long, as it waited for memory pages",
     "revalidation": "a message went by TCP, so that firewalls and conntrack see the connection",
     "blocking_reader": "a program sleeps inside recv(), which a signal or a pause would end with "
-    'EAGAIN (blocking_readers = "tcp"); a timeout set in a client often makes it poll',
-    "half_closed": "one end has shut down its side or closed, and the other is on TCP since",
-    "peer_gone": "its peer was taken off the sockhash by somebody else",
+    'EAGAIN (blocking_readers = "tcp"); many clients poll instead if a timeout is set',
+    "half_closed": "one end has shut down its side or closed, and the other has used TCP since",
+    "peer_gone": "its peer was taken off the sockhash by another program",
     "splice": "used splice(2) from the socket",
     "waitall": "received with MSG_WAITALL",
     "trunc": "received with MSG_TRUNC",
     "oob": "used MSG_OOB",
     "woken": "had a blocking recv(2) woken without data, by a signal or another thread",
-    "fionread": "asked FIONREAD, which does not count redirected data on this kernel",
-    "short_connections": "its connections end after so few messages that pairing costs more",
-    "never_quiet": "it was joined, but its reader was never at the end of what TCP had for it",
-    "disable": "acceleration is disabled, or was while this connection lived",
+    "fionread": "used FIONREAD, which does not count redirected data on this kernel",
+    "short_connections": "its connections end after so few messages that pairing costs more "
+    "than it saves",
+    "never_quiet": "it was joined, but its reader never caught up with what TCP had carried",
+    "disable": "acceleration is disabled, or was disabled during this connection",
 }
 
 
 def sentence(cause: str, *, who: str = "a program") -> str:
-    """Why, in a sentence; `who` did it, where a program did."""
+    """What a cause means; `who` is the subject where a program did something."""
     return f"{who} {SENTENCES[cause]}" if cause in LEARNED_FOR_GOOD else SENTENCES[cause]

@@ -27,7 +27,10 @@ _CLOCK_MONOTONIC_COARSE = 6  # include/uapi/linux/time.h
 
 
 def fill(staging: Path, plan: Plan) -> None:
-    """Everything between loading and attaching."""
+    """Does everything between loading and attaching.
+
+    Raises InvalidConfig or UnsupportedKernel for excluded cgroups, LoadFailed, or OSError.
+    """
     pins = {name: libbpf.open_pin(staging / name) for name in {*PROGRAMS, *MAPS}}
     # sk_msg before sock_ops: a socket copies the sockhash's program when it is inserted
     libbpf.attach_sk_msg(pins["redirect"], pins["peers"])
@@ -37,7 +40,7 @@ def fill(staging: Path, plan: Plan) -> None:
     if excluded and not offsets.can_exclude_cgroups():
         raise UnsupportedKernel(
             "exclude_cgroups needs the fields level and ancestors of the kernel's struct cgroup, "
-            "which this kernel has not: exclude by port instead"
+            "which this kernel lacks: use exclude_ports instead"
         )
     for step, leads_to in excluded.items():
         libbpf.update(pins["excluded"], step, leads_to.to_bytes(4, sys.byteorder))
@@ -69,12 +72,12 @@ def fill(staging: Path, plan: Plan) -> None:
 
 
 def hz() -> int:
-    """Jiffies per second: what the resolution of the coarse clocks is, clock_getres(2)."""
+    """Jiffies per second, from the resolution of the coarse clocks: see clock_getres(2)."""
     return round(1 / time.clock_getres(_CLOCK_MONOTONIC_COARSE))
 
 
 def port_bits(ports: Set[int]) -> bytes:
-    """struct ports"""
+    """The ports as a struct ports."""
     bits = bytearray(record("ports").size)
     for port in ports:
         bits[port // 8] |= 1 << port % 8
@@ -85,7 +88,7 @@ def write_own_addresses(fd: Fd) -> None:
     """Makes the map hold the addresses of the daemon's network namespace, and no others."""
     address = record("address")
     there = set(libbpf.keys(fd, address.size))
-    # as many as it holds; connections between two others are taken for those of another host
+    # as many as the map holds; connections between others count as those to another host
     netns = addresses.netns_cookie()
     own = {
         address.pack(ip=struct.unpack("=4I", ip), netns=netns)
@@ -101,5 +104,8 @@ def write_manifest(fd: Fd, manifest: dict[str, Any]) -> None:
     text = json.dumps(manifest).encode()
     room = record("manifest").size
     if len(text) >= room:
-        raise LoadFailed(f"the scope is too long to be kept: {len(text)} of {room} bytes")
+        raise LoadFailed(
+            f"the scope is too long to be saved: {len(text)} bytes, and {room} is too many: "
+            "name fewer units, cgroups or ports"
+        )
     libbpf.update(fd, _ZERO, text.ljust(room, b"\0"))

@@ -1,4 +1,4 @@
-"""fentry and fexit programs that see what no setsockopt(2) announces; kernels with ftrace only.
+"""fentry and fexit programs, on kernels with ftrace, that see what no setsockopt(2) announces.
 
     detector-<name>    a link, which holds its program
 
@@ -27,7 +27,10 @@ def is_detector(name: str) -> bool:
 
 
 def attach(directory: Path) -> dict[str, int]:
-    """Puts links in the place of the programs that could be loaded; program ids by name."""
+    """Attaches the programs that could be loaded, and pins the links in their place.
+
+    Returns the ids of the programs by name. Raises OSError.
+    """
     attached = {}
     for name, shape in DETECTORS.items():
         path = directory / detector_pin(name)
@@ -46,15 +49,15 @@ def attach(directory: Path) -> dict[str, int]:
     missing = sorted(DETECTORS.keys() - attached.keys() - _NOT_ALWAYS)
     if missing:
         log.info(
-            "the kernel lets nobody see %s on accelerated sockets (it has no ftrace, or no BTF of "
-            "them): leave programs that do that out, see sockredird(8), LIMITATIONS",
+            "this kernel does not show %s on accelerated sockets, as it lacks ftrace or BTF: leave "
+            "programs that do this out of scope, see sockredird(8), LIMITATIONS",
             ", ".join(missing),
         )
     return attached
 
 
 def check(directory: Path, manifest: dict[str, Any]) -> None:
-    """Raises LoadFailed unless those there are the ones that were made, or OSError."""
+    """Raises LoadFailed unless the detectors are those that were attached, or OSError."""
     made = manifest["detectors"]
     for name in DETECTORS:
         path = directory / detector_pin(name)

@@ -1,7 +1,7 @@
 """exclude_cgroups as the datapath looks them up: by their names from the root down.
 
-Not by their ids: a service's cgroup is made anew, with another id, each time it starts, and has to
-be excluded from its first socket on, whether the daemon runs at that moment or not.
+Their ids would not do: a service's cgroup is made anew, with another id, each time it starts, and
+has to be excluded from its first socket on, whether the daemon runs at that moment or not.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ def steps(cgroups: Iterable[str]) -> dict[bytes, int]:
             found[_step(at, last)] = EXCLUDED
     if len(found) > CAPACITIES["EXCLUDED_STEPS"]:
         raise InvalidConfig(
-            f"scope.exclude_cgroups: more than {CAPACITIES['EXCLUDED_STEPS']} cgroups"
+            f"scope.exclude_cgroups: more than {CAPACITIES['EXCLUDED_STEPS']} directories in all "
+            "paths: exclude a cgroup above several of them"
         )
     return found
 

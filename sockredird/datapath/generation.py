@@ -123,13 +123,13 @@ class Generation:
     ) -> Generation:
         """Compiles, loads and attaches; new connections are accelerated when it returns.
 
-        `trial` gets it before that, for tried_in(), and may raise; then `prepare`, before it sees
-        the first connection in scope. Raises LoadFailed or UnsupportedKernel, leaving nothing
-        behind.
+        Before that, `trial` gets it, for tried_in(), and may raise; then `prepare` gets it, before
+        it sees the first connection in scope. Raises LoadFailed or UnsupportedKernel, leaving
+        nothing behind.
         """
         staging = root / f"staging-{number}"
         directory = root / f"generation-{number}"
-        made: Path | None = None  # what is ours to throw away
+        made: Path | None = None  # what is removed on an error
         try:
             root.mkdir(mode=0o700, parents=True, exist_ok=True)
             staging.mkdir(mode=0o700)
@@ -159,7 +159,7 @@ class Generation:
         """One that is never live and ends with this process, for tried_in(). Raises as create()."""
         staging = root / "staging-0"  # generations count from 1
         try:
-            if staging.exists():  # it could not be taken away, for want of descriptors
+            if staging.exists():  # an earlier one was not removed, for want of descriptors
                 discard(staging)
             staging.mkdir(mode=0o700, parents=True)
             try:
@@ -184,7 +184,7 @@ class Generation:
             return cls(directory, *adoption.open_checked(directory))
         except (LoadFailed, OSError) as error:
             if capabilities.lacking():
-                raise AccessDenied(f"cannot tell whose {directory} is: {error}") from error
+                raise AccessDenied(f"cannot check what {directory} holds: {error}") from error
             raise LoadFailed(
                 f"what is pinned is not this sockredird's: {error}. Nothing was changed; "
                 f"remove {directory}, or point [paths] bpffs elsewhere"
@@ -194,12 +194,12 @@ class Generation:
     def tried_in(self, cgroup: Path, port: int, window_bytes: int) -> Iterator[None]:
         """Within the with block it works on a private cgroup, for one listening port.
 
-        Afterwards it is as it was made, but for sockets that are still on the sockhash.
+        Afterwards it is as it was made, except for sockets that are still on the sockhash.
         """
         ports = libbpf.lookup(self._pins["ports"], _ZERO, record("ports").size)
         before = self._settings
         libbpf.update(self._pins["ports"], _ZERO, contents.port_bits({port}))
-        # no more of the scope than the port: what it leaves out may be where the trial is
+        # only the port of the scope applies: the rest may exclude the place of the trial
         self._settings = Settings(
             stopped=1,
             epoch=before.epoch,
@@ -230,12 +230,12 @@ class Generation:
         return plan.manifest().items() <= self.manifest.items()
 
     def problem(self) -> str:
-        """What somebody else changed, in words; empty if nothing."""
+        """What somebody else has changed, as a text for users; empty if nothing."""
         try:
             adoption.check_names(self.directory)
             adoption.check_links(self.directory, self._pins, self.manifest)
             for cgroup, number in self.cgroups.items():
-                # the kernel lets go of a removed cgroup's links only some time later
+                # the kernel detaches the links of a removed cgroup only some time later
                 if not is_cgroup(cgroup, number):
                     if self.follows_units:
                         continue  # its unit has stopped
@@ -256,17 +256,17 @@ class Generation:
 
     @property
     def follows_units(self) -> bool:
-        """Whether it is attached to the cgroups of systemd units, of which there may be none."""
+        """Whether it is attached to the cgroups of systemd units, however many of them run."""
         return bool(self.manifest["scope"].get("units"))
 
     @property
     def attached(self) -> bool:
-        """Whether the sockets of any cgroup are seen."""
+        """Whether its programs see the sockets of any cgroup."""
         return links.runs(self.directory, "pair")
 
     @property
     def number(self) -> int:
-        """1 for the first since none was pinned."""
+        """The number in its name; 1 if none was pinned before it."""
         return int(self.directory.name.rpartition("-")[2])
 
     @property
@@ -314,7 +314,7 @@ class Generation:
         self._settings.listing = time.monotonic_ns() >> 20 & 0xFFFFFFFF or 1
         self._write_settings()
         try:
-            for _ in self.opened():  # notes in the kernel, and says nothing
+            for _ in self.opened():  # while listing, it notes owners in the kernel only
                 pass
             with libbpf.open_iterator(self._pins[MEMBERS]) as lines:
                 while chunk := libbpf.read_iterator(lines):
@@ -337,12 +337,12 @@ class Generation:
         return CAUSES[found.reason] if found.flow == FLOW.unpack(flow) else ""
 
     def name_listener(self, netns: int, port: int, pid: int, comm: str) -> None:
-        """For events: whose a listener is that is older than the datapath."""
+        """Stores, for events, which process has a listener that is older than the datapath."""
         owner = record("owner").pack(pid=pid, comm=comm.encode()[:15])
         libbpf.update(self._pins["listeners"], listener_key(netns, port), owner)
 
     def is_tried_in(self, cgroup_id: int) -> None:
-        """Another datapath is tried in that cgroup (0: in none); this one lets it."""
+        """Ignores a cgroup, since another datapath is tried there; 0 ends that."""
         self._settings.trial = cgroup_id
         self._write_settings()
 
@@ -365,7 +365,7 @@ class Generation:
         return False
 
     def join(self, pairs: Sequence[Joinable]) -> int:
-        """Puts both ends of these connections on the sockhash; how many pairs are complete.
+        """Puts both ends of these connections on the sockhash. Returns how many pairs are complete.
 
         A pair with one end that could not be put there is taken off again: nothing was redirected
         to that end, as its peer was not there.
@@ -425,7 +425,7 @@ class Generation:
         libbpf.update(self._pins["learned"], listener, entry)
 
     def remove_learned(self, listener: bytes) -> None:
-        """With its balance, or the next connection would bring it back."""
+        """Removes it with its balance, or the next connection would bring it back."""
         for name in ("balances", "learned"):
             with suppress(FileNotFoundError):
                 libbpf.delete(self._pins[name], listener)
@@ -433,7 +433,7 @@ class Generation:
     # -- changes -----------------------------------------------------------------------------
 
     def attach(self, cgroups: Sequence[Path]) -> None:
-        """To these cgroups, none of them within another, and to no others any more.
+        """Attaches to these cgroups, none of them within another, and detaches from all others.
 
         Raises LoadFailed, or OSError if one is gone; links made before that stay.
         """
@@ -442,7 +442,7 @@ class Generation:
             try:
                 numbers[str(cgroup)] = links.attach(self.directory, self._pins, cgroup)
             except FileNotFoundError:
-                if not self.follows_units:  # whose cgroups go when they stop
+                if not self.follows_units:  # cgroups of units go when these stop
                     raise
         self.manifest["cgroups"] = numbers
         self._note_scope(numbers.values())
@@ -450,7 +450,7 @@ class Generation:
         links.keep_only(self.directory, numbers.values())
 
     def _note_scope(self, numbers: Collection[int]) -> None:
-        """Live connections join in these cgroups, and below."""
+        """Stores the cgroups in which, and below which, live connections may join."""
         wanted = {number.to_bytes(8, sys.byteorder) for number in numbers}
         there = set(libbpf.keys(self._pins["scope_cgroups"], 8))
         for number in there - wanted:
@@ -459,7 +459,7 @@ class Generation:
             libbpf.update(self._pins["scope_cgroups"], number, bytes(4))
 
     def kernel_tls(self, there: bool) -> None:
-        """Whether a program that asks for kTLS would get it by itself."""
+        """Stores whether a program that asks for kTLS would get it from this kernel."""
         if self._settings.ktls != there:
             self._settings.ktls = int(there)
             self._write_settings()
@@ -469,7 +469,7 @@ class Generation:
         self._write_settings()
 
     def note_addresses(self) -> None:
-        """The addresses of this host are what they are now."""
+        """Stores the addresses that this host has now."""
         contents.write_own_addresses(self._pins["own_addresses"])
 
     def stop(self) -> None:
@@ -492,7 +492,7 @@ class Generation:
     def purge(self, connections: Set[Flow]) -> None:
         """Takes connections that were reset off the sockhash, with what they have unread.
 
-        A closed socket would otherwise stay until its program closes it; the generation, too.
+        Otherwise a reset socket, and so the generation, would stay until its program closes it.
         """
         members = list(self._members())
         pairs = {member.self.pair for member in members if Flow.of(member.flow) in connections}
@@ -545,7 +545,7 @@ class Generation:
         return True
 
     def _rewake(self) -> None:
-        """Tells the pollers of sockets that left of data in them, see leave/rewake.c."""
+        """Wakes pollers of sockets that left with unread data, see leave/rewake.c."""
         with (
             libbpf.create_iterator_link(self._pins["rewake"]) as link,
             libbpf.open_iterator(link) as lines,
@@ -554,7 +554,7 @@ class Generation:
                 pass
 
     def retire(self, timeout: float, done: Callable[[Walked], bool]) -> bool:
-        """Walks, a grace period apart, until `done` or for `timeout` seconds; whether it is done.
+        """Walks, a grace period apart, for at most `timeout` seconds. Returns whether `done` was.
 
         The kernel tells nobody when a reader has drained its queue, so this has to look.
         """
@@ -608,8 +608,8 @@ def _wait_until_freed(programs: frozenset[int], maps: list[int]) -> None:
     """The kernel frees programs and maps a moment after the last reference is gone.
 
     A thread blocked in recv() on a connection that was accelerated holds one (its psock's copy of
-    the sk_msg program) until it returns, so this does not wait for long; nor at all where it may
-    not look (CAP_SYS_ADMIN), for which everything looks freed.
+    the sk_msg program) until it returns, so this does not wait for long. Without CAP_SYS_ADMIN
+    everything looks freed, and this does not wait at all.
     """
     deadline = time.monotonic() + RELEASE_TIMEOUT_S
     while time.monotonic() < deadline:

@@ -49,14 +49,14 @@ def lock(root: Path) -> int:
                 holder = _holder(os.fstat(fd))
                 os.close(fd)
                 raise AlreadyRunning(
-                    f"another sockredird ({holder}) is in charge of {root}"
+                    f"another sockredird ({holder}) uses {root}: stop it first"
                 ) from None
             time.sleep(0.05)
         os.close(fd)
 
 
 def unlock(fd: int, root: Path) -> None:
-    """Lets go of the lock, and of the directory if nothing is in it."""
+    """Releases the lock, and removes the directory if it is empty."""
     with suppress(OSError):
         root.rmdir()
     os.close(fd)
@@ -92,7 +92,7 @@ def scan(root: Path) -> tuple[list[Path], list[Generation]]:
 
 
 def next_number(root: Path) -> int:
-    """For a new generation. Raises LoadFailed if something strange is there."""
+    """The number of a new generation. Raises LoadFailed if something strange is in `root`."""
     numbers = [0]
     for path in root.iterdir() if root.exists() else []:
         match = _NAME.fullmatch(path.name)

@@ -18,7 +18,7 @@ from sockredird.loader.header import record
 from sockredird.loader.records import CAPACITIES, FLOW, ip_bytes
 
 FLOWING = 2  # segments with data between two looks, sent and received by one end
-# Before a pair is tried again that did not begin, or had to leave: twice as long each time.
+# Seconds before a pair that did not begin, or had to leave, is tried again; doubled each time.
 RETRY_S, LONGEST_RETRY_S = 10.0, 600.0
 MOST_PAIRS = CAPACITIES["JOINING"] // 2
 _LOOPBACK4 = 127
@@ -38,7 +38,7 @@ class Pair:
 
     @property
     def polls(self) -> bool:
-        """Whether nobody reads by sleeping inside recv()."""
+        """Whether both programs poll, rather than sleep inside recv()."""
         return bool(self.client.polls and self.server.polls)
 
     def flow(self) -> bytes:
@@ -105,8 +105,8 @@ class Joiner:
 def paired(candidates: list[Candidate]) -> Iterator[Pair]:
     """The connections that have both ends there, each once.
 
-    Each end knows its peer's initial sequence number exactly, and its own but for the SYN. Several
-    descriptors of one socket give the same line.
+    Each end knows its peer's initial sequence number exactly, and its own but for the SYN. Each
+    descriptor of a socket gives a line, so lines repeat.
     """
     listening = {(c.netns, c.local_port) for c in candidates if c.listens}
     ends = {c.sk: c for c in candidates if not c.listens}
@@ -127,12 +127,12 @@ def paired(candidates: list[Candidate]) -> Iterator[Pair]:
         done |= {end.sk, mate.sk}
         serves = (end.netns, end.local_port) in listening
         if serves == ((mate.netns, mate.local_port) in listening):
-            serves = end.local_port < mate.local_port  # the listener is gone: as a guess
+            serves = end.local_port < mate.local_port  # the listener is gone, so this is a guess
         yield Pair(mate, end) if serves else Pair(end, mate)
 
 
 def _own_isn(end: Candidate) -> tuple[int, int]:
-    """bytes_acked counts the SYN of a client only."""
+    """What the initial sequence number can be: bytes_acked counts the SYN of a client only."""
     return end.isn_1, (end.isn_1 + 1) & 0xFFFFFFFF
 
 

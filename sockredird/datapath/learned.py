@@ -46,17 +46,17 @@ class Entry:
     port: int
     why: str
     since: int  # microseconds since the epoch
-    pid: int  # 0: no program's doing
+    pid: int  # 0: no program did anything
     comm: str
     cgroup: str  # of the listener, as in /proc/PID/cgroup; empty if not known
 
     @property
     def passing(self) -> bool:
-        """For as long as samples say so, and not for good."""
+        """Whether it is learned as long as samples say so, and not for good."""
         return self.why in UNPROFITABLE
 
     def sentence(self) -> str:
-        """Who did what."""
+        """What the cause means, with the program that did something as its subject."""
         return sentence(self.why, who=f"{self.comm} (pid {self.pid})" if self.pid else "a program")
 
 
@@ -64,7 +64,10 @@ Key = tuple[int, int]  # netns, port
 
 
 class Learned:
-    """Not safe to use from two threads at once; keeps what cannot be written in memory."""
+    """The entries; kept in memory where the file cannot be written.
+
+    Not safe to use from two threads at once.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -73,7 +76,7 @@ class Learned:
         self._entries: dict[Key, Entry] = {}
 
     def load(self) -> None:
-        """What was kept; a damaged entry is left out, and no reason not to start."""
+        """Reads the file; a damaged entry is left out, with a warning."""
         kept = files.read_or_empty(self._path)
         this_boot, host = kept.get("boot") == self._boot, kept.get("host")
         entries = kept.get("entries")
@@ -93,28 +96,28 @@ class Learned:
         return self._entries.get((netns, port))
 
     def shown(self) -> list[dict[str, Any]]:
-        """As Learned() answers."""
+        """The entries as Learned() returns them."""
         return [
             {"id": self.id_of(entry), **asdict(entry), "detail": SENTENCES[entry.why]}
             for entry in self.entries()
         ]
 
     def id_of(self, entry: Entry) -> str:
-        """What forget() takes: 'host:8080', or the namespace's cookie for host."""
+        """The id that forget() takes: 'host:8080', or the namespace's cookie for host."""
         return f"{HOST if entry.netns == self._host else entry.netns}:{entry.port}"
 
     # -- the datapath ------------------------------------------------------------------------
 
     def add_to(self, generation: Generation, *, passing: bool) -> None:
-        """Tells a generation that sees no connection yet what those before it learned."""
-        for listener, _ in list(generation.learned()):  # of its trial
+        """Adds the entries to a generation that sees no connection yet."""
+        for listener, _ in list(generation.learned()):  # left by its trial
             generation.remove_learned(listener)
         for entry in self._entries.values():
             if passing or not entry.passing:
                 generation.add_learned(*_packed(entry))
 
     def sync(self, generation: Generation) -> None:
-        """Takes over what the live generation has learned since, and given up."""
+        """Takes over which listeners the live generation has learned, or given up, since."""
         names = Names()
         found: dict[Key, Entry] = {}
         listed = list(generation.learned())
@@ -139,12 +142,12 @@ class Learned:
             self._keep()
 
     def take_over(self, generation: Generation, live: Generation | None) -> None:
-        """What a generation about to go has learned and the live one has not."""
+        """Takes over entries that only a generation about to be removed has."""
         names = Names()
         missing = {}
         for raw_key, raw in generation.learned():
             entry = _unpacked(raw_key, raw, names)
-            # what passes the live one may have given up meanwhile
+            # the live one may have given up an entry that is not for good
             if (entry.netns, entry.port) not in self._entries and not entry.passing:
                 missing[entry.netns, entry.port] = entry
                 if live is not None:
@@ -154,11 +157,15 @@ class Learned:
             self._keep()
 
     def forget(self, identity: str, generations: Iterable[Generation]) -> None:
-        """An empty `identity` means all. Raises InvalidConfig if there is no such entry."""
+        """Removes an entry, or all if `identity` is empty.
+
+        Raises InvalidConfig if there is no such entry, LoadFailed if the file cannot be written,
+        or OSError.
+        """
         doomed = [x for x in self.entries() if not identity or self.id_of(x) == identity]
         if identity and not doomed:
             raise InvalidConfig(
-                f"nothing is learned of {identity!r}: sockredirctl learned lists the ids there are"
+                f"there is no learned listener {identity!r}: sockredirctl learned lists them"
             )
         generations = list(generations)
         for entry in doomed:
@@ -166,10 +173,15 @@ class Learned:
                 generation.remove_learned(listener_key(entry.netns, entry.port))
             del self._entries[entry.netns, entry.port]
         if not self._keep():
-            raise LoadFailed(f"forgotten until the next restart only: cannot write {self._path}")
+            raise LoadFailed(
+                f"removed until sockredird restarts only: {self._path} cannot be written"
+            )
 
     def _make_room(self, generation: Generation) -> None:
-        """Namespaces come and go, and nobody tells: the oldest of others than the host's go."""
+        """Removes the oldest entries of namespaces other than the host's.
+
+        Such namespaces come and go, and nothing announces that.
+        """
         others = sorted((x for x in self.entries() if x.netns != self._host), key=lambda x: x.since)
         for entry in others[: max(len(others) - ROOM_FOR_OTHERS, 0)]:
             generation.remove_learned(listener_key(entry.netns, entry.port))
@@ -180,13 +192,13 @@ class Learned:
         try:
             files.write(self._path, {"boot": self._boot, "host": self._host, "entries": entries})
         except OSError as error:
-            log.warning("what was learned will not survive a restart: %s", error)
+            log.warning("learned listeners will not survive a restart of sockredird: %s", error)
             return False
         return True
 
 
 def has_kernel_tls() -> bool:
-    """Whether TCP_ULP "tls" is there; programs without privileges do not get its module loaded."""
+    """Whether TCP_ULP "tls" is there; a program without privileges cannot load its module."""
     with suppress(OSError):
         return "tls" in Path("/proc/sys/net/ipv4/tcp_available_ulp").read_text().split()
     return False
@@ -204,7 +216,7 @@ def _checked(raw: object) -> Entry | None:
 def _packed(entry: Entry) -> tuple[bytes, bytes]:
     ago = time.time_ns() - entry.since * 1000
     began = max(time.monotonic_ns() - ago, 0)
-    # a cgroup is remembered by its path, and `sync` keeps that
+    # the cgroup is known by its path only, which sync() keeps
     return listener_key(entry.netns, entry.port), record("learned_entry").pack(
         time=began,
         sampled=began,

@@ -90,7 +90,7 @@ def complete(directory: Path, number: int) -> bool:
 
 
 def attach(directory: Path, pins: dict[str, Fd], cgroup: Path) -> int:
-    """Makes the links of one cgroup that are not there; its id.
+    """Makes the links of one cgroup that are missing. Returns the cgroup's id.
 
     Raises OSError if it is gone, LoadFailed if the kernel refuses.
     """
@@ -100,7 +100,7 @@ def attach(directory: Path, pins: dict[str, Fd], cgroup: Path) -> int:
             path = directory / _name(program, number)
             if path.exists():
                 continue
-            # which would end with this descriptor, but for the pin
+            # without the pin, the link would end with this descriptor
             with _make(pins[program], cgroup, cgroup_fd, attach_type) as link:
                 libbpf.pin(link, path)
         return number
@@ -124,8 +124,8 @@ def _make(program: Fd, cgroup: Path, cgroup_fd: Fd, attach_type: AttachType) -> 
         return libbpf.create_cgroup_link(program, cgroup_fd, attach_type)
     except PermissionError as error:
         raise LoadFailed(
-            f"the kernel refuses a {attach_type.name} program on {cgroup}: another one is "
-            "attached there, or above, exclusively; see bpftool cgroup tree"
+            f"the kernel refuses a {attach_type.name} program on {cgroup}: another one is attached "
+            "to it, or to a cgroup above, exclusively; see bpftool cgroup tree"
         ) from error
 
 

@@ -16,7 +16,7 @@ LAYOUT_VERSION = 5
 
 @dataclass(frozen=True)
 class Plan:
-    """`scope` as configured; the rest is what it comes down to on this host."""
+    """`scope` is as configured; the other fields are what it means on this host."""
 
     scope: dict[str, Any]
     cgroups: tuple[Path, ...]
@@ -36,7 +36,7 @@ class Plan:
         return self.memory_bytes or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 32
 
     def manifest(self) -> dict[str, Any]:
-        """What creating a generation for this plan now would note down."""
+        """The part of a generation's manifest that follows from this plan and this version."""
         return {
             "layout": LAYOUT_VERSION,
             "version": __version__,

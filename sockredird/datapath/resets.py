@@ -1,7 +1,7 @@
 """Resets a connection if a program asked it for what can only go wrong, see bpf/leave/detect.c.
 
-SOCK_DESTROY of sock_diag(7) on the other end, whose RST gives the program that asked ECONNRESET, as
-from any peer; the other end's own program gets ECONNABORTED.
+SOCK_DESTROY of sock_diag(7) aborts the other end. Its RST gives the program that asked ECONNRESET,
+as from any peer; the program at the other end gets ECONNABORTED.
 """
 
 from __future__ import annotations
@@ -22,19 +22,22 @@ class Resets:
         self._told: frozenset[tuple[bytes, int]] = frozenset()
 
     def then_done(self, walked: Walked) -> bool:
-        """Resets what a walk found; whether it found nothing else that is leaving."""
+        """Resets what a walk found broken. Returns whether nothing else is leaving."""
         for flow, side in walked.broken:
             error = _reset(flow, side)
             if (flow, side) not in self._told:
                 ends = Flow.unpack(flow)
                 what = f"cannot be reset ({error}) and may hang" if error else "was reset"
-                log.warning("%s -> %s %s, see sockredird(8)", ends.client, ends.server, what)
+                log.warning(
+                    "%s -> %s %s: a program used splice(2) or FIONREAD, see sockredird(8)",
+                    *(ends.client, ends.server, what),
+                )
         self._told = walked.broken
         return walked.leaving == 0 and walked.unsettled == 0
 
 
 def _reset(flow: bytes, side: int) -> str:
-    """Why it could not be; empty if it could."""
+    """Resets a connection broken at this side. Returns why it cannot be; empty if it was."""
     ends = FLOW.unpack(flow)
     if ends.netns != netns_cookie():
         return "it is in another network namespace"
@@ -50,9 +53,9 @@ def _reset(flow: bytes, side: int) -> str:
 
 
 def reset_connection(client: Address, server: Address, netns: int) -> str:
-    """Resets a connection, whatever it has unread; why it could not be, empty if it could.
+    """Resets a connection, whatever it has unread. Returns why it cannot be; empty if it was.
 
-    By the client's end; by the server's, if the client has closed. `netns` is a cookie.
+    It aborts the client's end, or the server's if the client has closed. `netns` is a cookie.
     """
     if netns != netns_cookie():
         return "it is in another network namespace"

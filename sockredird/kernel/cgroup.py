@@ -115,7 +115,7 @@ def components(cgroup: str) -> list[str]:
     names = [name for name in cgroup.split("/") if name]
     if not names or not cgroup.startswith("/") or {".", ".."} & {*names} or "\0" in cgroup:
         raise InvalidConfig(
-            f"scope.exclude_cgroups: {cgroup!r} is no path of a cgroup below the root, "
+            f"scope.exclude_cgroups: {cgroup!r} is not the path of a cgroup below the root, "
             "like /system.slice/haproxy.service"
         )
     if len(names) > EXCLUDED_DEPTH or any(

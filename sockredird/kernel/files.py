@@ -17,14 +17,14 @@ from typing import Any
 log = logging.getLogger(__name__)
 
 SIZE_LIMIT = 16 << 20  # bytes; the largest there is, learned.json, has a tenth of it
-# What these say passes: whatever could not be read may be as good as ever.
+# Errors that pass: what could not be read may be undamaged.
 PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR, errno.EAGAIN)
 
 
 def read(path: Path) -> dict[str, Any]:
     """The object in `path`; empty if there is no such file, or (with a warning) it is damaged.
 
-    Raises OSError if it cannot be read: what is in it is unknown then, and not nothing.
+    Raises OSError if it cannot be read: its content is unknown then, rather than missing.
     """
     try:
         # O_NONBLOCK: opening a FIFO in its place must not wait for a writer
@@ -63,7 +63,7 @@ def read_or_empty(path: Path) -> dict[str, Any]:
 
 
 def write(path: Path, data: dict[str, Any]) -> None:
-    """Raises OSError; the old content is still there then."""
+    """Writes `data` as JSON. Raises OSError; the old content is still there then."""
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     replace(path, json.dumps(data).encode())
 

@@ -53,6 +53,7 @@ class Address:
 
     @classmethod
     def parse(cls, text: str) -> Address:
+        """Raises InvalidConfig unless `text` is as str() gives it."""
         host, _, port = text.rpartition(":")
         try:
             number = int(port)
@@ -61,7 +62,7 @@ class Address:
             return cls(_unmapped(ip_address(host.removeprefix("[").removesuffix("]"))), number)
         except ValueError:
             raise InvalidConfig(
-                f"{text!r} is no address: write 127.0.0.1:6379 or [::1]:6379"
+                f"{text!r} is not an address with a port: write 127.0.0.1:6379 or [::1]:6379"
             ) from None
 
 

@@ -24,7 +24,7 @@ def directory() -> Path:
 
 
 def _path(key: str) -> Path:
-    """Of this processor architecture: a disk, or a container's volume, may meet another."""
+    """The file for this processor architecture, since a volume may be moved to another one."""
     return directory() / f"{key}.{os.uname().machine}"
 
 
@@ -37,7 +37,7 @@ def read(key: str) -> Objects | None:
             if not stat.S_ISREG(status.st_mode):
                 raise Unreadable("not a regular file")
             if status.st_uid != os.geteuid() or status.st_mode & 0o022:
-                raise Unreadable("others may have written it")
+                raise Unreadable("other users could have written it")
             objects = Objects.parse(file.read())
             os.utime(file.fileno())
     except FileNotFoundError:

@@ -92,10 +92,12 @@ def compile_and_pin(directory: Path, max_connections: int) -> None:
             check=False,
         )
     except subprocess.TimeoutExpired as error:
-        raise LoadFailed(f"compiling the BPF programs took over {TIMEOUT_S:.0f} s") from error
+        raise LoadFailed(
+            f"compiling the BPF programs took over {TIMEOUT_S:.0f} s: try again on a quieter host"
+        ) from error
     if process.returncode == 0:
         for line in process.stderr.splitlines():
-            log.warning("of the BPF programs: %s", line)
+            log.warning("compiling or loading the BPF programs: %s", line)
         return
     try:
         answer = json.loads(process.stdout)
@@ -176,7 +178,7 @@ def _compile(flags: list[str]) -> Objects:
         begin = libbcc.bpf_function_start(module.module, function)
         if begin is None:
             if pin in PROGRAMS:
-                raise LoadFailed(f"the compiler has made no {shape.function}()")
+                raise LoadFailed(f"the compiler has produced no {shape.function}()")
             continue  # the source leaves it out on this kernel
         code = ctypes.string_at(begin, libbcc.bpf_function_size(module.module, function))
         programs[pin] = Program(

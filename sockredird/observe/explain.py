@@ -23,11 +23,11 @@ from sockredird.observe import listing, owners
 
 MOST = 200  # connections explained at a time
 
-# Of connections that the datapath said nothing of; for the others see datapath/causes.py.
+# Reasons that the datapath does not record; for the others see datapath/causes.py.
 UNSEEN = {
     "address": "an address is not in scope",
     "port": "the listening port is not in scope",
-    "cgroup": "a program is outside of the cgroup in scope",
+    "cgroup": "a program is outside the cgroups in scope",
     "before_enable": "it was established before acceleration was enabled, and joins when it "
     "carries messages and the programs at both ends poll",
 }
@@ -40,7 +40,7 @@ class View:
     enabled: bool
     scope: Scope
     cgroups: tuple[str, ...]  # in scope, as in /proc/PID/cgroup
-    excluded: tuple[str, ...]  # of these out of scope: exclude_cgroups, and those of exclude_units
+    excluded: tuple[str, ...]  # from those: exclude_cgroups, and the cgroups of exclude_units
     replaced: bool  # another datapath was in force before this one, since acceleration was enabled
     generations: list[Generation]
     learned: Learned
@@ -120,9 +120,9 @@ def explain(view: View, keys: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _elsewhere(view: View, keys: dict[str, Any], seen: set[bytes]) -> list[dict[str, Any]]:
-    """Accelerated connections that are meant and have no socket in the namespace looked at.
+    """Accelerated connections that `keys` select, in other namespaces than the one looked at.
 
-    The kernel lists those of all namespaces.
+    The datapath lists those of all namespaces. `seen`: flows that are explained already.
     """
     ends: set[str] = set()
     if "local" in keys:
@@ -322,22 +322,22 @@ def _detail(view: View, subject: Subject, reason: str, names: Names) -> str:
         detail += f': addresses = "{view.scope.addresses}"'
     elif reason == "cgroup":
         paths = sorted({names.path(s.cgroup) for s in subject.sockets})
-        inside = ", ".join(filter(None, view.cgroups)) or "no unit that runs"
+        inside = ", ".join(filter(None, view.cgroups)) or "no running unit"
         detail += f": {inside} is in scope"
         if view.excluded:
             detail += f" except {', '.join(view.excluded)}"
-        detail += f", the sockets belong to {', '.join(paths)}"
+        detail += f"; the sockets belong to {', '.join(paths)}"
     elif reason == "port":
         only = view.scope.only_ports
         detail += f": it is {subject.server.port}, and " + (
-            f"only_ports are {', '.join(map(str, only))}"
+            f"only_ports has {', '.join(map(str, only))}"
             if only and subject.server.port not in only
             else "exclude_ports has it"
         )
     elif reason == "before_enable" and view.replaced:
         detail = (
-            "it is older than the datapath in force, which took the place of another: the scope "
-            "was changed, or sockredird upgraded"
+            "it is older than the datapath in force, which replaced another one: the scope was "
+            "changed, or sockredird was upgraded"
         )
     elif reason == "ulp":
         found = sorted({s.ulp for s in subject.sockets} - {""})

@@ -73,7 +73,10 @@ class Query:
     def of(cls, keys: dict[str, Any]) -> Query:
         unknown = keys.keys() - cls.__dataclass_fields__.keys()
         if unknown:
-            raise InvalidConfig(f"unknown keys {', '.join(sorted(unknown))}")
+            raise InvalidConfig(
+                f"unknown keys {', '.join(sorted(unknown))}: "
+                f"there are {', '.join(cls.__dataclass_fields__)}"
+            )
         return cls(**keys)
 
 
@@ -189,12 +192,12 @@ def write(generations: list[Generation], query: Query, fd: int) -> None:
         data = memoryview(chunk.encode())
         while data:
             if not writable.poll(STALL_S * 1000):
-                raise Busy(f"a reader of the connections has not read for {STALL_S} s")
+                raise Busy(f"the pipe was not read for {STALL_S} s: read it during the call")
             data = data[os.write(fd, data) :]
 
 
 def matching(generations: list[Generation], query: Query) -> Iterator[Listed]:
-    """All of a query, in no order."""
+    """All connections that a query selects, in no order."""
     names = Names()
     for c in filter(_matcher(query, names, generations), _read(generations)):
         yield _flows(c), describe(c, names)

@@ -260,4 +260,5 @@ def test_an_upgrade_that_fails_its_trial(
     assert client.get("Kernel")["failed"] == 1
     done = host.ctl("check")
     assert done.returncode == 1
-    assert done.stderr == "sockredirctl: not fit for acceleration: redirect\n"
+    expected = "this kernel is not fit for acceleration: it fails redirect"
+    assert done.stderr == f"sockredirctl: {expected}\n"

@@ -235,7 +235,7 @@ def test_forget(host: Host, daemon: DaemonProcess, enabled: Client, state: str) 
 
 
 def test_the_command(host: Host, enabled: Client) -> None:
-    assert host.ctl("learned").stdout == "nothing is learned\n"
+    assert host.ctl("learned").stdout == "no listener is learned\n"
     actor = host.actor()
     port, other = teach(actor), teach(actor)
     shown = host.ctl("learned")
