@@ -80,13 +80,13 @@ REASONS = {
     "nothing sent": Reason(
         "send() of nothing",
         "`tcp_bpf_sendmsg()` looks at the socket only if there is something to send.",
-        "Only a socket is concerned that shut down, or was reset, with data unread. A send() of "
+        "This concerns only a socket that shut down, or was reset, with data unread. A send() of "
         "something fails as it should.",
     ),
     "dead": Reason(
         "Disconnecting a connection that was reset",
         "`tcp_disconnect()` throws away what is unread in TCP's queue, not in the psock's, and "
-        "nothing tells of it once the connection is dead.",
+        "no BPF program is called once the connection is dead.",
         "The data goes when the socket connects again, or listens.",
     ),
     "late": Reason(
@@ -113,8 +113,8 @@ REASONS = {
     ),
     "no packets": Reason(
         "There are no packets",
-        "TCP_INFO and TCP_ZEROCOPY_RECEIVE tell of bytes in packets and sequence "
-        "numbers, of which redirected data has none.",
+        "TCP_INFO and TCP_ZEROCOPY_RECEIVE count bytes by packets and sequence numbers, and "
+        "redirected data has neither.",
         "`sockredirctl list` shows what a connection carries.",
     ),
     "early": Reason(
@@ -138,7 +138,7 @@ REASONS = {
     ),
     "no kTLS": Reason(
         "Kernel TLS",
-        "A socket with a ULP goes on no sockhash, and a member of one takes no ULP "
+        "A sockhash takes no socket with a ULP, and a socket on one takes no ULP "
         "(`sk_psock_init()`, `tcp_set_ulp()`).",
         "setsockopt() fails as on a kernel without kTLS, so that the TLS library encrypts by "
         "itself. The listener is learned: the program gets kTLS on later connections.",
@@ -149,7 +149,7 @@ REASONS = {
         "sockhash member FIONREAD counts the one or the other: TCP's data before 6.12.75 and "
         "6.18.14, redirected data since. 6.12.117 and 7.3 count both.",
         "The connection becomes plain TCP once the redirected data is read, 50 ms later at the "
-        "most, and pollers are told again of what is left, so that nobody waits for ever.",
+        "most, and pollers are woken again for what is left, so that none waits for ever.",
     ),
 }
 

@@ -25,9 +25,9 @@ Each behaviour below is a small program that the suite runs twice: over plain TC
 accelerated connection, which is proven to be one by the datapath's own counters. It runs with
 either end of the connection, on a **fresh** connection, on one that is **used** (both directions
 have been redirected), and on one that has **left** acceleration after exceeding its window. What
-it sees has to be the same, or to be in the first table, with the reason. A difference that goes
-away fails the suite as one that appears does. Beside these, sequences of calls that nobody thought
-of are made up, and tried on both (test_sequences.py).
+it sees has to be the same, or to be in the first table, with the reason. The suite fails for a
+difference that goes away as for one that appears. It also makes up random sequences of calls, and
+tries them on both (test_sequences.py).
 
 """
 
