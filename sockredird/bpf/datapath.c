@@ -21,7 +21,7 @@
  *  8. The connection ends. What it saved is added to its listener's balance;
  *     listeners that gain nothing are left alone.                              learn/learn.h
  *
- * Whoever follows it is told by show/: events, and lists of what is on the sockhash.
+ * show/ reports it: by events, and by lists of what is on the sockhash.
  *
  * Who writes which field, and which barrier pairs with which: state.h, above struct sock_state.
  *

@@ -52,7 +52,7 @@ BPF_TABLE("lru_hash", struct flow, struct caller, callers, TRACED_CONNECTIONS);
 BPF_TABLE("lru_hash", struct listener, struct owner, listeners, TRACED_CONNECTIONS);
 BPF_TABLE("lru_hash", struct pair, struct closing, closing, TRACED_CONNECTIONS);
 BPF_HASH(learned, struct listener, struct learned_entry, LEARNED_ENTRIES);
-/* By listener: messages that acceleration saved, less those that pairing cost; see learn.c. */
+/* By listener: messages that acceleration saved, less those that pairing cost; see learn/. */
 BPF_TABLE("lru_hash", struct listener, __s32, balances, BALANCED_LISTENERS);
 BPF_RINGBUF_OUTPUT(requests, 1); /* wakes the daemon to walk; full means it is awake already */
 BPF_RINGBUF_OUTPUT(events, 64);

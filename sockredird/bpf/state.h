@@ -326,7 +326,7 @@ struct learned_entry {
 	__u32 cause;	    /* enum cause */
 	__u32 skipped;	    /* connections left alone since that */
 	__u64 cgroup;	    /* id, of the server end's */
-	struct owner owner; /* who did what was learned; pid 0 if that is no program's doing */
+	struct owner owner; /* who did what was learned; pid 0 if no program did */
 	__u32 pad;
 };
 

@@ -64,8 +64,8 @@ inline_fn int find_peer(struct sock_state *st)
 }
 
 /*
- * Of an end that was joined: a recv() may have begun in TCP's code before that, and wait for the
- * lock where nobody sees it. It is over once something that was sent since has been read.
+ * Whether the reader of an end that was joined has read since then: a recv() may have begun in TCP's
+ * code before, and wait for the lock unseen. It is over once a later byte has been read.
  */
 inline_fn int read_since_join(struct sock_state *st, __u32 copied)
 {

@@ -87,7 +87,7 @@ inline_fn int take(__u64 *total, __s64 more, __u64 limit)
 
 /*
  * Whether the reader's cgroup has room. It is charged for what is redirected to it, by an
- * allocation that would rather have somebody killed than fail, where TCP's would fail: so all
+ * allocation for which the kernel kills a process before it fails, where TCP's would fail: so all
  * connections together get a sixteenth of its memory limit.
  */
 inline_fn int charge_cgroup(struct sock_state *st, __s64 more)

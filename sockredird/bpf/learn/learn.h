@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * Listeners whose connections are left alone. The map `learned` is the list; the daemon keeps a
- * copy on disk, shows it, and removes from it what it is told to forget.
+ * copy on disk, shows it, and removes entries when a user asks for that.
  *
  * Some are on it for good, since a program did what no member of a sockhash can (leave/guard.c).
  * Others are on it because acceleration costs them more than it saves, for as long as that is so:

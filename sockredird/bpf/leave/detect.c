@@ -35,7 +35,7 @@ inline_fn int has_unread(struct sock *sk)
 	return psock && !psock_queue_empty(psock);
 }
 
-/* When to reset the connection, in milliseconds. Somebody who has to be told to read on is stuck. */
+/* When to reset the connection, in ms: a reader that has to be woken to read on is stuck. */
 #define NEVER 0
 #define AT_ONCE 1
 #define IF_STUCK 1000
@@ -110,8 +110,8 @@ int sockredir_received(unsigned long long *ctx)
 
 #ifndef ARGS_tcp_bpf_ioctl /* where it counts redirected data, a member has that function */
 /*
- * Who reads on edges may believe that nothing is left, and wait for the next one (nginx). Most only
- * want to know how much to read, and poll first, so there is time to see.
+ * A program that reads on edges may believe that nothing is left, and wait for the next edge
+ * (nginx). Most only want to know how much to read, and poll first, so there is time to see.
  */
 int sockredir_asking(unsigned long long *ctx)
 {

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * iter/tcp: tells pollers of data once more.
+ * iter/tcp: wakes pollers once more for data that is there.
  *
  * A program that reads on edges may ask FIONREAD whether to go on (nginx). On the sockhash that
  * leaves out what came through TCP behind redirected data; the program waits for the next edge, and

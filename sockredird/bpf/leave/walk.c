@@ -182,7 +182,7 @@ inline_fn int server_met(const struct leaving *l)
 	return l && l->stopped == 3;
 }
 
-/* By both views of the connection; `peer_st` is the address of the peer's state, or 0. */
+/* Records it under both views of the connection; `peer_st` is the peer's state's address, or 0. */
 inline_fn void record_reason_both(enum cause reason, struct sock_state *st, __u64 peer_st)
 {
 	struct flow flow = st->flow;
@@ -204,9 +204,9 @@ inline_fn void record_reason_both(enum cause reason, struct sock_state *st, __u6
 
 /*
  * Whether a guard has refused this pair and nobody sends, so that no grace period has to pass: a
- * sender takes a reference to its psock, then looks whether it was alerted; here it is, then we
- * look at the references. With a full barrier between each two, as in half_closed(), one sees the
- * other.
+ * sender takes a reference to its psock, then looks whether a change was announced; here one was,
+ * then we look at the references. With a full barrier between each two, as in half_closed(), one
+ * sees the other.
  */
 inline_fn int guarded_and_idle(__u64 sk, struct sock_state *st, __u64 peer_sk, __u64 peer_st)
 {

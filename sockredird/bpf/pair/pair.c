@@ -35,7 +35,7 @@ inline_fn void decline_outside(struct flow *flow, enum reach reach)
 	report(EVENT_DECLINED, CAUSE_PEER_OUTSIDE, flow, NULL, NOW, NULL);
 }
 
-/* By the server end, which knows both views of the connection. */
+/* Declines on behalf of the server end, which knows both views of the connection. */
 inline_fn void decline_both(enum cause reason, struct flow *of_client, struct flow *of_server)
 {
 	struct server_address here;
@@ -215,8 +215,8 @@ inline_fn void client_established(struct bpf_sock_ops *skops, __u64 netns)
 	if (!reason)
 		hs.client_sk = (__u64)tp;
 	/*
-	 * A declined client leaves word too (client_sk 0), so that the pair is counted once. Not in
-	 * the place of another's: sequence numbers can be chosen (TCP_REPAIR, raw sockets).
+	 * A declined client leaves a handshake, too (client_sk 0), so that the pair is counted once.
+	 * It displaces no other: sequence numbers can be chosen (TCP_REPAIR, raw sockets).
 	 */
 	if (handshakes.insert(&pair, &hs) && !reason) {
 		struct end self = { .pair = pair, .side = CLIENT };

@@ -2,7 +2,7 @@
 /*
  * What a listing shows of a connection, and iter/task_file: which processes have its ends open.
  *
- * The server end writes the line for both, see ends.h.
+ * The server end writes the line for both, see peer_state.h.
  */
 #pragma once
 #include "events.h"
