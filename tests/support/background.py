@@ -1,4 +1,4 @@
-"""Threads whose failures are heard, and a stand-in for the daemon's retiring."""
+"""Threads whose failures reach the test, and a stand-in for the daemon's retiring."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Background:
         return self._result
 
     def wait_in_kernel(self, timeout: float = 10.0) -> None:
-        """Returns once the thread sleeps for data or for room; nothing tells, so this looks."""
+        """Returns once the thread sleeps for data or for room; this polls for that."""
         deadline = time.monotonic() + timeout
         while not self._sleeps():
             if time.monotonic() > deadline:

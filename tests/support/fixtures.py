@@ -69,7 +69,7 @@ def capable() -> None:
 
 @pytest.fixture(scope="session")
 def bpffs(capable: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A bpffs nobody else sees; unmounting it lets go of whatever a test left pinned."""
+    """A bpffs that no other process sees; unmounting it frees whatever a test left pinned."""
     point = tmp_path_factory.mktemp("bpffs")
     mount = subprocess.run(
         ["mount", "-t", "bpf", "bpf", str(point)], capture_output=True, text=True, check=False

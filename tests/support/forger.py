@@ -38,7 +38,7 @@ class Numbers:
 
 
 def enter_namespaces() -> None:
-    """Root there, and nobody special outside."""
+    """The child is root in them, and unprivileged outside."""
     namespaces.unshare(CLONE_NEWUSER | namespaces.CLONE_NEWNET)
     Path("/proc/self/setgroups").write_text("deny")
     for kind in ("uid_map", "gid_map"):

@@ -28,7 +28,7 @@ def poll(sock: socket.socket, wait: int, events: int = select.POLLIN) -> bool:
 
 
 def wait_acknowledged(sock: socket.socket) -> None:
-    """Returns once all that TCP sent has reached the peer's queue; nothing tells, so this looks."""
+    """Returns once all that TCP sent has reached the peer's queue; it polls for that."""
     deadline = time.monotonic() + LONG_MS / 1000
     while any(fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4))):  # SIOCOUTQ: not acknowledged yet
         if time.monotonic() > deadline:
@@ -50,7 +50,7 @@ def rcvlowat(own: socket.socket, other: socket.socket) -> list[Any]:
 
 
 def zerocopy(own: socket.socket, other: socket.socket) -> list[Any]:
-    """Each send is told complete under its number; loopback copies, which is told as well."""
+    """Each send has a completion with its number, which says that loopback has copied."""
     size = 30_000
     for _ in range(3):
         own.send(b"x" * size, MSG_ZEROCOPY)

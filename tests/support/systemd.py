@@ -79,7 +79,7 @@ class _Manager(ServiceInterface):  # type: ignore[misc]
         self.subscribers: set[str] = set()
 
     def note_caller(self, message: Message) -> None:
-        """Called before the method is, which is not told."""
+        """Called before the method, to which dbus-next does not pass the caller."""
         self._caller = message.sender
 
     @method()

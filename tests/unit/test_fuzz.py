@@ -264,7 +264,7 @@ def _carried(signature: str, body: list[Any]) -> None:
 
 
 def test_records_and_answers_of_the_kernel() -> None:
-    """Of the right length, with anything in it: told to subscribers. Attributes: always an end."""
+    """A record with anything in it reaches subscribers; reading attributes always ends."""
     size = record("event").size
 
     def holds(data: bytes) -> None:

@@ -63,7 +63,7 @@ def test_changes_are_refused(host: Host, policy: str, request: pytest.FixtureReq
 
 
 def test_the_policy_lets_nothing_else_through(host: Host, client: Client) -> None:
-    """Not what dbus-next would answer by itself."""
+    """Nor does it let through what dbus-next would answer by itself."""
     others = {
         "Set": lambda: message(
             *("Set", "ssv", INTERFACE, "State", Variant("s", "enabled")), interface=PROPERTIES
@@ -94,7 +94,7 @@ def repeated_answers(address: str, number: int) -> set[str]:
 
 
 def test_callers_are_not_mixed_up(permissive: Host) -> None:
-    """Calls of root and of nobody that arrive together are each judged by their own caller."""
+    """Calls of root and of user nobody that arrive together each get their own answer."""
     permissive.start()
     unprivileged = permissive.actor()
     unprivileged.begin(answers_as_nobody, permissive.bus)

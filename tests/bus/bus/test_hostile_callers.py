@@ -32,13 +32,13 @@ _raw: list[raw.Raw] = []
 
 
 def connect(address: str, number: int = 1) -> None:
-    """In a child, which is nobody's from here on."""
+    """In a child, which belongs to user nobody from here on."""
     become(NOBODY)
     _raw.extend(raw.Raw(address) for _ in range(number))
 
 
 def send_large(signature: str, size: int) -> list[str]:
-    """A large call from each connection; what they are answered."""
+    """Sends a large call from each connection. Returns the answers."""
     body = raw.array_of(ELEMENTS[signature], size)
     for connection in _raw:
         connection.send(raw.call("Explain", 2, signature, body))
@@ -113,7 +113,7 @@ def send_long_path() -> int:
 
 
 def test_a_long_header(host: Host, daemon: DaemonProcess, client: Client, nobody: Actor) -> None:
-    """It has no answer, as there is nobody to be read from it; its descriptors are closed."""
+    """It has no answer, as no sender can be read from it; its descriptors are closed."""
     client.call("Stats")
     held = len(os.listdir(f"/proc/{daemon.pid}/fd"))  # noqa: PTH208
     assert nobody.do(send_long_path) == 1
@@ -217,7 +217,7 @@ def test_malformed_calls_leave_one_line(
 
 
 def test_a_pipe_of_another(host: Host, enabled: Client, nobody: Actor) -> None:
-    """The descriptors of a message that is not read are not taken for those of the next one."""
+    """The descriptors of a message that is not read do not go to the next one."""
     nobody.begin(send_long_path)
     for _ in range(5):
         done = host.ctl("list", "--limit", "0", "--json")

@@ -11,7 +11,7 @@ from support.checkout import REPOSITORY
 from support.daemon.client import Client
 
 PAGE = (REPOSITORY / "man" / "org.sockredir.5").read_text()
-# Nobody is told of these over the bus.
+# No caller gets these over the bus.
 WITHOUT_A_BUS = (errors.BusUnavailable, errors.AlreadyRunning)
 
 

@@ -1,4 +1,4 @@
-"""Whom polkit authorises: who is asked about, what is made of the answer, who waits for it."""
+"""Callers that polkit authorises: what it is asked, what follows from its answer, who waits."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def root(guarded: Host) -> Client:
 
 @pytest.fixture
 def caller(guarded: Host) -> Actor:
-    """On the bus as nobody."""
+    """A caller on the bus, as user nobody."""
     actor = guarded.actor()
     actor.do(visitor.connect, guarded.bus)
     return actor
@@ -182,7 +182,7 @@ def test_caller_that_leaves(polkit: Polkit, root: Client, caller: Actor) -> None
 
 
 def test_callers_are_not_mixed_up(guarded: Host, polkit: Polkit) -> None:
-    """Calls of two users that arrive together, judged in another order: each gets its own."""
+    """Calls of two users that arrive together, answered in another order: each gets its own."""
     actors = [guarded.actor(), guarded.actor()]
     names = [
         actor.do(visitor.connect, guarded.bus, uid)

@@ -1,4 +1,4 @@
-"""A subscriber that does not read loses events, is told how many, and nobody waits for it."""
+"""A subscriber that does not read loses events and gets their number, and nobody waits for it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CONNECTIONS = 1000
 
 
 def shown(trace: Trace) -> int:
-    """Events got, and those told to be dropped."""
+    """How many events arrived, and how many were reported as dropped."""
     return sum(e["event"] != "dropped" for e in trace.events) + sum(
         e["dropped"] for e in trace.events
     )

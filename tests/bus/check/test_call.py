@@ -127,7 +127,7 @@ def test_as_the_service(host: Host, other_cgroup: Path) -> None:
 
 @pytest.mark.parametrize("seconds", [0.2, 0.5, 0.8, 1.1])
 def test_nothing_stays_of_a_check_that_was_killed(host: Host, seconds: float) -> None:
-    """Nothing is pinned and nobody is left who could hold on to anything."""
+    """Nothing is pinned, and no process is left that could hold anything."""
     daemon = host.start()
     host.client().begin("Check")
     daemon.kill_after(seconds)

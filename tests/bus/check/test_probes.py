@@ -97,7 +97,7 @@ def _behind_a_firewall(root: Path) -> str:
 
 
 def test_where_nothing_connects(bpffs: Path) -> None:
-    """That says nothing about the kernel."""
+    """A trial without connections shows nothing about the kernel."""
     assert "no connection to" in run(_behind_a_firewall, bpffs)
 
 

@@ -1,4 +1,4 @@
-"""Disable for those who cannot wait: what does not drain is reset, and told whose it was."""
+"""Disable for those who cannot wait: what does not drain is reset, and its programs are named."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_wrong_options(enabled: Client, wrong: dict[str, Variant]) -> None:
 
 @impatient
 def test_the_command(host: Host, enabled: Client, stalled: Actor) -> None:
-    """How many, and whose."""
+    """It says how many connections were reset, and whose."""
     comm = stalled.do(own_comm)
     done = host.ctl("disable", "--force")
     assert (done.returncode, done.stdout) == (0, "")
@@ -107,7 +107,7 @@ def own_comm() -> str:
 
 @impatient
 def test_entries_while_draining(host: Host, enabled: Client, stalled: Actor) -> None:
-    """Of a table that there is."""
+    """The capacity counts the table of the generation that drains, too."""
     enabled.call("Disable")
     stats = json.loads(host.ctl("stats", "--json").stdout)
     assert (stats["map_entries"], stats["map_capacity"]) == (2, 2 * 65536)

@@ -123,7 +123,7 @@ def test_the_program_ends_while_draining(host: Host, enabled: Client, stalled: A
 
 @patient
 def test_others_are_served_meanwhile(host: Host, enabled: Client, stalled: Actor) -> None:
-    """Disable waits for a reader that takes its time, and nobody for Disable."""
+    """Disable waits for a slow reader, and no other call waits for Disable."""
     waiting = host.client()
     waiting.begin("Disable")
     enabled.await_state("draining")

@@ -1,4 +1,4 @@
-"""Enable and Stats: what is accelerated, told by exact counts over the bus."""
+"""Enable and Stats: what is accelerated, shown by exact counts over the bus."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A cgroup in scope that does not exist: said, waited for, and put right once it is there."""
+"""A cgroup in scope that does not exist is reported, awaited, and takes effect once made."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The end that outlives its peer's shutdown(2) is taken off the sockhash if it has much to say."""
+"""The end that outlives its peer's shutdown(2) is taken off the sockhash if it sends much."""
 
 from __future__ import annotations
 

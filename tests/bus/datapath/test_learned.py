@@ -1,4 +1,4 @@
-"""What was learned is listed, survives the daemon, its datapath and the boot, and is forgotten."""
+"""Learned listeners are listed, survive the daemon, its datapath and the boot, and are removed."""
 
 from __future__ import annotations
 

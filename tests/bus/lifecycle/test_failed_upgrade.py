@@ -1,4 +1,4 @@
-"""A build whose datapath does not load leaves that of the build before in charge, and says so."""
+"""A build whose datapath does not load leaves that of the build before in force, and says so."""
 
 from __future__ import annotations
 

@@ -142,7 +142,7 @@ def operate(channel: Channel, ground: Ground, name: str, index: int, mode: str) 
         manager.start()
         faults.arm()
         operation(manager)
-    except (SockredirError, OSError) as error:  # both are told to the caller
+    except (SockredirError, OSError) as error:  # the caller gets both
         raised = f"{faults.hit}: {error}"
     faults.disarm()
     channel.send((bool(faults.hit), raised))

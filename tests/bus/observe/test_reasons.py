@@ -1,4 +1,4 @@
-"""Each reason to decline or retire has one word: in stats, trace and explain."""
+"""Each cause has one name, in stats, trace and explain."""
 
 from __future__ import annotations
 
@@ -422,7 +422,7 @@ def test_all_reasons_are_here() -> None:
 def test_reasons_of_explain_alone(
     host: Host, enabled: Client, other_cgroup: Path, ask: Callable[..., Any]
 ) -> None:
-    """Of what the datapath never saw, or did accelerate."""
+    """Reasons of connections that the datapath never saw, or did accelerate."""
     actor = host.actor()
     local, remote = actor.do(usual).split()
     (answer,) = ask("explain", local, remote)

@@ -66,7 +66,7 @@ def test_enable_without(host: Host, missing: str) -> None:
 
 
 def test_adopt_without_any(host: Host) -> None:
-    """What is pinned is not called somebody else's, nor touched."""
+    """What is pinned is neither reported as somebody else's nor touched."""
     daemon = host.start()
     host.client().call("Enable")
     objects = pins.ids(host.root)

@@ -118,7 +118,7 @@ def test_who_sends_nothing_is_not_waited_for(listening: Path) -> None:
 
 
 def test_so_many_connections(listening: Path) -> None:
-    """The next one hears that there are too many, and what is held is let go of."""
+    """The next one is refused, and those that are held are closed in time."""
     with ExitStack() as stack:
         for _ in range(endpoint.CONNECTIONS):
             held = stack.enter_context(socket.socket(socket.AF_UNIX))
@@ -128,7 +128,7 @@ def test_so_many_connections(listening: Path) -> None:
 
 
 def test_one_who_never_reads(host: Host) -> None:
-    """An answer that nobody takes is given up with its connection."""
+    """The connection of a client that does not read its answer is closed."""
     path = host.directory / "metrics"
     host.overrides["metrics"] = {"listen": f"unix:{path}"}
     daemon = host.start()

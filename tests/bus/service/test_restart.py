@@ -40,7 +40,7 @@ def made(counts: dict[str, int]) -> int:
 
 
 def left_alone(counts: dict[str, int]) -> dict[str, int]:
-    """What was declined or left; but for readers that lost their processor inside recv()."""
+    """What was declined or has left, except for readers that lost their processor inside recv()."""
     busy = ("retired_peer_busy", "retired_connections")
     return {
         name: count

@@ -67,7 +67,7 @@ def test_reading_starts_nothing(
 
 
 def test_enable_does(host: Host, bus_that_activates: str, starts: Path) -> None:
-    """So that the others' silence means something."""
+    """It shows that the other tests would notice a start."""
     host.configure()
     assert host.ctl("enable", bus=bus_that_activates).returncode == NOT_RUNNING
     assert starts.read_text() == "started\n"

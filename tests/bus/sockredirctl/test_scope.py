@@ -1,4 +1,4 @@
-"""The scope is said back: what was taken, from where, and what a change of it cost."""
+"""The commands print the scope in force, where its keys come from, and what a change of it cost."""
 
 from __future__ import annotations
 

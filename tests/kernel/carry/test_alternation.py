@@ -51,7 +51,7 @@ ANY_MOMENT: Edit = (
 
 
 def read_edges(sock: socket.socket, size: int, stream: Stream, seed: int) -> None:
-    """Reads on edges, and takes a short read for the end of what there is."""
+    """Reads on edges, and takes a short read for the end of the data."""
     dice = random.Random(seed)
     sock.setblocking(False)
     with select.epoll() as epoll:
@@ -171,7 +171,7 @@ def bursts_get_stuck() -> bool:
 def test_nothing_redirected_is_unread(
     cgroup: Path, bpffs: Path, tmp_path: Path, without: bool
 ) -> None:
-    """may_pause() in carry/begin.h: nobody takes a border for the end of what there is."""
+    """may_pause() in carry/begin.h: no reader takes a border for the end of the data."""
     edits = [ALTERNATES, ANY_MOMENT] if without else [ALTERNATES]
     with generation_of(edits, bpffs, cgroup, tmp_path, learn=False) as generation:
         assert processes.run(bursts_get_stuck, cgroup=cgroup) == without

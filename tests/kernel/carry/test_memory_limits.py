@@ -140,7 +140,7 @@ def test_a_limit_of_sockets(
 
 
 def hold(channel: Channel, connections: int, size: int) -> None:
-    """A neighbour that takes what there is."""
+    """A neighbour that takes all memory there is."""
     kept = []
     channel.recv()
     with listen() as listener:
@@ -179,7 +179,7 @@ def rounds(both: Connection) -> tuple[int, list[str]]:
 def bystander(
     memory: Path | None, cgroup: Path | None, hog_inside: bool, made_before: bool = True
 ) -> tuple[int, list[str]]:
-    """Of a connection beside a hog, which is accelerated as well, or not."""
+    """The rounds of a connection beside a hog, which is accelerated, or not."""
     if memory is not None:
         (memory / "cgroup.procs").write_text(str(os.getpid()))
     if cgroup is not None and hog_inside:

@@ -60,7 +60,7 @@ class FaultingRead:
 
 @inside()
 def test_the_textbook_waits(cgroup: Path, datapath: Datapath) -> None:
-    """What is measured below does tell waiting from not waiting."""
+    """The measurement below does tell a send() that waits from one that does not."""
     with connection() as both, SlowMemory(4 * KIB) as memory:
         echo(both, 10)
         reader = FaultingRead(both, 4, memory)
@@ -132,7 +132,7 @@ def test_send_does_not_wait(
 def test_no_deadlock_with_who_brings_the_memory(
     cgroup: Path, generation: Generation, size: int, reader: str
 ) -> None:
-    """The sender itself is who delivers the reader's memory, and says something before that."""
+    """The sender itself delivers the reader's memory, and sends a message before that."""
     with connection() as both, SlowMemory(max(size, 4 * KIB)) as memory:
         echo(both, 10)
         ends = turned(both, reader)

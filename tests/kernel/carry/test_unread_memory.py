@@ -201,7 +201,7 @@ def test_the_window_grows(cgroup: Path, generation: Generation, kind: str) -> No
 
 
 def redirected(generation: Generation, both: Connection, size: int, number: int) -> int:
-    """Of a burst of messages that nobody reads."""
+    """How many messages of a burst are redirected, while nobody reads them."""
     before = generation.counters()["redirected_messages"]
     fill(both.client, number, size)
     return generation.counters()["redirected_messages"] - before

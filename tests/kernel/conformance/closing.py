@@ -54,7 +54,7 @@ def eof_after_data(t: Scene) -> None:
 
 @behaviour(redirects=False)
 def eof_without_data(t: Scene) -> None:
-    """close() of a connection that nothing is unread of"""
+    """close() of a connection with nothing unread"""
     t.near.close()
     wait_events(t.far, select.POLLRDHUP)
     t.note("poll", observe.events(t.far))
@@ -134,7 +134,7 @@ def fionread_of_a_half_closed_reader(t: Scene) -> None:
 
 @behaviour()
 def disconnect_of_a_half_closed_reader(t: Scene) -> None:
-    """connect(AF_UNSPEC) of a half-closed socket leaves nothing of what was unread"""
+    """connect(AF_UNSPEC) of a half-closed socket leaves no unread data"""
     send_all(t.far, b"unread")
     t.near.shutdown(socket.SHUT_WR)
     t.call("disconnect", disconnect, t.near)
@@ -231,7 +231,7 @@ def linger_zero_with_unread_data(t: Scene) -> None:
 
 @behaviour(redirects=False)
 def reset_found_by_send(t: Scene) -> None:
-    """send() finds the reset, and is told of it once"""
+    """send() finds the reset, and reports it once"""
     reset_by_far(t)
     note_sends(t)
 

@@ -108,7 +108,7 @@ REASONS = {
     ),
     "urgent": Reason(
         "Urgent data",
-        "`tcp_bpf_sendmsg()` sends MSG_OOB in line; nothing tells the receiver of a mark.",
+        "`tcp_bpf_sendmsg()` sends MSG_OOB in line, without a mark for the receiver.",
         f"The ports of FTP, telnet, rlogin and rsh are excluded by default. {SEEN}",
     ),
     "no packets": Reason(

@@ -147,7 +147,7 @@ def edge_triggered(t: Scene) -> None:
 
 @behaviour()
 def edge_triggered_late(t: Scene) -> None:
-    """edge-triggered epoll that is told of a socket with data in it already"""
+    """edge-triggered epoll on a socket that has data in it already"""
     send_all(t.far, b"data")
     epoll = watch(t.near, select.EPOLLIN | EDGE)
     t.note("registered", report(epoll))

@@ -1,4 +1,4 @@
-"""What the suite found on a kernel: results/<series>.json, of which docs/semantics.md is made."""
+"""What the suite found on a kernel: results/<series>.json, from which docs/semantics.md is made."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ class End:
     read: int = 0
     open: bool = True
     shut: set[int] = field(default_factory=set)
-    # A reset that comes with data unread is told of twice: "told twice" in differences.py.
+    # A reset that comes with data unread is reported twice: "told twice" in differences.py.
     told_twice: bool = False
 
 

@@ -151,7 +151,7 @@ def copying_proxy(t: Scene) -> None:
 
 @behaviour()
 def tee_in(t: Scene) -> None:
-    """tee() of a pipe, one copy of which goes to the socket"""
+    """tee() of a pipe, with one copy for the socket"""
     with pipe() as source, pipe() as copy:
         os.write(source[1], b"data")
         t.note("tee", _libc.tee(source[0], copy[1], ctypes.c_size_t(4), 0))

@@ -156,7 +156,7 @@ def test_an_object_of_ours_in_the_wrong_place(
 def test_an_object_of_another_generation(
     generation: Generation, second: Generation, name: str
 ) -> None:
-    """Same type, same tag, same sizes; told by the maps and links it belongs to."""
+    """Type, tag and sizes are the same; only the maps and links that it belongs to differ."""
     path = pins.path(generation.directory, name)
     # of two programs and maps that do not belong together, either may be called the culprit
     culprit = {"redirect": "", "peers": "", "walk": ""}.get(name, path.name)

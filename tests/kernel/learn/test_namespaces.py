@@ -44,7 +44,7 @@ def test_the_same_port_in_another_namespace(cgroup: Path, generation: Generation
 @pytest.mark.parametrize("generation", [{"addresses": "any"}], indirect=True, ids=["any"])
 @inside()
 def test_a_listener_of_another_namespace(cgroup: Path, generation: Generation) -> None:
-    """What was learned of that port in the client's namespace says nothing about it."""
+    """A learned listener on that port in the client's namespace does not concern it."""
     network = topology.veth(Family(4))
     with network.client.entered():
         here = listener_key(netns_cookie(), topology.PORT)

@@ -1,4 +1,4 @@
-"""Listeners that acceleration does no good are left alone, until it does."""
+"""Listeners that gain nothing by acceleration are left on TCP, until they would."""
 
 from __future__ import annotations
 

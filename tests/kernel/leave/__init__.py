@@ -1,1 +1,1 @@
-"""Connections that go back to TCP: by themselves, and because they are told to."""
+"""Connections that go back to TCP: by themselves, or by Disable."""

@@ -17,7 +17,7 @@ TCP_FIN_WAIT2 = 5
 
 
 def await_acknowledgement(sock: socket.socket) -> None:
-    """Of its FIN, which nothing announces to anybody but a reader that waits."""
+    """Waits for the acknowledgement of its FIN, which only a waiting reader would notice."""
     deadline = time.monotonic() + 10
     while sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] != TCP_FIN_WAIT2:
         assert time.monotonic() < deadline

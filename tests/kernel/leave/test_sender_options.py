@@ -49,7 +49,7 @@ def test_set_before(cgroup: Path, generation: Generation, option: Option, moment
 
 
 def test_the_textbook_differs(cgroup: Path, bpffs: Path) -> None:
-    """What is compared above does tell a sockhash from TCP."""
+    """The comparison above does tell a sockhash from TCP."""
     different = set()
     with textbook.attached(bpffs / "textbook-sender-options", cgroup):
         for name, option in SHOWING.items():

@@ -86,7 +86,7 @@ def test_plain_results(cgroup: Path, generation: Generation, option: Option, mom
 
 
 def test_the_textbook_differs(cgroup: Path, bpffs: Path) -> None:
-    """What is compared above does tell a sockhash from TCP."""
+    """The comparison above does tell a sockhash from TCP."""
     different = set()
     with textbook.attached(bpffs / "textbook-options", cgroup):
         for name, option in OPTIONS.items():
@@ -103,7 +103,7 @@ def test_the_textbook_differs(cgroup: Path, bpffs: Path) -> None:
 def test_no_message_is_redirected_after_it(
     cgroup: Path, generation: Generation, option: Option, side: str
 ) -> None:
-    """Nobody walks meanwhile: what is seen is the hook's doing alone."""
+    """No walk runs meanwhile, so the hook alone causes what is seen."""
     with connection() as both:
         echo(both, 10)
         option.set(getattr(both, side))
@@ -204,7 +204,7 @@ def test_no_ulp_on_a_member(cgroup: Path, generation: Generation, ktls: bool) ->
 @pytest.mark.parametrize("option", OPTIONS.values(), ids=OPTIONS)
 @inside()
 def test_what_is_learned(cgroup: Path, generation: Generation, option: Option) -> None:
-    """Of a server that sets an option on what it accepts, but not of one of its clients."""
+    """A server that sets an option on accepted sockets is learned, one whose client does is not."""
     with listen() as first, listen() as second:
         with retiring(generation):
             option.set(connect(first).client)

@@ -1,4 +1,4 @@
-"""Each value of `addresses` accelerates just the connections it says, told by exact counts."""
+"""Each value of `addresses` accelerates just the connections it says, shown by exact counts."""
 
 from __future__ import annotations
 

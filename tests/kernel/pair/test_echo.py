@@ -1,4 +1,4 @@
-"""Which connections are accelerated, told by exact counts."""
+"""Which connections are accelerated, shown by exact counts."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def kernel_echoes(bpffs: Path, before: int) -> tuple[bool, bool]:
 
 @inside()
 def test_sk_skb_program_of_a_proxy(datapath: Datapath, bpffs: Path, cgroup: Path) -> None:
-    """What a message passed by would never reach it. It comes before the first message."""
+    """A message that bypasses TCP would never reach it. It comes before the first message."""
     seen = not datapath.is_textbook
     assert kernel_echoes(bpffs, 0) == (seen, seen)
 

@@ -113,7 +113,7 @@ class Client:
         self.ask_bus("AddMatch", "s", rule)
 
     def follow_state(self) -> None:
-        """From here on await_state() hears of changes."""
+        """From here on await_state() sees changes."""
         self.match(f"type='signal',path='{PATH}',member='PropertiesChanged'")
 
     def await_signal(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from support.traffic import connect, listen
 
-LONG_ENOUGH_S = 0.3  # to sleep, to be frozen, to be thawed: nothing tells of these
+LONG_ENOUGH_S = 0.3  # to sleep, to be frozen, to be thawed: nothing announces these
 
 
 def recv_while_frozen(cgroup: str) -> str:

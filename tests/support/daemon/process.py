@@ -1,4 +1,4 @@
-"""The daemon as a child process, heard through its sd_notify(3) socket and its stderr."""
+"""The daemon as a child process, with what it sends by sd_notify(3) and to its stderr."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class Trace:
         self._more = threading.Condition()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        # that the subscription has taken effect is told by the first event after it
+        # the first event shows that the subscription has taken effect
         for _ in range(100):
             witness()
             if self._wait(lambda events: bool(events), 0.2):

@@ -1,4 +1,4 @@
-"""Go programs are told by their ELF files, whoever made those."""
+"""Go programs are recognised by their ELF files, whoever made those."""
 
 from __future__ import annotations
 

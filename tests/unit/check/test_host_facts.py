@@ -1,4 +1,4 @@
-"""Rules of nft that look inside of packets on lo are told from others."""
+"""Rules of nft that inspect packets on lo are distinguished from others."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Programs that need what no member of a sockhash can do: seen by fentry on Debian kernels.
 
-At most their first connection is reset; later ones run untouched, and it is told who did what.
+At most their first connection is reset; later ones run untouched, and `learned` names who did what.
 """
 
 from __future__ import annotations
