@@ -181,6 +181,6 @@ def _refusal(uid: int, caller: Caller, *, challenge: bool) -> str:
             "try again in a terminal with pkttyagent, or try sudo"
         )
     return (
-        "polkit requires a password, which this call does not let it ask for: "
+        "polkit requires authentication, which this call does not let it ask for: "
         "try busctl --allow-interactive-authorization=yes, or sudo"
     )

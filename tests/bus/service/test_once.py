@@ -78,7 +78,7 @@ def test_units_are_for_the_daemon(host: Host, daemon: DaemonProcess, enabled: Cl
     host.configure()
     done = restore(host)
     assert done.returncode == 0
-    assert "systemd says on the bus where the units are" in done.stderr
+    assert "can ask systemd where the units are" in done.stderr
     assert pins.directories(host.root) == []
 
 

@@ -119,13 +119,13 @@ def test_to_exclude_never_accelerates_more(host: Host, client: Client) -> None:
 
 
 def test_a_change_says_how_many_left(host: Host, client: Client) -> None:
-    assert "left acceleration" not in host.ctl("enable").stdout
+    assert "gone back to TCP" not in host.ctl("enable").stdout
     traffic = host.actor()
     traffic.do(load.start, 3)
     traffic.do(load.advance, 10)
-    assert "left acceleration" not in host.ctl("enable").stdout
+    assert "gone back to TCP" not in host.ctl("enable").stdout
     changed = host.ctl("enable", "--exclude-port", "7")
-    assert "3 connections have left acceleration" in changed.stdout
+    assert "3 connections have gone back to TCP" in changed.stdout
     found = host.ctl("explain", "--pid", str(traffic.pid))
     assert found.returncode == DONE
     assert "before acceleration was enabled" not in found.stdout
