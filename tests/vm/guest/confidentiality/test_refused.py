@@ -16,9 +16,9 @@ def test_lockdown_is_confidentiality() -> None:
 def test_daemon_runs_and_says_why_it_does_not_accelerate() -> None:
     sh("systemctl is-active sockredird")
     assert state() == "failed"
-    assert "kernel lockdown" in sh(BUSCTL.format("get-property", "Problem"))
-    assert "kernel lockdown" in sh("systemctl status --no-pager sockredird")
-    assert "kernel lockdown" in sh("sockredirctl status")
+    assert "locked down" in sh(BUSCTL.format("get-property", "Problem"))
+    assert "locked down" in sh("systemctl status --no-pager sockredird")
+    assert "locked down" in sh("sockredirctl status")
 
 
 def test_enable_refuses_with_a_clear_error() -> None:
