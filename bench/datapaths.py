@@ -11,11 +11,14 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from dbus_next import Variant
 
 from sockredird.kernel.cgroup import mount_point
 from support import cgroups, textbook
@@ -26,14 +29,16 @@ from support.traffic import free_port
 
 TCP, OURS, TEXTBOOK, UNIX = "tcp", "sockredird", "textbook", "unix"
 EXCLUDED, OUTSIDE, RETIRED = "excluded", "outside", "retired"
+JOINED = "joined"  # connections that are older than Enable
 TRACED = "traced"  # as sockredird, while somebody runs `sockredirctl trace`
 AGAIN = "tcp again"  # the null hypothesis: as TCP, with cgroups of its own
 DRAIN_TIMEOUT_S = 10.0
+JOIN_TIMEOUT_S = 20.0
 
 
 @dataclass(frozen=True)
 class Datapath:
-    """`port` is where a server has to listen, 0 for any. `leave` is called once connections are
+    """`port` is where a server has to listen, 0 for any. `change` is called once connections are
     established and warm, before they are measured; `around` is there all the time; `unix` means a
     path instead of a port."""
 
@@ -42,7 +47,7 @@ class Datapath:
     client: Path
     port: int = 0
     unix: bool = False
-    leave: Callable[[], None] | None = None
+    change: Callable[[], None] | None = None
     around: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
@@ -84,7 +89,12 @@ class Host:
         self.datapaths |= {
             EXCLUDED: Datapath(EXCLUDED, ours.server, ours.client, port=self._excluded_port),
             OUTSIDE: Datapath(OUTSIDE, ours.server, tcp.client),
-            RETIRED: Datapath(RETIRED, ours.server, ours.client, leave=self._retire),
+            RETIRED: Datapath(
+                RETIRED, ours.server, ours.client, change=self._retire, around=self._left
+            ),
+            JOINED: Datapath(
+                JOINED, ours.server, ours.client, change=self._join, around=self._disabled
+            ),
             TRACED: Datapath(TRACED, ours.server, ours.client, around=self._traced),
         }
         self.daemon: DaemonProcess
@@ -115,8 +125,6 @@ class Host:
             "scope": {
                 "cgroup": f"/{(self._top / OURS).relative_to(mount_point())}",
                 "exclude_ports": [self._excluded_port],
-                # some of the loads sleep inside recv()
-                "blocking_readers": "accelerate",
             },
             "limits": {"drain_timeout_s": DRAIN_TIMEOUT_S},
             "paths": {
@@ -162,9 +170,43 @@ class Host:
         if not self.null:
             self.call("Disable")
 
-    def restore(self) -> None:
+    @contextmanager
+    def _left(self) -> Iterator[None]:
+        yield
         if not self.null:
             self.call("Enable")
+
+    @contextmanager
+    def _disabled(self) -> Iterator[None]:
+        if not self.null:
+            self.call("Disable")
+        yield
+
+    def _join(self) -> None:
+        """Returns when a live connection has joined that carries messages meanwhile."""
+        if self.null:
+            return
+        before = self.call("Stats")["joined_connections"]
+        self.call("Enable")
+        deadline = time.monotonic() + JOIN_TIMEOUT_S
+        while self.call("Stats")["joined_connections"] == before:
+            if time.monotonic() > deadline:
+                raise RuntimeError("no connection that is older than Enable has joined")
+            time.sleep(0.05)
+
+    @contextmanager
+    def enabled_with(self, scope: dict[str, Any]) -> Iterator[None]:
+        """Keys of [scope] and their values, by which it differs meanwhile; signature s."""
+        if self.null or not scope:
+            yield
+            return
+        self.call(
+            "EnableWith", "a{sv}", {name: Variant("s", value) for name, value in scope.items()}
+        )
+        try:
+            yield
+        finally:
+            self.call("EnableWith", "a{sv}", {"configured": Variant("b", True)})
 
 
 def spawn(

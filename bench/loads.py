@@ -10,6 +10,7 @@ from typing import Any
 
 from bench.datapaths import (
     EXCLUDED,
+    JOINED,
     OURS,
     OUTSIDE,
     RETIRED,
@@ -37,6 +38,8 @@ RR, STREAMS, SHORT, EDGES, TRACING = (
     "Connections that are not accelerated",
     "While somebody traces",
 )
+BLOCKING = 'Readers that sleep inside recv(), with blocking_readers = "accelerate"'
+OLDER = "Connections that are older than Enable"
 SUSTAINED = "Streams that go on"
 
 
@@ -94,16 +97,14 @@ class Loads:
             ours = self._result(listening, path)
         finally:
             end(listening)
-        if path.leave is not None:
-            self._host.restore()
         return ours, theirs
 
     def _result(self, process: subprocess.Popen[str], path: Datapath) -> dict[str, Any]:
         assert process.stdout is not None and process.stdin is not None
         line = process.stdout.readline()
         if line == "paused\n":
-            if path.leave is not None:
-                path.leave()
+            if path.change is not None:
+                path.change()
             process.stdin.write("go on\n")
             process.stdin.flush()
             line = process.stdout.readline()
@@ -122,9 +123,11 @@ class Loads:
         idle: int = 0,
         cpus: tuple[int, int] = TWO_CORES,
         pause: bool = False,
+        blocking: bool = False,
     ) -> Sample:
-        client = [size, connections, idle, self._duration, *(["pause"] if pause else [])]
-        server, result = self._talk(path, cpus, "rr", [size, connections + idle], client)
+        options = ["blocking"] if blocking else []
+        client = [size, connections, idle, self._duration, *options, *(["pause"] if pause else [])]
+        server, result = self._talk(path, cpus, "rr", [size, connections + idle, *options], client)
         return Sample(
             rate=result["operations"] / result["seconds"],
             server_cpu_us=server["cpu_seconds"] / server["operations"] * 1e6,
@@ -171,7 +174,15 @@ class Loads:
         )
 
     def workloads(self) -> list[Workload]:
-        return [*self._rr(), *self._streams(), *self._short(), *self._edges(), self._traced()]
+        return [
+            *self._rr(),
+            *self._streams(),
+            *self._short(),
+            *self._blocking(),
+            self._joined(),
+            *self._edges(),
+            self._traced(),
+        ]
 
     def _rr(self) -> list[Workload]:
         found = []
@@ -246,6 +257,33 @@ class Loads:
             )
             for size in (64, 1024, 16384, 65536, 262144)
         ]
+
+    def _blocking(self) -> list[Workload]:
+        return [
+            Workload(
+                f"rr-64-blocking-{name}",
+                BLOCKING,
+                f"64 B, {name.replace('-', ' ')}",
+                "round trips/s",
+                "round trip",
+                partial(self.rr, size=64, cpus=cpus, blocking=True),
+                scope={"blocking_readers": "accelerate"},
+            )
+            for name, cpus in (("same-core", SAME_CORE), ("two-cores", TWO_CORES))
+        ]
+
+    def _joined(self) -> Workload:
+        return Workload(
+            "rr-64-joined",
+            OLDER,
+            "64 B there and back, same core",
+            "round trips/s",
+            "round trip",
+            partial(self.rr, size=64, cpus=SAME_CORE, pause=True),
+            datapaths=(TCP, OURS, JOINED),
+            targets={f"{JOINED}/{OURS}": 0.97},
+            rounds=9,
+        )
 
     def _traced(self) -> Workload:
         return Workload(

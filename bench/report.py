@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from bench.datapaths import AGAIN, OURS, TCP, TEXTBOOK, TRACED, UNIX
+from bench.datapaths import AGAIN, JOINED, OURS, TCP, TEXTBOOK, TRACED, UNIX
 from bench.spread import Spread
 
 Entry = dict[str, Any]
@@ -70,7 +70,7 @@ def _verdict(entry: Entry, name: str) -> str:
 def _ratios(results: Entry, group: str) -> str:
     entries = [entry for entry in results["workloads"] if entry["group"] == group]
     datapaths = entries[0]["datapaths"]
-    if OURS not in datapaths or {TRACED, AGAIN} & set(datapaths):
+    if OURS not in datapaths or {TRACED, JOINED, AGAIN} & set(datapaths):
         return _edges(entries)
     head = ["", "plain TCP", "sockredird", *(f"x {_HEADS[name]}" for name in AGAINST)]
     rows = []

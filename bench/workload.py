@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from bench.datapaths import AGAIN, OURS, TCP, TEXTBOOK, TRACED, UNIX, Datapath, Host
+from bench.datapaths import AGAIN, JOINED, OURS, TCP, TEXTBOOK, TRACED, UNIX, Datapath, Host
 from bench.spread import spread
 
 EVERYWHERE = (TCP, OURS, TEXTBOOK, UNIX)
@@ -39,6 +39,7 @@ class Workload:
     targets: dict[str, float] = field(default_factory=dict)  # "a/b" -> smallest ratio wanted
     quick: bool = False
     accelerated: bool = True  # whether OURS is expected to redirect
+    scope: dict[str, str] = field(default_factory=dict)  # keys of [scope] that it needs
     close: Callable[[], None] = lambda: None  # after the last round
 
 
@@ -47,8 +48,7 @@ def ratio_names(datapaths: Sequence[str]) -> list[str]:
     names = [f"{name}/{TCP}" for name in datapaths if name != TCP]
     if OURS in datapaths:
         names += [f"{OURS}/{name}" for name in (TEXTBOOK, UNIX) if name in datapaths]
-    if TRACED in datapaths:
-        names.append(f"{TRACED}/{OURS}")
+    names += [f"{name}/{OURS}" for name in (TRACED, JOINED) if name in datapaths]
     return names
 
 
@@ -68,12 +68,13 @@ def measure(workload: Workload, host: Host, rounds: int) -> dict[str, Any]:
     before = host.redirected()
     samples: list[dict[str, dict[str, float]]] = []
     try:
-        for number in range(rounds):
-            samples.append({name: _run(workload, host, name) for name in order(names, number)})
+        with host.enabled_with(workload.scope):
+            for number in range(rounds):
+                samples.append({name: _run(workload, host, name) for name in order(names, number)})
     finally:
         workload.close()
     redirected = host.redirected() - before
-    if OURS in names and workload.accelerated != bool(redirected) and not host.null:
+    if {OURS, JOINED} & set(names) and workload.accelerated != bool(redirected) and not host.null:
         raise RuntimeError(f"{workload.name}: {redirected} messages were redirected")
     return {
         "name": workload.name,

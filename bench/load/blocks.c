@@ -31,7 +31,7 @@ static void http(int fd)
 	size_t size = 0;
 
 	send_all(fd, request, sizeof(request) - 1);
-	while ((got = recv(fd, page + size, sizeof(page) - size, 0)) > 0)
+	while ((got = receive(fd, page + size, sizeof(page) - size)) > 0)
 		size += got;
 	if (got || size < SMALLEST_PAGE || memcmp(page, "HTTP/1.1 200", 12))
 		errx(1, "%zu bytes that are no page", size);

@@ -29,7 +29,7 @@ static void server(const char *address, int defer, int delay)
 			break;
 		send_all(fd, buffer, size);
 		/* the client closes first, as most do that ask once; it has TIME_WAIT */
-		recv(fd, buffer, 1, 0);
+		receive(fd, buffer, 1);
 		close(fd);
 		if (served++ == warm_up)
 			cpu = cpu_ns();
@@ -67,14 +67,6 @@ static void client(const char *address, int milliseconds)
 	       (now - start) / 1e9, cpu / 1e9);
 	buffer[0] = 'E';
 	send_all(join(address), buffer, size);
-}
-
-static int given(char **arguments, const char *word)
-{
-	for (; *arguments; arguments++)
-		if (!strcmp(*arguments, word))
-			return 1;
-	return 0;
 }
 
 int main(int argc, char **argv)

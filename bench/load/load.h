@@ -12,6 +12,7 @@
 #include <errno.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <poll.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -139,11 +140,31 @@ static inline void send_all(int fd, const char *buffer, size_t size)
 	}
 }
 
+/*
+ * Whether to poll() before each recv(), as programs with an event loop do. A program that sleeps
+ * inside recv() is left on TCP, unless blocking_readers = "accelerate".
+ */
+static int polls = 1;
+
+static inline void await_data(int fd)
+{
+	struct pollfd readable = { .fd = fd, .events = POLLIN };
+
+	if (polls && poll(&readable, 1, -1) != 1)
+		err(1, "poll");
+}
+
+static inline ssize_t receive(int fd, char *buffer, size_t size)
+{
+	await_data(fd);
+	return recv(fd, buffer, size, 0);
+}
+
 /* 0 at the end of the stream. */
 static inline int recv_all(int fd, char *buffer, size_t size)
 {
 	while (size) {
-		ssize_t got = recv(fd, buffer, size, 0);
+		ssize_t got = receive(fd, buffer, size);
 
 		if (got < 0)
 			err(1, "recv");
@@ -153,6 +174,15 @@ static inline int recv_all(int fd, char *buffer, size_t size)
 		size -= got;
 	}
 	return 1;
+}
+
+/* Whether an option is among the arguments, which end with NULL. */
+static inline int given(char **arguments, const char *word)
+{
+	for (; *arguments; arguments++)
+		if (!strcmp(*arguments, word))
+			return 1;
+	return 0;
 }
 
 static inline char *allocate(size_t size)
@@ -175,15 +205,23 @@ static inline void many_files(void)
 		err(1, "RLIMIT_NOFILE");
 }
 
-/* Waits for a line on stdin: whoever started us does something to the live connections first. */
-static inline void await_word(const char *say)
+static inline void say(const char *word)
 {
+	printf("%s\n", word);
+	fflush(stdout);
+}
+
+/* Whether there is a line on stdin: whoever started us has done what he wanted to the connections. */
+static inline int told_to_go_on(void)
+{
+	struct pollfd word = { .fd = 0, .events = POLLIN };
 	char line[16];
 
-	printf("%s\n", say);
-	fflush(stdout);
-	if (!fgets(line, sizeof(line), stdin))
+	if (poll(&word, 1, 0) != 1)
+		return 0;
+	if (read(0, line, sizeof(line)) <= 0)
 		errx(1, "nobody said to go on");
+	return 1;
 }
 
 #endif

@@ -20,7 +20,7 @@ static void hear(int fd, const char *end)
 	size_t have = 0, length = strlen(end);
 
 	do {
-		ssize_t got = recv(fd, buffer + have, room - have, 0);
+		ssize_t got = receive(fd, buffer + have, room - have);
 
 		if (got <= 0)
 			err(1, "recv");

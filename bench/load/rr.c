@@ -2,12 +2,12 @@
 /*
  * Request and response of `size` bytes, one outstanding per connection.
  *
- *	rr server ADDRESS SIZE CONNECTIONS
- *	rr client ADDRESS SIZE CONNECTIONS IDLE MILLISECONDS [pause]
+ *	rr server ADDRESS SIZE CONNECTIONS [blocking]
+ *	rr client ADDRESS SIZE CONNECTIONS IDLE MILLISECONDS [blocking] [pause]
  *
- * IDLE connections more are open and have carried one request each. `pause`: between the warm-up
- * and the measurement, until a line comes on stdin. One connection is used with blocking calls,
- * several with epoll.
+ * IDLE connections more are open and have carried one request each. `pause`: the warm-up lasts until
+ * a line comes on stdin. One connection is read after poll(), with `blocking` inside recv(); several
+ * are read after epoll_wait().
  */
 #include "load.h"
 #include <sys/epoll.h>
@@ -195,8 +195,11 @@ static void client(const char *address, int connections, int idle, int milliseco
 		hear(fds[i]);
 	}
 	warm_up(fds, connections);
-	if (pause)
-		await_word("paused");
+	if (pause) {
+		say("paused");
+		while (!told_to_go_on())
+			warm_up(fds, connections);
+	}
 	buffer[0] = START;
 	start = begin();
 	end = start.wall + milliseconds * 1000000ULL;
@@ -221,10 +224,12 @@ int main(int argc, char **argv)
 	many_files();
 	size = strtoul(argv[3], NULL, 10);
 	buffer = allocate(size);
+	polls = atoi(argv[4]) == 1 && !given(argv + 5, "blocking");
 	if (!strcmp(argv[1], "server"))
 		server(argv[2], atoi(argv[4]));
 	else if (argc >= 7)
-		client(argv[2], atoi(argv[4]), atoi(argv[5]), atoi(argv[6]), argc > 7);
+		client(argv[2], atoi(argv[4]), atoi(argv[5]), atoi(argv[6]),
+		       given(argv + 7, "pause"));
 	else
 		errx(2, "see rr.c for the arguments");
 	return 0;

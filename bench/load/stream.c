@@ -9,7 +9,6 @@
  * up: the client writes; down: the server does; both: each end writes and reads at the same time.
  */
 #include "load.h"
-#include <poll.h>
 #include <pthread.h>
 
 #define READ_SIZE (256 << 10)
@@ -41,16 +40,11 @@ static void *write_stream(void *argument)
 
 static uint64_t read_stream(int fd, double *seconds)
 {
-	struct pollfd readable = { .fd = fd, .events = POLLIN };
 	char *buffer = allocate(READ_SIZE);
 	uint64_t bytes = 0, start = 0;
 	ssize_t got = 0;
 
-	/*
-	 * poll() first: where another thread sends on the same socket, a blocking recv() on a
-	 * sockhash member may return EAGAIN (tcp_bpf_recvmsg() waits once).
-	 */
-	while (poll(&readable, 1, -1) == 1 && (got = recv(fd, buffer, READ_SIZE, 0)) > 0) {
+	while ((got = receive(fd, buffer, READ_SIZE)) > 0) {
 		if (!start)
 			start = now_ns();
 		bytes += got;
@@ -76,13 +70,8 @@ static void run(int fd, int writes, int reads)
 		pthread_join(writer, NULL);
 	cpu = cpu_ns() - cpu;
 	/* the reader's close says that it has read all: closing before would shorten its work */
-	if (!reads) {
-		struct timeval forever = { 60, 0 };
-
-		setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &forever, sizeof(forever));
-		while (recv(fd, &byte, 1, 0) > 0)
-			;
-	}
+	while (!reads && receive(fd, &byte, 1) > 0)
+		;
 	printf("{\"bytes\": %lu, \"seconds\": %.9f, \"cpu_seconds\": %.9f}\n", bytes, seconds,
 	       cpu / 1e9);
 }

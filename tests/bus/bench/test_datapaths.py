@@ -4,12 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from bench import blocks, loads
-from bench.datapaths import AGAIN, EXCLUDED, OURS, OUTSIDE, RETIRED, TCP, TEXTBOOK, UNIX, Host
+from bench.datapaths import (
+    AGAIN,
+    EXCLUDED,
+    JOINED,
+    OURS,
+    OUTSIDE,
+    RETIRED,
+    TCP,
+    TEXTBOOK,
+    UNIX,
+    Host,
+)
 from bench.loads import Loads
 from bench.workload import measure
 
@@ -34,17 +46,26 @@ def load(host: Host, programs: Path) -> Loads:
     return Loads(host, programs, DURATION_MS)
 
 
-@pytest.mark.parametrize("name", [TCP, OURS, TEXTBOOK, UNIX, EXCLUDED, OUTSIDE, RETIRED])
+@pytest.mark.parametrize("name", [TCP, OURS, TEXTBOOK, UNIX, EXCLUDED, OUTSIDE, RETIRED, JOINED])
 def test_only_ours_is_redirected_by_ours(host: Host, load: Loads, name: str) -> None:
-    before = host.redirected()
-    sample = load.rr(host.datapaths[name], size=64, pause=True)
-    redirected = host.redirected() - before
+    """Of what is measured: a connection that is retired has its warm-up redirected."""
+    path = host.datapaths[name]
+    before = 0
+
+    def change() -> None:
+        nonlocal before
+        if path.change is not None:
+            path.change()
+        before = host.redirected()
+
+    with path.around():
+        sample = load.rr(replace(path, change=change), size=64, pause=True)
+        redirected = host.redirected() - before
     assert sample.rate > 0 and sample.server_cpu_us > 0 and sample.client_cpu_us > 0
-    if name == OURS:
+    if name in (OURS, JOINED):
         assert redirected > 2 * sample.rate * DURATION_MS / 1000 * 0.9
     else:
-        # a connection that is retired has its warm-up redirected, and nothing of what is measured
-        assert redirected == (400 if name == RETIRED else 0)
+        assert redirected == 0
 
 
 @pytest.mark.parametrize("name", [TCP, OURS, TEXTBOOK, UNIX])

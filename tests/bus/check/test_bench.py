@@ -39,7 +39,7 @@ def test_whether_enabled_or_not(host: Host, client: Client) -> None:
     assert (client.get("State"), pins.directories(host.root)) == ("disabled", [])
     client.call("Enable")
     traffic = host.actor()
-    traffic.do(load.start, 4)
+    traffic.do(load.start, 4, 0.01)
     traffic.do(load.advance, 10)
     before = client.call("Stats")
     check_rows(client.call("Bench", "q", 0))
@@ -150,3 +150,22 @@ def test_stopping_waits_for_one(host: Host, seconds: float) -> None:
     assert pins.directories(host.root) == []
     assert not (cgroup.own() / sandbox._name(host.root)).exists()
     assert exercises(daemon.pid) == []
+
+
+def one_cpu(work: str, plain: float, accelerated: float) -> Row:
+    return {"work": work, "unit": "us", "plain": plain, "accelerated": accelerated}
+
+
+def test_the_estimate() -> None:
+    rows = [
+        one_cpu("round trip, 64 B, one CPU", 20.0, 10.0),
+        one_cpu("round trip, 8 KiB, one CPU", 40.0, 10.0),
+    ]
+    small = {"client_messages_per_second": 10_000, "client_bytes_per_second": 1_000_000}
+    large = {"server_messages_per_second": 10_000, "server_bytes_per_second": 100_000_000}
+    text = bench.estimate(rows, [small | large, {"leaving": True}])
+    # 10,000 times 5 us, and 10,000 times 15 us
+    assert "20,000 messages per second, they save 0.20 s" in text
+    assert "2 busiest" in text
+    for nothing in (bench.estimate(rows, []), bench.estimate(rows[:1], [small])):
+        assert nothing.startswith("For an estimate")
