@@ -68,8 +68,8 @@ def lockdown_finding(mode: str) -> Finding:
         return Finding(
             "lockdown",
             FAIL,
-            "the kernel is locked down (confidentiality), and lets no BPF program read the state of "
-            "sockets: boot with lockdown=integrity",
+            "the kernel is locked down (confidentiality), and lets no BPF program read the state "
+            "of sockets: boot with lockdown=integrity",
         )
     details = {
         "none": "kernel lockdown is off",

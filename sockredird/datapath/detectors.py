@@ -19,6 +19,12 @@ from sockredird.loader.records import DETECTOR_PREFIX, DETECTORS, detector_pin
 log = logging.getLogger(__name__)
 
 _NOT_ALWAYS = {"fionread"}  # there is nothing to see where the kernel counts redirected data
+_SEEN = {  # what a user knows of what they see
+    "splice": "splice(2)",
+    "recv": "MSG_WAITALL, MSG_TRUNC and MSG_OOB in recv(2)",
+    "received": "an interrupted recv(2)",
+    "send": "MSG_OOB in send(2)",
+}
 
 
 def is_detector(name: str) -> bool:
@@ -49,9 +55,9 @@ def attach(directory: Path) -> dict[str, int]:
     missing = sorted(DETECTORS.keys() - attached.keys() - _NOT_ALWAYS)
     if missing:
         log.info(
-            "this kernel does not show %s on accelerated sockets, as it lacks ftrace or BTF: leave "
-            "programs that do this out of scope, see sockredird(8), LIMITATIONS",
-            ", ".join(missing),
+            "this kernel lacks ftrace or BTF, so these are not seen on accelerated sockets: %s; "
+            "leave programs that use them out of scope, see sockredird(8), LIMITATIONS",
+            "; ".join(_SEEN[name] for name in missing),
         )
     return attached
 
