@@ -36,7 +36,7 @@ SENTENCES = {
     "pressure": "memory is short: tcp_mem, or the memory limit of a cgroup of either end",
     "peer_busy": "a call of the other end held its socket for long: its memory was slow to come",
     "revalidation": "a message went by TCP, so that firewalls and conntrack see the connection",
-    "blocking_reader": "a program sleeps inside recv(), which a signal or a pause would end with "
+    "blocking_reader": "sleeps inside recv(), which a signal or a pause would end with "
     'EAGAIN (blocking_readers = "tcp"); a timeout set in a client often makes it poll',
     "half_closed": "one end has shut down its side or closed, and the other is on TCP since",
     "peer_gone": "its peer was taken off the sockhash by somebody else",
@@ -52,6 +52,9 @@ SENTENCES = {
 }
 
 
+_OF_A_PROGRAM = {*LEARNED_FOR_GOOD, "blocking_reader"}
+
+
 def sentence(cause: str, *, who: str = "a program") -> str:
     """Why, in a sentence; `who` did it, where a program did."""
-    return f"{who} {SENTENCES[cause]}" if cause in LEARNED_FOR_GOOD else SENTENCES[cause]
+    return f"{who} {SENTENCES[cause]}" if cause in _OF_A_PROGRAM else SENTENCES[cause]

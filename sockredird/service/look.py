@@ -66,7 +66,7 @@ class Looks:
         if looked.joined:
             self._joined()
             self._pause, self._free = FIRST_S, max(self._free, 1)
-        elif looked.eligible <= looked.blocking and not self._free:
+        elif looked.eligible <= looked.left and not self._free:
             self._pause = LONGEST_S
         rest = 0.0 if self._free else SHARE * looked.seconds
         self._rested_at = asyncio.get_running_loop().time() + rest

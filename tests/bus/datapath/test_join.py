@@ -17,10 +17,15 @@ pytestmark = pytest.mark.parametrize(
 
 
 def await_joined(client: Client, count: int) -> None:
-    eventually(
-        lambda: client.call("Stats")["active_connections"] == count,
-        f"{count} live connections are accelerated",
-    )
+    """With what kept them from it, if they are not."""
+    try:
+        eventually(
+            lambda: client.call("Stats")["active_connections"] == count,
+            f"{count} live connections are accelerated",
+        )
+    except AssertionError as error:
+        stats = {name: value for name, value in client.call("Stats").items() if value}
+        raise AssertionError(f"{error}: {stats}, {client.get('LiveConnections')}") from None
 
 
 def test_enable_takes_over_what_is_there(host: Host, daemon: DaemonProcess, client: Client) -> None:

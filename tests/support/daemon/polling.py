@@ -14,7 +14,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from support.emulated import PATIENCE
-from support.traffic import Stream, connect, listen, pattern
+from support.traffic import Stream, connect, listen, name, pattern
 
 READ, STREAMED = 4096, 64 << 10
 SIZES = (64, 1, 900, 3000, 33)
@@ -64,6 +64,8 @@ class _Traffic(threading.Thread):
         self.ends: dict[int, _End] = {}
         self.error: BaseException | None = None
         self.ending = threading.Event()
+        self.going = threading.Event()
+        self.going.set()
         self.poll = select.epoll()
         with listen() as listener:
             for number in range(count):
@@ -79,6 +81,7 @@ class _Traffic(threading.Thread):
     def run(self) -> None:
         try:
             while not self.done():
+                self.going.wait()
                 for number, _ in self.poll.poll(0.05):
                     self.ends[number].read()
                 for end in self.ends.values():
@@ -98,6 +101,26 @@ _traffic: list[_Traffic] = []
 def start(count: int) -> None:
     _traffic.append(_Traffic(count))
     _traffic[-1].start()
+
+
+def addresses() -> list[tuple[str, str]]:
+    """Of both ends of each connection, as sockredirctl takes them."""
+    return [
+        (name(end.sock.getsockname()), name(end.sock.getpeername()))
+        for traffic in _traffic
+        for end in traffic.ends.values()
+    ]
+
+
+def pause() -> None:
+    """Nothing is sent or read from here on."""
+    for traffic in _traffic:
+        traffic.going.clear()
+
+
+def resume() -> None:
+    for traffic in _traffic:
+        traffic.going.set()
 
 
 def rounds() -> int:
