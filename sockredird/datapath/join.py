@@ -85,6 +85,7 @@ class Looked:
     eligible: int  # pairs with traffic that are in scope
     joined: int
     left: int  # of the eligible, those that stay on TCP for a cause
+    new: int  # of the eligible, those of which the next look knows whether they carry messages
     seconds: float  # of processor time that it took
 
 
@@ -130,12 +131,13 @@ class Joiner:
             self._tried[_key(pair)] = now, min(2 * rest, LONGEST_RETRY_S), cause or ""
             joined += cause is None
             left += _of_pair(pair, cause)
+        new = sum(any(end.sk not in self._segments for end in pair.ends) for pair in pairs)
         ends = [end for pair in pairs for end in pair.ends]
         self._segments = {end.sk: end.segments for end in ends}
         self._asleep = {end.sk for end in ends if not end.polls}
         self._note(left)
         self.looks, self.eligible, self.joined = self.looks + 1, len(pairs), self.joined + joined
-        return Looked(len(pairs), joined, len(left), time.thread_time() - began)
+        return Looked(len(pairs), joined, len(left), new, time.thread_time() - began)
 
     def _flows(self, pair: Pair) -> bool:
         """Whether each end has carried messages since the last look."""
@@ -191,17 +193,21 @@ def paired(candidates: list[Candidate]) -> Iterator[Pair]:
     by_peer: dict[int, list[Candidate]] = defaultdict(list)
     for end in ends.values():
         by_peer[end.peer_isn_1].append(end)
-    done: set[int] = set()
-    for end in ends.values():
-        mates = [
+    mates = {
+        end.sk: [
             mate
             for own in _own_isn(end)
             for mate in by_peer.get(own, [])
             if mate.sk != end.sk and end.peer_isn_1 in _own_isn(mate) and _same_addresses(end, mate)
         ]
-        if len(mates) != 1 or end.sk in done or mates[0].sk in done:
+        for end in ends.values()
+    }
+    done: set[int] = set()
+    for end in ends.values():
+        # of several that fit, as somebody has copied one, none is taken
+        if end.sk in done or len(mates[end.sk]) != 1 or len(mates[mates[end.sk][0].sk]) != 1:
             continue
-        mate = mates[0]
+        (mate,) = mates[end.sk]
         done |= {end.sk, mate.sk}
         serves = (end.netns, end.local_port) in listening
         if serves == ((mate.netns, mate.local_port) in listening):

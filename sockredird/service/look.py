@@ -7,7 +7,9 @@ from collections.abc import Awaitable, Callable
 
 from sockredird.datapath.join import Looked
 
-FIRST_S, LONGEST_S = 1.0, 15.0  # pauses between two looks, while there is something to join
+# Pauses between two looks: the first one while there is something to join. A connection that
+# becomes active is seen after the longest, and joins at the look after that, within 15 s.
+FIRST_S, LONGEST_S = 1.0, 12.0
 SHARE = 1000  # a look takes no more than this part of the time, but for the first few
 FREE_LOOKS = 5  # which are to join soon what is there at Enable
 
@@ -66,6 +68,8 @@ class Looks:
         if looked.joined:
             self._joined()
             self._pause, self._free = FIRST_S, max(self._free, 1)
+        elif looked.new:
+            self._pause = FIRST_S
         elif looked.eligible <= looked.left and not self._free:
             self._pause = LONGEST_S
         rest = 0.0 if self._free else SHARE * looked.seconds
