@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any
 
 REASONS_SHOWN = 5  # of each kind; stats has all
-UNITS_SHOWN = 4  # for each cause that keeps live connections on TCP; status --json has all
+UNITS_SHOWN = 2  # for each cause that keeps live connections on TCP; status --json has all
 _BETWEEN = {
     "loopback": "loopback connections",
     "host": "connections between addresses of this host",

@@ -24,7 +24,9 @@ def left(client: Client) -> list[dict[str, Any]]:
     return found
 
 
-def test_enable_says_how_many_joined(host: Host, client: Client) -> None:
+def test_enable_says_how_many_joined(host: Host, enabled: Client) -> None:
+    client = enabled  # what it takes to compile is not asked here
+    client.call("Disable")
     traffic = host.actor()
     traffic.do(polling.start, POLL)
     done = host.ctl("enable")

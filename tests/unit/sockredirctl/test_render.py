@@ -63,7 +63,7 @@ PROPERTIES: dict[str, Any] = {
     "properties",
     [
         {**PROPERTIES, "LiveConnections": {**LIVE, "left": []}},
-        {**PROPERTIES, "Problem": ""},
+        {**PROPERTIES, "Problem": "", "Scope": {**PROPERTIES["Scope"], "only_ports": [6029]}},
     ],
     ids=["a problem", "connections not joined"],
 )
@@ -75,6 +75,6 @@ def test_status_fits(properties: dict[str, Any]) -> None:
     for value in (properties["Problem"].strip(), "6029", "(early_data 1,000,000,001, "):
         assert value in text
     if properties["LiveConnections"]["left"]:
-        shown = "1,000,000,000 of postgresql@15-main.service, and 1 more unit: a program sleeps "
+        shown = "1,000,000,000 of postgresql@13-main.service, and 3 more units: a program sleeps "
         assert f"Not joined: 1,000,000,000 of {UNIT.format(12)}, " in text
         assert shown in text
