@@ -1,12 +1,13 @@
 # make test     everything the tests need, and the tests; as root, or through sudo
 # make unit     those of the tests that need no root: as the user who calls it, in half a minute
 # make fuzz     an hour of made-up messages, configurations and state files; FUZZ_S=60: a minute for each
+# make programs connections of real programs, with all that are not needed for make test
 # make torture  the lifecycle tests, for an hour
 # make bench    figures for docs/benchmarks and the README, in ten minutes; QUICK=1: in one, beside them
 # make vm-test  the package on Debian kernels in virtual machines; KERNEL=6.1, 6.12, 7.3 or all
 # make semantics  docs/semantics.md, from what the conformance suite finds on this kernel
 # make kernels  docs/kernels.md, from what the virtual machines found; semantics.md, too
-# make release-test  torture, fuzzer and all virtual machines: what .ci/run has no time for
+# make release-test  torture, fuzzer, programs and all virtual machines: what .ci/run has no time for
 # make check    static checks: Python, manual pages, unit, D-Bus policy
 # make deb      dist/sockredird_*.deb
 # make demo     builds and installs the package, shows it at work
@@ -28,6 +29,8 @@ HOST_TEST_DEPS := prometheus
 # of bench/: what compiles its load generators, and the programs they are compared with
 BENCH_DEPS := apache2-bin gcc libc6-dev iperf3 memcached nginx-light postgresql python3-matplotlib \
 	redis-tools sockperf wrk
+# of tests/bus/programs
+PROGRAM_DEPS := golang-go haproxy memcached nginx-light nodejs pgbouncer postgresql redis-server
 VM_DEPS := e2fsprogs golang-go mmdebstrap util-linux
 # In the guests only: what the tests there use besides.
 VM_PACKAGES := bash-completion man-db polkitd
@@ -43,7 +46,7 @@ SOURCES := $(wildcard sockredird sockredirctl tests bench) \
 	$(shell grep -lsE '^\#!.*python3' packaging/* tools/*)
 MANPAGES := $(wildcard man/*.[58])
 
-.PHONY: all release-test install-deps test unit fuzz torture semantics bench \
+.PHONY: all release-test install-deps test unit fuzz programs torture semantics bench \
 	vm-test vm-deps vm-roots kernels \
 	check check-deps check-python check-c check-man check-systemd check-dbus check-packaging \
 	deb lintian demo clean
@@ -69,6 +72,11 @@ FUZZ_S := 600
 fuzz: install-deps
 	$(ROOT) env PYTHONDONTWRITEBYTECODE=1 SOCKREDIR_FUZZ_S=$(FUZZ_S) $(PYTHON) -m pytest \
 		tests/unit/test_fuzz.py $(PYTEST_ARGS)
+
+# What is installed of these, `make test` runs as well.
+programs: install-deps
+	@$(APT_INSTALL) $(PROGRAM_DEPS)
+	$(ROOT) env PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m pytest -rs tests/bus/programs $(PYTEST_ARGS)
 
 # An hour or so: kills, upgrades and cycles by the hundreds, where `make test` has a few.
 torture: install-deps
@@ -113,7 +121,7 @@ vm-roots: vm-deps
 		$(VM_CONTENTS)
 
 # What .ci/run has no time for, see RELEASE.md.
-release-test: torture fuzz
+release-test: torture fuzz programs
 	$(MAKE) vm-test KERNEL=all
 
 # From the results of the last `make vm-test`.

@@ -56,7 +56,7 @@ _sockredirctl() {
     case $command in
         '') options=(--help --version) ;;
         enable)
-            options=(--configured --unit --cgroup --wait --exclude-unit --exclude-cgroup
+            options=(--configured --unit --cgroup --wait --no-block --exclude-unit --exclude-cgroup
                 --addresses --port --exclude-port)
             ;;
         disable) options=(--force) ;;

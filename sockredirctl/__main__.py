@@ -30,6 +30,9 @@ from sockredirctl import list as list_
 from sockredirctl.client import Client
 from sockredirctl.errors import ClientError, Exit, NoBus, NotRunning
 
+# The daemon joins at its second look, a second after the first.
+JOIN_S, JOIN_PAUSE_S = 3.0, 0.1
+
 
 async def _enable(client: Client, arguments: argparse.Namespace) -> None:
     await _start(client)
@@ -43,7 +46,7 @@ async def _enable(client: Client, arguments: argparse.Namespace) -> None:
             else:
                 await client.call("EnableWith", "a{sv}", asked)
 
-    properties = await _changing(client, enable, stays=asked is None)
+    properties = await _changing(client, enable, stays=asked is None, wait=not arguments.no_block)
     waiting = [unit for unit, path in properties["Units"].items() if not path]
     if waiting:
         print(
@@ -57,9 +60,12 @@ async def _enable(client: Client, arguments: argparse.Namespace) -> None:
 
 
 async def _changing(
-    client: Client, change: Callable[[], Awaitable[None]], *, stays: bool
+    client: Client, change: Callable[[], Awaitable[None]], *, stays: bool, wait: bool = True
 ) -> dict[str, Any]:
-    """Makes a change, prints the scope that is then in force, and returns the properties."""
+    """Makes a change, prints the scope that is then in force, and returns the properties.
+
+    With `wait` it also prints how many live connections joined.
+    """
     before, counted = render.printable(await client.properties()), await client.call("Stats")
     await change()
     properties: dict[str, Any] = render.printable(await client.properties())
@@ -69,7 +75,23 @@ async def _changing(
         same = all(before[name] == properties[name] for name in ("Since", "Scope"))
         left = after["retired_connections"] - counted["retired_connections"]
         print(scope.summary(properties, 0 if same else left, stays))
+        if wait and not same:
+            sys.stdout.flush()
+            print(await _joined(client))
     return properties
+
+
+async def _joined(client: Client) -> str:
+    """How many live connections the daemon has joined, once it can know which carry messages."""
+    deadline = time.monotonic() + JOIN_S
+    async with progress.shown("joining connections that are established already"):
+        found = await client.property("LiveConnections")
+        while time.monotonic() < deadline and (
+            found["looks"] < 1 or (found["looks"] < 2 and found["eligible"])
+        ):
+            await asyncio.sleep(JOIN_PAUSE_S)
+            found = await client.property("LiveConnections")
+    return scope.joined(found)
 
 
 async def _start(client: Client) -> None:

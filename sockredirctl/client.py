@@ -140,6 +140,9 @@ class Client:
         )
         return result
 
+    async def property(self, name: str) -> Any:
+        return await self.call("Get", "ss", INTERFACE, name, interface=_PROPERTIES)
+
     async def all_connections(self, query: dict[str, Variant]) -> list[dict[str, Any]]:
         """All connections of a query: the daemon writes them to a pipe, one by one."""
         read_end, write_end = os.pipe()

@@ -8,6 +8,7 @@ from itertools import islice
 from typing import Any
 
 REASONS_SHOWN = 5  # of each kind; stats has all
+UNITS_SHOWN = 2  # for each cause that keeps live connections on TCP; status --json has all
 _BETWEEN = {
     "loopback": "loopback connections",
     "host": "connections between addresses of this host",
@@ -142,6 +143,20 @@ def _kept(from_where: dict[str, str]) -> str:
     return words
 
 
+def not_joined(left: list[dict[str, Any]]) -> list[str]:
+    """A line for each cause that keeps live connections on TCP, with their units."""
+    units: dict[str, list[str]] = {}
+    for one in left:
+        who = one["unit"] or "no unit"
+        units.setdefault(one["detail"], []).append(f"{one['connections']:,} of {who}")
+    parts = []
+    for detail, found in units.items():
+        if rest := found[UNITS_SHOWN:]:
+            found = [*found[:UNITS_SHOWN], f"and {len(rest)} more unit{'s'[: len(rest) != 1]}"]
+        parts.append(f"  Not joined: {', '.join(found)}: {detail}")
+    return parts
+
+
 def status(properties: dict[str, Any], stats: dict[str, int], now: float, width: int) -> str:
     """Lines of at most `width` columns, except for longer words."""
     since = datetime.fromtimestamp(properties["Since"] / 1e6).astimezone()
@@ -155,13 +170,14 @@ def status(properties: dict[str, Any], stats: dict[str, int], now: float, width:
         *([f"              {from_where}"] if from_where else []),
         f"      Kernel: {kernel(properties['Kernel'])}",
         f" Connections: {stats['active_connections']:,} accelerated now, "
-        f"{stats['accelerated_connections']:,} in all "
+        f"{stats['accelerated_connections']:,} in all, {stats['joined_connections']:,} joined "
         f"({stats['map_entries']:,} of {stats['map_capacity']:,} sockhash entries)",
         f"       Share: {share(stats)} of the connections in scope",
         f"     Traffic: {stats['redirected_messages']:,} messages, "
         f"{bytes_(stats['redirected_bytes'])} redirected",
     ]
     lines += [_reasons(kind, stats) for kind in ("declined", "retired")]
+    lines += not_joined(properties["LiveConnections"]["left"])
     wrapper = textwrap.TextWrapper(
         width, subsequent_indent=" " * 14, break_long_words=False, break_on_hyphens=False
     )

@@ -26,6 +26,11 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         action="store_true",
         help="drop options given earlier, and use the scope of the configuration file",
     )
+    command.add_argument(
+        "--no-block",
+        action="store_true",
+        help="return at once: do not say how many established connections were joined",
+    )
     where = command.add_mutually_exclusive_group()
     where.add_argument(
         "--unit",
@@ -128,3 +133,15 @@ def summary(properties: dict[str, Any], left: int, stays: bool) -> str:
         connections = "connection has" if left == 1 else "connections have"
         lines.append(f"{left:,} {connections} gone back to TCP because of this change.")
     return "\n".join(lines)
+
+
+def joined(found: dict[str, Any]) -> str:
+    """What became of connections that were established before; `found`: LiveConnections."""
+    count, left = found["joined"], sum(one["connections"] for one in found["left"])
+    connections = "connection" if count == 1 else "connections"
+    text = (
+        f"{count:,} {connections} established before joined; idle ones follow when they are used."
+    )
+    if left:
+        text += f"\n{left:,} cannot: sockredirctl status says why."
+    return text

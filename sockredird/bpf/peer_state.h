@@ -9,6 +9,36 @@
 #define STATE_FIELD(dst, st, field) \
 	KERNEL_FIELD(dst, st, __builtin_offsetof(struct sock_state, field))
 
+/* Kernel addresses of the other end's socket and state; 0 while they are not known. */
+struct other_end {
+	__u64 sk;
+	__u64 st;
+};
+
+inline_fn void read_handshake(struct other_end *other, const struct handshake *hs, __u32 side)
+{
+	other->sk = side == CLIENT ? hs->server_sk : hs->client_sk;
+	other->st = side == CLIENT ? hs->server_st : hs->client_st;
+}
+
+/*
+ * An end that has not sent since it was paired, or joined, finds the other one in the handshake.
+ * Pairs with find_peer(), which notes both addresses before it deletes the handshake, the socket's
+ * last.
+ */
+inline_fn void find_other_end(struct other_end *other, const struct sock_state *st)
+{
+	struct pair pair = st->self.pair;
+	struct handshake *hs = READ_ONCE(st->peer_sk) ? NULL : handshakes.lookup(&pair);
+
+	if (hs) {
+		read_handshake(other, hs, st->self.side);
+	} else {
+		other->sk = READ_ONCE(st->peer_sk);
+		other->st = READ_ONCE(st->peer_st);
+	}
+}
+
 /* Whether the state of an end is at the address, and not what the memory is used for by now. */
 inline_fn int is_state_of(__u64 st, const struct end *end)
 {

@@ -82,10 +82,11 @@ struct handshake {
 	__u64 server_st;
 };
 
-/* One end of a connection that is not accelerated, and could be; written by sockredir_candidates. */
+/* One end of a connection that is in scope and not accelerated; written by sockredir_candidates. */
 struct candidate {
-	__u64 sk;    /* kernel address of the struct sock */
-	__u64 netns; /* cookie */
+	__u64 sk;     /* kernel address of the struct sock */
+	__u64 netns;  /* cookie */
+	__u64 cgroup; /* id */
 	__u32 local_ip[4];
 	__u32 remote_ip[4];
 	__u16 local_port; /* host byte order */
@@ -95,6 +96,7 @@ struct candidate {
 	__u32 peer_isn_1; /* its peer's, exactly */
 	__u32 segments;	  /* with data, sent and received so far */
 	__u32 polls;	  /* its program polls, see carry/reader.h */
+	__u32 cause;	  /* enum cause: why it stays on TCP */
 };
 
 /* One end of a pair that is to be put on the sockhash; by the address of its struct sock. */
@@ -109,8 +111,8 @@ struct joining {
 /* What came of it. */
 struct joined {
 	__u64 sk;
-	__s32 error; /* 0, or a negative errno */
-	__u32 cause; /* enum cause: why it was not tried */
+	__u32 cause; /* enum cause: why it could not be put there; CAUSE_NONE: it is there */
+	__u32 pad;
 };
 
 enum mode {

@@ -57,6 +57,7 @@ class Backend(Protocol):
     async def unsubscribe(self, client: str) -> None: ...
     def properties(self) -> dict[str, Variant]: ...
     def kernel(self) -> dict[str, Any]: ...
+    def live_connections(self) -> dict[str, Any]: ...
 
 
 def variants(values: dict[str, Any]) -> dict[str, Variant]:
@@ -258,6 +259,14 @@ class Manager1(ServiceInterface):  # type: ignore[misc]
     def Kernel(self) -> "a{sv}":
         """How the running kernel passed the last check; not signalled."""
         return variants(self._backend.kernel())
+
+    @dbus_property(access=PropertyAccess.READ)
+    @no_type_check
+    def LiveConnections(self) -> "a{sv}":
+        """What the looks for connections that could be joined came to; not signalled."""
+        values = self._backend.live_connections()
+        left = Variant("aa{sv}", [variants(one) for one in values.pop("left")])
+        return {**variants(values), "left": left}
 
     @signal(name="Event")
     @no_type_check

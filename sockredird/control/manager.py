@@ -21,6 +21,7 @@ from sockredird.control.health import Health
 from sockredird.control.state import Intent
 from sockredird.control.totals import Totals
 from sockredird.datapath import inventory
+from sockredird.datapath.causes import sentence
 from sockredird.datapath.generation import WALK_SHARE, Generation, Walked, discard
 from sockredird.datapath.join import Joiner, Looked
 from sockredird.datapath.learned import Learned, has_kernel_tls
@@ -389,12 +390,23 @@ class Manager:
     def join_live(self) -> Looked:
         """Puts live connections on the sockhash that carry messages, and could have been there."""
         if self.live is None:
-            return Looked(0, 0, 0, 0.0)
+            return Looked(0, 0, 0, 0, 0.0)
         try:
             return self._joiner.look(self.live, self.scope.addresses)
         except OSError as error:
             log.warning("live connections cannot be joined now: %s", error)
-            return Looked(0, 0, 0, 0.0)
+            return Looked(0, 0, 0, 0, 0.0)
+
+    def live_connections(self) -> dict[str, Any]:
+        """What the looks for live connections came to so far, for whoever shows it; any thread."""
+        joiner = self._joiner
+        left = [{**one, "detail": sentence(one["reason"])} for one in joiner.summary]
+        return {
+            "looks": joiner.looks,
+            "eligible": joiner.eligible,
+            "joined": joiner.joined,
+            "left": left if self.live is not None else [],
+        }
 
     def walk_rest(self) -> float:
         """Seconds between the end of a walk and the next one; from another thread."""
@@ -498,6 +510,7 @@ class Manager:
             cgroups=tuple(self.units.values()) if self.scope.units else (self.scope.cgroup,),
             generations=self.generations,
             learned=self._learned,
+            left=self._joiner.left,
         )
 
     def _enter(self, state: str) -> None:

@@ -36,7 +36,7 @@ SENTENCES = {
     "pressure": "memory is short: tcp_mem, or the memory limit of a cgroup of either end",
     "peer_busy": "a call at the other end held its socket for long, as it waited for memory pages",
     "revalidation": "a message went by TCP, so that firewalls and conntrack see the connection",
-    "blocking_reader": "a program sleeps inside recv(), which a signal or a pause would end with "
+    "blocking_reader": "sleeps inside recv(), which a signal or a pause would end with "
     'EAGAIN (blocking_readers = "tcp"); many clients poll instead if a timeout is set',
     "half_closed": "one end has shut down its side or closed, and the other has used TCP since",
     "peer_gone": "its peer was taken off the sockhash by another program",
@@ -51,8 +51,10 @@ SENTENCES = {
     "never_quiet": "it was joined, but its reader never caught up with what TCP had carried",
     "disable": "acceleration is disabled, or was disabled during this connection",
 }
+# Their sentences have the program as the subject.
+_OF_A_PROGRAM = {*LEARNED_FOR_GOOD, "blocking_reader"}
 
 
 def sentence(cause: str, *, who: str = "a program") -> str:
     """What a cause means; `who` is the subject where a program did something."""
-    return f"{who} {SENTENCES[cause]}" if cause in LEARNED_FOR_GOOD else SENTENCES[cause]
+    return f"{who} {SENTENCES[cause]}" if cause in _OF_A_PROGRAM else SENTENCES[cause]

@@ -349,7 +349,7 @@ class Generation:
     # -- live connections --------------------------------------------------------------------
 
     def candidates(self) -> Iterator[Any]:
-        """A struct candidate for each end that could be joined, and for each listener."""
+        """A struct candidate for each end in scope with traffic, and for each listener."""
         for chunk in self._lines("candidates"):
             yield from record("candidate").iter_unpack(chunk)
 
@@ -364,9 +364,10 @@ class Generation:
             return bool(libbpf.lookup(self._pins["own_addresses"], key, 4) is not None)
         return False
 
-    def join(self, pairs: Sequence[Joinable]) -> int:
-        """Puts both ends of these connections on the sockhash. Returns how many pairs are complete.
+    def join(self, pairs: Sequence[Joinable]) -> list[str | None]:
+        """Puts both ends of these connections on the sockhash.
 
+        For each pair None if that is done, or the cause why not, which is empty if one end is gone.
         A pair with one end that could not be put there is taken off again: nothing was redirected
         to that end, as its peer was not there.
         """
@@ -382,14 +383,17 @@ class Generation:
                     pair=key, side=side, flow=pair.flow(), server=pair.server_address()
                 )
                 libbpf.update(joining, end.sk.to_bytes(8, sys.byteorder), value)
-        on: set[int] = set()
+        causes: dict[int, str] = {}
         for chunk in self._lines("join"):
-            results = record("joined").iter_unpack(chunk)
-            on |= {r.sk for r in results if not r.error and not r.cause}
-        complete = 0
+            for result in record("joined").iter_unpack(chunk):
+                # once an end is there, the next process that has it open finds it on a sockmap
+                causes.setdefault(result.sk, CAUSES[result.cause])
+        on = {sk for sk, cause in causes.items() if not cause}
+        outcomes: list[str | None] = []
         for pair in pairs:
             ends = pair.client.sk, pair.server.sk
-            complete += on.issuperset(ends)
+            why = next((causes[sk] for sk in ends if causes.get(sk)), "")
+            outcomes.append(None if on.issuperset(ends) else why)
             for side, sk in enumerate(ends):
                 with suppress(FileNotFoundError):
                     libbpf.delete(joining, sk.to_bytes(8, sys.byteorder))
@@ -402,7 +406,7 @@ class Generation:
             if not on.issuperset(ends):
                 with suppress(FileNotFoundError):
                     libbpf.delete(handshakes, record("pair").pack(**pair.key))
-        return complete
+        return outcomes
 
     def _lines(self, program: str) -> Iterator[bytes]:
         """What an iterator over all open files writes, several records at a time."""

@@ -1,22 +1,24 @@
 """Joins live connections: puts both ends of what is established already on the sockhash.
 
-The datapath lists the ends that could be accelerated (bpf/pair/join.c), here they are paired, and
-the datapath joins the pairs that carry messages. A pair that is proposed wrongly is not redirected:
-the rule at the first message (bpf/carry/begin.h) proves each one.
+The datapath lists the ends that are in scope (bpf/pair/join.c), here they are paired, and the
+datapath joins the pairs that carry messages. A pair that is proposed wrongly is not redirected: the
+rule at the first message (bpf/carry/begin.h) proves each one.
 """
 
 from __future__ import annotations
 
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from sockredird.datapath.generation import Generation
+from sockredird.kernel.cgroup import Names
 from sockredird.loader.header import record
-from sockredird.loader.records import CAPACITIES, FLOW, ip_bytes
+from sockredird.loader.records import CAPACITIES, CAUSES, FLOW, SIDES, ip_bytes
 
+POLLED_LOOKS = 4  # a program that was not seen to poll for so long sleeps inside recv()
 FLOWING = 2  # segments with data between two looks, sent and received by one end
 # Seconds before a pair that did not begin, or had to leave, is tried again; doubled each time.
 RETRY_S, LONGEST_RETRY_S = 10.0, 600.0
@@ -32,14 +34,14 @@ class Pair:
     server: Candidate
 
     @property
+    def ends(self) -> tuple[Candidate, Candidate]:
+        """By enum side."""
+        return self.client, self.server
+
+    @property
     def key(self) -> dict[str, int]:
         """struct pair: each end's initial sequence number + 1, which its peer knows exactly."""
         return {"client_seq": self.server.peer_isn_1, "server_seq": self.client.peer_isn_1}
-
-    @property
-    def polls(self) -> bool:
-        """Whether both programs poll, rather than sleep inside recv()."""
-        return bool(self.client.polls and self.server.polls)
 
     def flow(self) -> bytes:
         """struct flow, as the client sees it."""
@@ -52,18 +54,39 @@ class Pair:
             server_port=c.remote_port,
         )
 
+    def flow_at_server(self) -> bytes:
+        """As the server sees it, which differs behind NAT or in another network namespace."""
+        s = self.server
+        return FLOW.pack(
+            client_ip=s.remote_ip,
+            server_ip=s.local_ip,
+            netns=s.netns,
+            client_port=s.remote_port,
+            server_port=s.local_port,
+        )
+
     def server_address(self) -> bytes:
         s = self.server
         return record("server_address").pack(ip=s.local_ip, netns=s.netns, port=s.local_port)
 
 
 @dataclass(frozen=True)
+class Left:
+    """Why a connection that carries messages stays on TCP, and at which of its ends."""
+
+    cause: str
+    side: str
+    cgroup: int  # id, of that end's
+
+
+@dataclass(frozen=True)
 class Looked:
     """What one look came to."""
 
-    eligible: int  # pairs with traffic that could be accelerated
+    eligible: int  # pairs with traffic that are in scope
     joined: int
-    blocking: int  # of the eligible, those that are left because an end does not poll
+    left: int  # of the eligible, those that stay on TCP for a cause
+    new: int  # of the eligible, those of which the next look knows whether they carry messages
     seconds: float  # of processor time that it took
 
 
@@ -71,35 +94,98 @@ class Joiner:
     """Remembers from look to look which connections carry messages, and which were tried."""
 
     def __init__(self) -> None:
+        self.looks = 0
+        self.eligible = 0  # at the last look
+        self.joined = 0  # in all looks
+        self.left: dict[bytes, Left] = {}  # at the last look, by struct flow as each end sees it
+        self.summary: list[dict[str, Any]] = []  # of that: unit, reason, connections
+        self._units: dict[int, str] = {}  # by id of the cgroup
         self._segments: dict[int, int] = {}  # by end, as of the last look
-        self._tried: dict[tuple[int, int], tuple[float, float]] = {}  # when, and how long it rests
+        self._polled: dict[int, int] = {}  # by end: the number of the last look that saw it poll
+        # by struct pair: when, how long it rests, and the cause for which it could not join
+        self._tried: dict[tuple[int, ...], tuple[float, float, str]] = {}
 
     def look(self, generation: Generation, addresses: str) -> Looked:
         """Joins the pairs that have carried messages since the last look. Raises OSError."""
         now, began = time.monotonic(), time.thread_time()
         found = list(generation.candidates())
-        pairs = [p for p in paired(found) if in_scope(p, addresses, generation.has_address)]
-        busy = [p for p in pairs if self._flows(p.client) and self._flows(p.server)]
-        self._segments = {c.sk: c.segments for p in pairs for c in (p.client, p.server)}
+        recent = {sk: n for sk, n in self._polled.items() if self.looks - n < POLLED_LOOKS}
+        self._polled = recent | {c.sk: self.looks for c in found if c.polls}
+        pairs = [
+            p
+            for p in paired(found)
+            if generation.has_port(p.server.local_port)
+            and in_scope(p, addresses, generation.has_address)
+        ]
         self._tried = {k: v for k, v in self._tried.items() if now - v[0] < 2 * LONGEST_RETRY_S}
-        fit = [p for p in busy if p.polls and generation.has_port(p.server.local_port)]
-        wanted = [p for p in fit if self._rested(p, now)][:MOST_PAIRS]
-        for pair in wanted:
-            client_seq, server_seq = pair.key.values()
-            _, rest = self._tried.get((client_seq, server_seq), (0.0, RETRY_S / 2))
-            self._tried[client_seq, server_seq] = now, min(2 * rest, LONGEST_RETRY_S)
-        joined = generation.join(wanted) if wanted else 0
-        blocking = sum(1 for p in busy if not p.polls)
-        return Looked(len(pairs), joined, blocking, time.thread_time() - began)
+        joined = 0
+        left: list[tuple[Pair, Left]] = []
+        wanted: list[Pair] = []
+        for pair in filter(self._flows, pairs):
+            tried, rest, before = self._tried.get(_key(pair), (0.0, 0.0, ""))
+            if reason := self._unfit(pair):
+                left.append((pair, reason))
+            elif now - tried < rest:
+                left += _of_pair(pair, before)
+            elif len(wanted) < MOST_PAIRS:
+                wanted.append(pair)
+        for pair, cause in zip(wanted, generation.join(wanted) if wanted else (), strict=True):
+            _, rest, _ = self._tried.get(_key(pair), (0.0, RETRY_S / 2, ""))
+            self._tried[_key(pair)] = now, min(2 * rest, LONGEST_RETRY_S), cause or ""
+            joined += cause is None
+            left += _of_pair(pair, cause)
+        new = sum(any(end.sk not in self._segments for end in pair.ends) for pair in pairs)
+        ends = [end for pair in pairs for end in pair.ends]
+        self._segments = {end.sk: end.segments for end in ends}
+        self._note(left)
+        self.looks, self.eligible, self.joined = self.looks + 1, len(pairs), self.joined + joined
+        return Looked(len(pairs), joined, len(left), new, time.thread_time() - began)
 
-    def _rested(self, pair: Pair, now: float) -> bool:
-        client_seq, server_seq = pair.key.values()
-        tried, rest = self._tried.get((client_seq, server_seq), (0.0, 0.0))
-        return now - tried >= rest
+    def _flows(self, pair: Pair) -> bool:
+        """Whether each end has carried messages since the last look."""
+        return all(
+            end.sk in self._segments
+            and (end.segments - self._segments[end.sk]) & 0xFFFFFFFF >= FLOWING
+            for end in pair.ends
+        )
 
-    def _flows(self, end: Candidate) -> bool:
-        before = self._segments.get(end.sk)
-        return before is not None and (end.segments - before) & 0xFFFFFFFF >= FLOWING
+    def _unfit(self, pair: Pair) -> Left | None:
+        """Why the pair cannot join now.
+
+        Where two programs take turns, only one of them polls at any moment. So an end counts as one
+        that polls if it was seen to poll at one of the last looks.
+        """
+        for side, end in zip(SIDES, pair.ends, strict=True):
+            if end.cause:
+                return Left(CAUSES[end.cause], side, end.cgroup)
+        for side, end in reversed(list(zip(SIDES, pair.ends, strict=True))):
+            if end.sk not in self._polled:
+                return Left("blocking_reader", side, end.cgroup)
+        return None
+
+    def _note(self, left: list[tuple[Pair, Left]]) -> None:
+        if any(reason.cgroup not in self._units for _, reason in left):
+            names = Names()
+            self._units = {
+                number: names.unit(number) or names.path(number)
+                for number in {reason.cgroup for _, reason in left}
+            }
+        counts = Counter((self._units[reason.cgroup], reason.cause) for _, reason in left)
+        self.left = {
+            flow: reason for pair, reason in left for flow in (pair.flow(), pair.flow_at_server())
+        }
+        self.summary = [
+            {"unit": unit, "reason": cause, "connections": count}
+            for (unit, cause), count in counts.most_common()
+        ]
+
+
+def _of_pair(pair: Pair, cause: str | None) -> list[tuple[Pair, Left]]:
+    return [(pair, Left(cause, SIDES[1], pair.server.cgroup))] if cause else []
+
+
+def _key(pair: Pair) -> tuple[int, ...]:
+    return tuple(pair.key.values())
 
 
 def paired(candidates: list[Candidate]) -> Iterator[Pair]:
@@ -113,17 +199,21 @@ def paired(candidates: list[Candidate]) -> Iterator[Pair]:
     by_peer: dict[int, list[Candidate]] = defaultdict(list)
     for end in ends.values():
         by_peer[end.peer_isn_1].append(end)
-    done: set[int] = set()
-    for end in ends.values():
-        mates = [
+    mates = {
+        end.sk: [
             mate
             for own in _own_isn(end)
             for mate in by_peer.get(own, [])
             if mate.sk != end.sk and end.peer_isn_1 in _own_isn(mate) and _same_addresses(end, mate)
         ]
-        if len(mates) != 1 or end.sk in done or mates[0].sk in done:
+        for end in ends.values()
+    }
+    done: set[int] = set()
+    for end in ends.values():
+        # of several that fit, as somebody has copied one, none is taken
+        if end.sk in done or len(mates[end.sk]) != 1 or len(mates[mates[end.sk][0].sk]) != 1:
             continue
-        mate = mates[0]
+        (mate,) = mates[end.sk]
         done |= {end.sk, mate.sk}
         serves = (end.netns, end.local_port) in listening
         if serves == ((mate.netns, mate.local_port) in listening):

@@ -13,6 +13,7 @@ from typing import Any
 from sockredird.config import Scope
 from sockredird.datapath.causes import sentence
 from sockredird.datapath.generation import Generation
+from sockredird.datapath.join import Left
 from sockredird.datapath.learned import Learned
 from sockredird.errors import InvalidConfig
 from sockredird.kernel import addresses, sockdiag
@@ -29,7 +30,7 @@ UNSEEN = {
     "port": "the listening port is not in scope",
     "cgroup": "a program is outside the cgroups in scope",
     "before_enable": "it was established before acceleration was enabled, and joins when it "
-    "carries messages and the programs at both ends poll",
+    "carries messages and its readers poll",
 }
 
 
@@ -44,6 +45,7 @@ class View:
     replaced: bool  # another datapath was in force before this one, since acceleration was enabled
     generations: list[Generation]
     learned: Learned
+    left: dict[bytes, Left]  # why live connections cannot join now, by struct flow
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,8 @@ def explain(view: View, keys: dict[str, Any]) -> list[dict[str, Any]]:
         answer = _answer(view, subject, state, reason, processes, names)
         if entry and reason == "learned":
             answer["detail"] += f": {entry.sentence()}"
+        elif subject.client is not None and reason == "blocking_reader":
+            answer["detail"] = _of_reader(view.left.get(flow))
         answers.append({**member, **answer})
     return answers + _elsewhere(view, keys, flows)[: MOST - len(answers)]
 
@@ -220,7 +224,8 @@ def _gone(view: View, namespace: Namespace, local: Address, remote: Address) -> 
 
 
 def _known(view: View, flow: bytes, members: dict[bytes, dict[str, Any]]) -> bool:
-    return flow in members or any(g.reason(flow) for g in view.generations)
+    known = flow in members or flow in view.left
+    return known or any(g.reason(flow) for g in view.generations)
 
 
 # -- why -----------------------------------------------------------------------------------------
@@ -239,6 +244,8 @@ def _state_of_connection(
     """State and reason of a connection."""
     if member:
         return ("leaving", member["reason"]) if member["leaving"] else ("accelerated", "")
+    if view.enabled and (left := view.left.get(flow)):
+        return "tcp", left.cause
     for generation in view.generations:
         if reason := generation.reason(flow):
             return "tcp", reason
@@ -314,6 +321,12 @@ def _answer(
     return answer
 
 
+def _of_reader(left: Left | None) -> str:
+    """Of a connection whose reader sleeps; without `left` it is not known which end's."""
+    who = f"the {left.side}'s program" if left is not None else "a program"
+    return f"{sentence('blocking_reader', who=who)}; the connection joins when it polls"
+
+
 def _detail(view: View, subject: Subject, reason: str, names: Names) -> str:
     if not reason:
         return ""
@@ -336,8 +349,8 @@ def _detail(view: View, subject: Subject, reason: str, names: Names) -> str:
         )
     elif reason == "before_enable" and view.replaced:
         detail = (
-            "it is older than the datapath in force, which replaced another one: the scope was "
-            "changed, or sockredird was upgraded"
+            "it is older than the datapath in force, which replaced another one, as the scope was "
+            "changed or sockredird upgraded; it joins when it carries messages and its readers poll"
         )
     elif reason == "ulp":
         found = sorted({s.ulp for s in subject.sockets} - {""})

@@ -278,6 +278,9 @@ class Daemon:
     def kernel(self) -> dict[str, Any]:
         return self._manager.kernel.summary()
 
+    def live_connections(self) -> dict[str, Any]:
+        return self._manager.live_connections()
+
     async def _check(self) -> list[Finding]:
         run = self._manager.kernel.run
         return await self._beside(lambda: run(lambda: self._manager.generations, self._worker.wait))

@@ -7,7 +7,9 @@ from collections.abc import Awaitable, Callable
 
 from sockredird.datapath.join import Looked
 
-FIRST_S, LONGEST_S = 1.0, 15.0  # pauses between two looks, while there is something to join
+# Pauses between two looks: the first one while there is something to join. A connection that
+# becomes active is seen after the longest, and joins at the look after that, within 15 s.
+FIRST_S, LONGEST_S = 1.0, 12.0
 SHARE = 1000  # looks take no more than one part in so many of the time
 FREE_LOOKS = 5  # without that limit, to join soon what is connected at Enable
 
@@ -66,7 +68,9 @@ class Looks:
         if looked.joined:
             self._joined()
             self._pause, self._free = FIRST_S, max(self._free, 1)
-        elif looked.eligible <= looked.blocking and not self._free:
+        elif looked.new:
+            self._pause = FIRST_S
+        elif looked.eligible <= looked.left and not self._free:
             self._pause = LONGEST_S
         rest = 0.0 if self._free else SHARE * looked.seconds
         self._rested_at = asyncio.get_running_loop().time() + rest

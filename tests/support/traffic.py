@@ -37,6 +37,11 @@ def pattern(position: int, size: int) -> bytes:
     return data
 
 
+def name(address: tuple[str, int]) -> str:
+    """As sockredirctl writes it."""
+    return f"{address[0]}:{address[1]}"
+
+
 class Corrupted(AssertionError):
     """A stream did not arrive as it was sent."""
 

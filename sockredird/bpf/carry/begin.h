@@ -19,6 +19,12 @@ inline_fn void load_barrier(struct sock_state *st)
 #endif
 }
 
+/* Orders stores in the same way. */
+inline_fn void store_barrier(struct sock_state *st)
+{
+	load_barrier(st); /* stores are not reordered with stores on x86 either */
+}
+
 /*
  * Whether no thread is in TCP's own receive code on `sk`, where it would not see redirected data.
  * Reads copied_seq before and after, so that a reader that came and went in between is noticed; the
@@ -51,11 +57,14 @@ inline_fn int find_peer(struct sock_state *st)
 {
 	struct pair pair = st->self.pair;
 	struct handshake *hs = handshakes.lookup(&pair);
+	struct other_end other = {};
 
 	if (!hs || !hs->server_sk || (st->joined && hs->joined < 3))
 		return 0;
-	st->peer_sk = st->self.side == CLIENT ? hs->server_sk : hs->client_sk;
-	st->peer_st = st->self.side == CLIENT ? hs->server_st : hs->client_st;
+	read_handshake(&other, hs, st->self.side);
+	WRITE_ONCE(st->peer_st, other.st);
+	store_barrier(st);
+	WRITE_ONCE(st->peer_sk, other.sk);
 	if (!st->joined || hs->joined > 3)
 		handshakes.delete(&pair);
 	else

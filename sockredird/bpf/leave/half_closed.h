@@ -52,6 +52,7 @@ inline_fn void ended(struct bpf_sock_ops *skops)
 	struct bpf_sock *sk = skops->sk;
 	struct sock_state *st;
 	struct tcp_sock *tp;
+	struct other_end other = {};
 	struct end self;
 	__u64 psock;
 	int err;
@@ -62,9 +63,10 @@ inline_fn void ended(struct bpf_sock_ops *skops)
 	tp = bpf_skc_to_tcp_sock(sk);
 	if (!st || !tp)
 		return;
+	find_other_end(&other, st);
 	err = kernel_err((__u64)tp);
 	psock = psock_of((__u64)tp);
-	if (err ? !psock || !psock_queue_empty(psock) || !idle_sender(st->peer_sk) :
+	if (err ? !psock || !psock_queue_empty(psock) || !idle_sender(other.sk) :
 		  !disconnected(tp, skops->args[0]))
 		return;
 	self = st->self;
@@ -87,8 +89,9 @@ inline_fn void half_closed(struct bpf_sock_ops *skops)
 	struct bpf_sock *sk = skops->sk;
 	struct sock_state *st;
 	struct tcp_sock *tp;
-	__u64 psock, peer_sk;
+	struct other_end other = {};
 	struct end self;
+	__u64 psock;
 
 	if (!sk)
 		return;
@@ -99,16 +102,10 @@ inline_fn void half_closed(struct bpf_sock_ops *skops)
 	psock = psock_of((__u64)tp);
 	if (!psock)
 		return; /* closed: the kernel took it off before */
-	peer_sk = st->peer_sk;
+	find_other_end(&other, st);
 	self = st->self;
-	if (!peer_sk) {
-		struct pair pair = st->self.pair;
-		struct handshake *hs = handshakes.lookup(&pair);
-
-		peer_sk = hs ? hs->server_sk : 0;
-	}
 	announce_change(st);
-	if (!idle_sender(peer_sk) || !psock_queue_empty(psock))
+	if (!idle_sender(other.sk) || !psock_queue_empty(psock))
 		return;
 	peers.delete(&self);
 }

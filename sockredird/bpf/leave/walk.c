@@ -64,7 +64,7 @@ inline_fn int left_waiting(const struct sock_state *st)
 
 /*
  * An end whose peer went over to TCP, and was off the map before a walk met it there: it was
- * closed, or shut down. Of a client that never sent anything the peer may not be known by then.
+ * closed, or shut down. Of an end that never sent anything the peer may not be known by then.
  */
 inline_fn int left_behind(__u64 sk, const struct sock_state *st, __u64 peer_sk, __u64 peer_st)
 {
@@ -221,19 +221,15 @@ inline_fn int retire(__u64 sk, struct sock_state *st, const struct settings *s)
 {
 	struct pair pair = st->self.pair;
 	struct end self = st->self, peer = st->peer;
-	__u64 peer_sk = st->peer_sk, peer_st = st->peer_st;
 	struct totals totals[2] = {};
+	struct other_end other = {};
 	struct leaving *l = NULL;
+	__u64 peer_sk, peer_st;
 	__u32 reason;
 
-	if (!peer_sk) {
-		struct handshake *hs = handshakes.lookup(&pair);
-
-		if (hs) {
-			peer_sk = hs->server_sk;
-			peer_st = hs->server_st;
-		}
-	}
+	find_other_end(&other, st);
+	peer_sk = other.sk;
+	peer_st = other.st;
 	/* at once, before the program sleeps: as if it had asked for what a guard sees */
 	if (may_block(st, s) && !st->guard_cause)
 		WRITE_ONCE(st->guard_cause, (__u32)CAUSE_BLOCKING_READER);

@@ -3,11 +3,11 @@
  * iter/task_file: puts connections on the sockhash that were established before, or that had to
  * leave.
  *
- * sockredir_candidates lists the ends that could be accelerated and that have carried data lately.
- * The daemon finds the two ends of a connection among them by their initial sequence numbers, which
- * hold through NAT and across network namespaces, and writes the pairs to `joining`. sockredir_join
- * then puts them on the sockhash. What proves a pair is the rule at its first message
- * (carry/begin.h).
+ * sockredir_candidates lists the ends in scope that have carried data lately, with the cause for
+ * which one stays on TCP. The daemon finds the two ends of a connection among them by their initial
+ * sequence numbers, which hold through NAT and across network namespaces, and writes the pairs that
+ * may join to `joining`. sockredir_join then puts them on the sockhash. What proves a pair is the
+ * rule at its first message (carry/begin.h).
  *
  * Sockets that no program has open, and those of cgroups without our programs, are not met.
  */
@@ -95,7 +95,7 @@ inline_fn enum cause unfit_to_join(struct sock *sk, struct tcp_sock *tp)
 	return unsuitable(tp);
 }
 
-/* The TCP socket behind a file; NULL if it is none, or not one that could be accelerated now. */
+/* The TCP socket behind a file, or NULL. */
 inline_fn struct tcp_sock *tcp_of(struct bpf_iter__task_file *ctx, struct sock **sk)
 {
 	struct file *file = (void *)ctx->file;
@@ -136,10 +136,14 @@ int sockredir_candidates(struct bpf_iter__task_file *ctx)
 		bpf_seq_write(seq, &c, sizeof(c));
 		return 0;
 	}
-	if (state != BPF_TCP_ESTABLISHED || !is_active(c.sk, s) || !cgroup_in_scope(c.sk) ||
-	    unfit_to_join(sk, tp) || read_sequence(&c, c.sk))
+	if (state != BPF_TCP_ESTABLISHED || !is_active(c.sk, s) || !cgroup_in_scope(c.sk))
+		return 0;
+	c.cause = unfit_to_join(sk, tp);
+	if (c.cause == CAUSE_OTHER_SOCKMAP || c.cause == CAUSE_PEER_OUTSIDE ||
+	    read_sequence(&c, c.sk))
 		return 0;
 	read_addresses(&c, c.sk);
+	c.cgroup = cgroup_of(c.sk);
 	c.segments = kernel_data_segs_out(c.sk) + kernel_data_segs_in(c.sk);
 	c.polls = s->blocking || polls(c.sk);
 	bpf_seq_write(seq, &c, sizeof(c));
@@ -196,6 +200,7 @@ int sockredir_join(struct bpf_iter__task_file *ctx)
 	struct sock_state *st;
 	struct joining *j;
 	struct end self = {};
+	int error;
 
 	if (!tp)
 		return 0;
@@ -224,11 +229,13 @@ int sockredir_join(struct bpf_iter__task_file *ctx)
 	if (self.side == SERVER)
 		st->server = j->server;
 	st->joined = 1;
-	result.error = put_on_sockhash(&self, sk);
-	if (result.error)
+	error = put_on_sockhash(&self, sk);
+	if (error) {
+		result.cause = cause_of_error(error);
 		sockets.sk_storage_delete(sk);
-	else
+	} else {
 		complete(st, j, result.sk);
+	}
 done:
 	bpf_seq_write(*(struct seq_file **)ctx->meta, &result, sizeof(result));
 	return 0;

@@ -159,13 +159,16 @@ inline_fn void list(struct seq_file *seq, __u64 sk, struct sock_state *st, const
 {
 	struct connection *c;
 	struct end self = st->self, peer = st->peer;
-	__u64 peer_sk = st->peer_sk, now = bpf_ktime_get_ns();
-	__u64 own_st = (__u64)st, peer_st = st->peer_st;
+	__u64 own_st = (__u64)st, now = bpf_ktime_get_ns(), peer_sk, peer_st;
+	struct other_end other = {};
 	int zero = 0;
 
 	c = line.lookup(&zero);
 	if (!c)
 		return;
+	find_other_end(&other, st);
+	peer_sk = other.sk;
+	peer_st = other.st;
 	take_sample(st, now);
 	__builtin_memset(c, 0, sizeof(*c));
 	c->pair = self.pair;

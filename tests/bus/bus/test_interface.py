@@ -41,6 +41,7 @@ PROPERTY_TYPES = {
     "Problem": "s",
     "Sources": "a{ss}",
     "Kernel": "a{sv}",
+    "LiveConnections": "a{sv}",
 }
 SCOPE_TYPES = {
     "cgroup": "s",

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 FRESH = "fresh"  # established, nothing sent yet
 USED = "used"  # both directions have carried data; accelerated: both redirect
 LEFT = "left"  # has exceeded the window and was drained; accelerated: retired, TCP again
-STATES = (FRESH, USED, LEFT)
+JOINED = "joined"  # has left, and was joined again; accelerated: both directions redirect
+STATES = (FRESH, USED, LEFT, JOINED)
 SIDES = ("client", "server")  # which end is Scene.near
 
 

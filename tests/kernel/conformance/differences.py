@@ -11,7 +11,7 @@ import socket
 from dataclasses import dataclass
 
 from kernel.conformance import results
-from kernel.conformance.catalogue import FRESH, USED, Behaviour, Variant
+from kernel.conformance.catalogue import FRESH, JOINED, LEFT, SIDES, USED, Behaviour, Variant
 from kernel.conformance.results import Kernel, Series, Version
 from sockredird.datapath.generation import Generation
 
@@ -163,7 +163,7 @@ class Difference:
     """
 
     reason: str
-    states: tuple[str, ...] = (FRESH, USED)
+    states: tuple[str, ...] = (FRESH, USED, JOINED)
     only: frozenset[str] | None = None
     until: Series = (999, 0)
     backported: tuple[Version, ...] = ()
@@ -171,6 +171,8 @@ class Difference:
     with_ktls: bool = False
 
     def applies(self, variant: Variant, kernel: Kernel) -> bool:
+        if variant.state not in kernel.states:
+            return False
         if kernel.series >= self.until or (self.unseen and kernel.sees):
             return False
         if any(v[:2] == kernel.series and kernel.version >= v for v in self.backported):
@@ -226,13 +228,18 @@ DIFFERENCES = {
     "more_to_come": Difference("early"),
     "splice_out": Difference("splice"),
     "splice_out_blocking": Difference(
-        "splice", unseen=True, only=frozenset({"used client", "used server"})
+        "splice",
+        unseen=True,
+        only=frozenset({f"{state} {side}" for state in (USED, JOINED) for side in SIDES}),
     ),
     "copying_proxy": Difference("splice"),
     "uring_splice": Difference("splice"),
     "uring_send_zerocopy": Difference(
         "io_uring zero copy",
-        only=frozenset({"fresh client", "used client", "left client", "left server"}),
+        only=frozenset(
+            {"fresh client", "used client"}
+            | {f"{state} {side}" for state in (LEFT, JOINED) for side in SIDES}
+        ),
     ),
 }
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from kernel.conformance import results
 from kernel.conformance.behaviours import ALL, AREAS
-from kernel.conformance.catalogue import Behaviour
+from kernel.conformance.catalogue import JOINED, LEFT, Behaviour
 from kernel.conformance.differences import DIFFERENCES, REASONS
-from kernel.conformance.results import Found, Notes
+from kernel.conformance.results import Found, Kernel, Notes
 from support.checkout import REPOSITORY
 
 DOCUMENT = REPOSITORY / "docs" / "semantics.md"
@@ -24,10 +24,10 @@ Made by `make semantics` from what
 Each behaviour below is a small program that the suite runs twice: over plain TCP, and over an
 accelerated connection, which is proven to be one by the datapath's own counters. It runs with
 either end of the connection, on a **fresh** connection, on one that is **used** (both directions
-have been redirected), and on one that has **left** acceleration after exceeding its window. What
-it sees has to be the same, or to be in the first table, with the reason. The suite fails for a
-difference that goes away as for one that appears. It also makes up random sequences of calls, and
-tries them on both (test_sequences.py).
+have been redirected), on one that has **left** acceleration after exceeding its window, and on one
+that was **joined** again after that (Linux JOINED). What it sees has to be the same, or to be in
+the first table, with the reason. The suite fails for a difference that goes away as for one that
+appears. It also makes up random sequences of calls, and tries them on both (test_sequences.py).
 
 """
 
@@ -54,23 +54,30 @@ def differing_keys(plain: Notes, other: Notes) -> set[str]:
     return {k for k in {**plain, **other} if plain.get(k) != other.get(k)}
 
 
-def where(behaviour: Behaviour, variants: list[str]) -> str:
+def where(behaviour: Behaviour, kernel: Kernel, variants: list[str]) -> str:
     """Which variants differ, if it is not all that are on the sockhash."""
-    on_the_map = [str(v) for v in behaviour.variants if v.state != "left"]
+    states = set(kernel.states) - {LEFT}
+    on_the_map = [str(v) for v in behaviour.variants if v.state in states]
     return "" if variants == on_the_map else f" ({', '.join(variants)})"
 
 
 def on_kernels(behaviour: Behaviour, kernels: dict[str, dict[str, Found]]) -> str:
     """By kernel, where they do not all do the same."""
     alike: dict[str, list[str]] = {}
-    for kernel, found in kernels.items():
-        alike.setdefault(on_kernel(behaviour, found.get(behaviour.name)), []).append(kernel)
+    for name, found in kernels.items():
+        text = on_kernel(behaviour, recorded(name), found.get(behaviour.name))
+        alike.setdefault(text, []).append(name)
     if len(alike) == 1:
         return next(iter(alike))
     return "<br>".join(f"**{', '.join(names)}** {text}" for text, names in alike.items())
 
 
-def on_kernel(behaviour: Behaviour, found: Found | None) -> str:
+def recorded(name: str) -> Kernel:
+    major, minor = name.split(".")
+    return results.recorded_kernel((int(major), int(minor)))
+
+
+def on_kernel(behaviour: Behaviour, kernel: Kernel, found: Found | None) -> str:
     if found is None:
         return "not run"
     if not found["differs"]:
@@ -80,7 +87,7 @@ def on_kernel(behaviour: Behaviour, found: Found | None) -> str:
         text = line(notes, differing_keys(found["plain"], notes))
         if text not in shown:
             shown.append(text)
-    return " / ".join(shown) + where(behaviour, list(found["differs"]))
+    return " / ".join(shown) + where(behaviour, kernel, list(found["differs"]))
 
 
 def tested_kernels() -> str:
@@ -158,7 +165,8 @@ def same(kernels: dict[str, dict[str, Found]]) -> Iterator[str]:
 def text() -> str:
     kernels = {results.name(k): found for k, found in results.all_recorded().items()}
     lines = [*differences(kernels), *same(kernels)]
-    return INTRODUCTION + "\n".join(lines).rstrip() + "\n"
+    joined = [name for name in kernels if JOINED in recorded(name).states]
+    return INTRODUCTION.replace("JOINED", ", ".join(joined)) + "\n".join(lines).rstrip() + "\n"
 
 
 if __name__ == "__main__":

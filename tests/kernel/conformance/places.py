@@ -8,15 +8,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from kernel.conformance import differences
-from kernel.conformance.catalogue import FRESH, LEFT, USED
+from kernel.conformance.catalogue import FRESH, JOINED, LEFT, USED
 from sockredird.datapath.generation import Generation, Walked
+from sockredird.datapath.join import Joiner
 from sockredird.kernel.ringbuf import RingBuffers
 from sockredird.observe import listing
 from support.traffic import Connection, connect, listen
 
 SLICE_S = 0.05
 RETIRE_S = 10.0
-MODES = {FRESH: ["tcp", "tcp"], USED: ["redirected", "redirected"], LEFT: []}
+REDIRECTED = ["redirected", "redirected"]
+MODES = {FRESH: ["tcp", "tcp"], USED: REDIRECTED, LEFT: [], JOINED: REDIRECTED}
 
 
 Connect = Callable[[], Connection]
@@ -51,6 +53,10 @@ class Plain:
     def retire(self) -> None:
         """Takes what has left acceleration off the sockhash."""
 
+    def look(self) -> int:
+        """Joins live connections that have carried messages since the last look; how many."""
+        return 0
+
     def figures(self) -> tuple[int, int]:
         """Accelerated connections and redirected messages so far."""
         return 0, 0
@@ -79,6 +85,7 @@ class Accelerated(Plain):
         super().__init__(cgroup, connect)
         self.kernel = differences.running(generation)
         self._generation = generation
+        self._joiner = Joiner()
         self._rings = RingBuffers()
         self._rings.add(generation.requests, lambda _record: None)
 
@@ -97,6 +104,9 @@ class Accelerated(Plain):
     def retire(self) -> None:
         left = self._generation.retire(RETIRE_S, nothing_leaving)
         assert left, f"pairs do not leave the sockhash: {self._generation.walk()}"
+
+    def look(self) -> int:
+        return self._joiner.look(self._generation, "any").joined
 
     def figures(self) -> tuple[int, int]:
         counters = self._generation.counters()

@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from kernel.conformance.catalogue import FRESH, LEFT, STATES, USED
+
+# Of kernels whose results are older than that state.
+BEFORE_JOINED = (FRESH, USED, LEFT)
 RESULTS = Path(__file__).parent / "results"
 
 Series = tuple[int, int]
@@ -25,6 +29,7 @@ class Kernel:
     version: Version
     sees: bool  # fentry programs notice what no setsockopt announces
     ktls: bool
+    states: tuple[str, ...] = STATES  # in which the suite was run there
 
     @property
     def series(self) -> Series:
@@ -63,14 +68,19 @@ def _content(file: Path) -> dict[str, Any]:
 
 def write(directory: Path, kernel: Kernel, found: dict[str, Found]) -> None:
     directory.mkdir(parents=True, exist_ok=True)
-    facts = {"version": kernel.version, "sees": kernel.sees, "ktls": kernel.ktls}
+    facts = asdict(kernel)
     text = json.dumps({"kernel": facts, "found": found}, indent=1, ensure_ascii=False)
     path(directory, kernel.series).write_text(text + "\n")
 
 
 def recorded_kernel(series: Series) -> Kernel:
     facts = _content(path(RESULTS, series))["kernel"]
-    return Kernel((*series, facts["version"][2]), sees=facts["sees"], ktls=facts["ktls"])
+    return Kernel(
+        (*series, facts["version"][2]),
+        sees=facts["sees"],
+        ktls=facts["ktls"],
+        states=tuple(facts.get("states", BEFORE_JOINED)),
+    )
 
 
 def is_newer(kernel: Kernel) -> bool:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from random import Random
 
 import pytest
 
 from sockredird.datapath.generation import Generation
+from sockredird.datapath.join import Joiner
 from sockredird.kernel import libbpf
+from sockredird.loader.records import ip_bytes
 from support import textbook, topology
 from support.datapath import Datapath
 from support.forger import Numbers, forging
@@ -134,6 +136,63 @@ class Schedule:
                 receiver.receive(sender.sent - receiver.received)
 
 
+class LiveSchedule(Schedule):
+    """None is paired at its handshake, which data comes with; they are joined now and then."""
+
+    def __init__(self, networks: list[Network], random: Random, generation: Generation) -> None:
+        super().__init__(networks, random)
+        self._generation = generation
+        self._joiner = Joiner()
+        self._forger = ExitStack()
+        self.forged = 0
+        for listener in self._listeners:
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 5)
+
+    def step(self) -> None:
+        chance = self._random.random()
+        if chance < 0.1:
+            self._joiner._tried.clear()  # what has left may come again at once
+            self._joiner.look(self._generation, "any")
+        elif chance < 0.15:
+            self._generation.retire(0.02, lambda walked: walked.leaving == 0)
+        elif chance < 0.17:
+            self._forge()
+        else:
+            super().step()
+
+    def _connect(self, place: tuple[int, int]) -> None:
+        number, port = place
+        self._tags = (self._tags + 2) % 65536
+        first, second = self._tags, self._tags + 1
+        client = Tagged(self._networks[number].dial(port), first, second)
+        client.send(3)
+        server = Tagged(self._listeners[number].accept()[0], second, first)
+        for end in (client, server):
+            set_nodelay(end.sock)
+        server.receive(3)
+        self._open[place] = client, server
+        self.opened += 1
+
+    def _forge(self) -> None:
+        """Somebody has a socket with the addresses and numbers of one of the connections."""
+        ends = [c for c in self._generation.candidates() if not c.listens]
+        if not ends:
+            return
+        end = self._random.choice(ends)
+        names = [
+            (socket.inet_ntoa(ip_bytes(ip)[12:]), port)
+            for ip, port in ((end.local_ip, end.local_port), (end.remote_ip, end.remote_port))
+        ]
+        self._forger.close()
+        numbers = Numbers(*names, end.isn_1 - 1, end.peer_isn_1 - 1)
+        self._forger.enter_context(forging(numbers, "repaired"))
+        self.forged += 1
+
+    def finish(self) -> None:
+        super().finish()
+        self._forger.close()
+
+
 def namesakes(name: str) -> list[Network]:
     """Networks alike in every address and port."""
     return [topology.ALL[name](Family(4)) for _ in range(NETWORKS)]
@@ -152,6 +211,23 @@ def test_bytes_never_cross(cgroup: Path, generation: Generation, name: str, seed
     # those that lose nothing but their acceleration do so one at a time
     assert counters["accelerated_connections"] > schedule.opened * 0.9
     assert counters["redirected_messages"] > STEPS / 4
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("name", ["loopback", "veth", "redirect"])
+@pytest.mark.parametrize("generation", [{"addresses": "any"}], indirect=True, ids=["any"])
+@inside(timeout=120)
+def test_bytes_of_joined_connections_never_cross(
+    cgroup: Path, generation: Generation, name: str, seed: int
+) -> None:
+    schedule = LiveSchedule(namesakes(name), Random(seed), generation)
+    for _ in range(STEPS):
+        schedule.step()
+    schedule.finish()
+    counters = generation.counters()
+    assert counters["joined_connections"] == counters["accelerated_connections"] > 5
+    assert counters["redirected_messages"] > STEPS / 20
+    assert schedule.forged > 2
 
 
 @pytest.mark.parametrize("name", ["loopback", "veth"])

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from support.emulated import PATIENCE
-from support.traffic import Stream, connect, echo, listen, pattern, wait_readable
+from support.traffic import Stream, connect, echo, listen, name, pattern, wait_readable
 
 # ping-pong of small messages, and streams with up to OUTSTANDING chunks on the way
 SIZES = (64, 1, 4096, 700, 16384, 33)
@@ -115,8 +115,15 @@ def start(count: int, pause: float = 0) -> None:
 
 def clients() -> list[str]:
     """Addresses of the conversations' clients, as sockredirctl writes them."""
-    names = (talk.client.getsockname() for talk in _conversations)
-    return [f"{ip}:{port}" for ip, port in names]
+    return [name(talk.client.getsockname()) for talk in _conversations]
+
+
+def addresses() -> list[tuple[str, str]]:
+    """Of both ends of each conversation, as sockredirctl takes them."""
+    return [
+        (name(talk.client.getsockname()), name(talk.client.getpeername()))
+        for talk in _conversations
+    ]
 
 
 def advance(rounds: int) -> None:

@@ -11,10 +11,11 @@ import select
 import socket
 import threading
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from support.emulated import PATIENCE
-from support.traffic import Stream, connect, listen, pattern
+from support.traffic import Connection, Stream, connect, listen, name, pattern
 
 READ, STREAMED = 4096, 64 << 10
 SIZES = (64, 1, 900, 3000, 33)
@@ -59,26 +60,29 @@ class _End:
 
 
 class _Traffic(threading.Thread):
-    def __init__(self, count: int) -> None:
+    def __init__(self, connections: Sequence[Connection], sent: int, streams: bool) -> None:
+        """Each client has sent so many bytes already, which its server has read."""
         super().__init__(daemon=True)
         self.ends: dict[int, _End] = {}
         self.error: BaseException | None = None
         self.ending = threading.Event()
+        self.going = threading.Event()
+        self.going.set()
         self.poll = select.epoll()
-        with listen() as listener:
-            for number in range(count):
-                both = connect(listener)
-                window = STREAMED if number % 2 else 1
-                client, server = _End(both.client, window), _End(both.server, window)
-                client.peer, server.peer = server, client
-                for end in (client, server):
-                    end.sock.setblocking(False)
-                    self.ends[end.sock.fileno()] = end
-                    self.poll.register(end.sock, select.EPOLLIN | select.EPOLLOUT | select.EPOLLET)
+        for number, both in enumerate(connections):
+            window = STREAMED if streams and number % 2 else 1
+            client, server = _End(both.client, window, sent), _End(both.server, window)
+            client.peer, server.peer = server, client
+            server.got.position = sent
+            for end in (client, server):
+                end.sock.setblocking(False)
+                self.ends[end.sock.fileno()] = end
+                self.poll.register(end.sock, select.EPOLLIN | select.EPOLLOUT | select.EPOLLET)
 
     def run(self) -> None:
         try:
             while not self.done():
+                self.going.wait()
                 for number, _ in self.poll.poll(0.05):
                     self.ends[number].read()
                 for end in self.ends.values():
@@ -95,9 +99,35 @@ class _Traffic(threading.Thread):
 _traffic: list[_Traffic] = []
 
 
-def start(count: int) -> None:
-    _traffic.append(_Traffic(count))
+def start(count: int, *, streams: bool = True) -> None:
+    with listen() as listener:
+        carry([connect(listener) for _ in range(count)], streams=streams)
+
+
+def carry(connections: Sequence[Connection], sent: int = 0, *, streams: bool = True) -> None:
+    """As start(), on connections that are there already; see _Traffic."""
+    _traffic.append(_Traffic(connections, sent, streams))
     _traffic[-1].start()
+
+
+def addresses() -> list[tuple[str, str]]:
+    """Of both ends of each connection, as sockredirctl takes them."""
+    return [
+        (name(end.sock.getsockname()), name(end.sock.getpeername()))
+        for traffic in _traffic
+        for end in traffic.ends.values()
+    ]
+
+
+def pause() -> None:
+    """Nothing is sent or read from here on."""
+    for traffic in _traffic:
+        traffic.going.clear()
+
+
+def resume() -> None:
+    for traffic in _traffic:
+        traffic.going.set()
 
 
 def rounds() -> int:

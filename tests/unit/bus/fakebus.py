@@ -42,6 +42,9 @@ class Backend:
     def kernel(self) -> dict[str, Any]:
         return {}
 
+    def live_connections(self) -> dict[str, Any]:
+        return {"left": []}
+
 
 class FakeBus:
     """One connection of the daemon to it; `uid` is that of whoever sends."""

@@ -63,6 +63,12 @@ def answers(name: str) -> dict[str, Any]:
             "Since": 1,
             "Units": {name: ""},
             "Problem": f"{name} was removed",
+            "LiveConnections": {
+                "looks": 2,
+                "eligible": 1,
+                "joined": 1,
+                "left": [{"unit": name, "reason": "", "connections": 1, "detail": ""}],
+            },
             "Kernel": {"release": "6.1", "checked": True, "passed": 1, "warned": 0}
             | {"noted": 0, "failed": 0},
             "Sources": {"cgroup": "file"},

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from sockredirctl import render
+from sockredird.datapath.causes import sentence
 from sockredird.loader.records import COUNTERS
 
 MANY = 10**9
@@ -12,6 +15,21 @@ STATS = dict.fromkeys([*COUNTERS, "active_connections", "map_entries", "map_capa
     "declined_connections": 10 * MANY,
     "declined_early_data": MANY + 1,
     "retired_connections": 10 * MANY,
+}
+UNIT = "postgresql@{}-main.service"
+LIVE = {
+    "looks": 2,
+    "eligible": MANY,
+    "joined": MANY,
+    "left": [
+        {
+            "unit": UNIT.format(number),
+            "reason": "blocking_reader",
+            "connections": MANY,
+            "detail": sentence("blocking_reader"),
+        }
+        for number in range(12, 17)
+    ],
 }
 PROPERTIES: dict[str, Any] = {
     "Version": "0.1.0",
@@ -37,13 +55,26 @@ PROPERTIES: dict[str, Any] = {
         "noted": 1,
         "failed": 1,
     },
+    "LiveConnections": LIVE,
 }
 
 
-def test_status_fits() -> None:
-    lines = render.status(PROPERTIES, STATS, 100.0, 80).splitlines()
+@pytest.mark.parametrize(
+    "properties",
+    [
+        {**PROPERTIES, "LiveConnections": {**LIVE, "left": []}},
+        {**PROPERTIES, "Problem": "", "Scope": {**PROPERTIES["Scope"], "only_ports": [6029]}},
+    ],
+    ids=["a problem", "connections not joined"],
+)
+def test_status_fits(properties: dict[str, Any]) -> None:
+    lines = render.status(properties, STATS, 100.0, 80).splitlines()
     assert max(map(len, lines)) <= 80
     assert len(lines) <= 24
     text = " ".join(word for line in lines for word in line.split())
-    for value in (PROPERTIES["Problem"].strip(), "6029", "(early_data 1,000,000,001, "):
+    for value in (properties["Problem"].strip(), "6029", "(early_data 1,000,000,001, "):
         assert value in text
+    if properties["LiveConnections"]["left"]:
+        shown = "1,000,000,000 of postgresql@13-main.service, and 3 more units: a program sleeps "
+        assert f"Not joined: 1,000,000,000 of {UNIT.format(12)}, " in text
+        assert shown in text
