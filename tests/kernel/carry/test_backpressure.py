@@ -5,6 +5,7 @@ from __future__ import annotations
 import select
 import socket
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,40 @@ def test_stalled_client_stops_the_server(cgroup: Path, generation: Generation) -
         sent = push(turned.client, HOPELESS)
         assert FIRST_WINDOW <= sent < FIRST_WINDOW + TCP_BUFFERS
         check_draining(generation, turned, Stream(), sent, "window")
+
+
+def read_on_edges(sock: socket.socket, size: int, patience_s: float) -> bool:
+    """Whether all arrives where a short read is taken for the end of what there is (epoll(7))."""
+    stream = Stream()
+    sock.setblocking(False)
+    with select.epoll() as epoll:
+        epoll.register(sock, select.EPOLLIN | select.EPOLLET)
+        while stream.position < size:
+            if not epoll.poll(patience_s):
+                return False
+            with suppress(BlockingIOError):
+                while True:
+                    data = sock.recv(2 * FIRST_WINDOW)
+                    stream.feed(data)
+                    if len(data) < 2 * FIRST_WINDOW:
+                        break
+    return True
+
+
+@pytest.mark.parametrize("walks", [True, False])
+@inside()
+def test_a_reader_on_edges_gets_past_the_border(
+    cgroup: Path, generation: Generation, walks: bool
+) -> None:
+    """TCP's data is behind redirected data, and the sender has nothing more to say."""
+    with connection() as both, ExitStack() as stack:
+        # so little beyond the window that TCP has delivered all of it before the reader comes
+        sent = push(both.client, FIRST_WINDOW + 3 * 16384, 16384)
+        assert generation.counters()["redirected_bytes"] < sent
+        if walks:
+            stack.enter_context(retiring(generation))
+        patience_s = 10.0 * PATIENCE if walks else 1.0
+        assert read_on_edges(both.server, sent, patience_s) == walks
 
 
 @inside()
