@@ -150,16 +150,18 @@ class Units:
         if loaded != "loaded":
             names = await self._running("")
             near = [name for name in names if name.startswith(stem)]
-            near = near or get_close_matches(unit, names, _SUGGESTED)
+            # the suffixes would make all of them alike
+            stems = {name.rpartition(".")[0]: name for name in names}
+            near = near or [stems[n] for n in get_close_matches(stem, stems, _SUGGESTED)]
             what = {"not-found": "there is no unit", "masked": "masked:"}.get(loaded, f"{loaded}:")
-            raise InvalidConfig(f"{what} {unit}{_meant(near)}, or --wait for it")
+            raise InvalidConfig(f"{what} {unit}, and no --wait for it{_meant(near)}")
         if not running or populated(await self._cgroup(unit, path)):
             return str(found["Id"])
         near = [name for name in await self._running(stem) if name != unit]
         if active == "active":
             raise InvalidConfig(f"{unit} is active ({sub}) and has no processes{_meant(near)}")
         raise InvalidConfig(
-            f"{unit} does not run ({active}){_meant(near)}: start it, or --wait for it"
+            f"{unit} does not run ({active}): start it, or --wait for it{_meant(near)}"
         )
 
     async def _running(self, start: str) -> list[str]:
