@@ -41,7 +41,7 @@ def typed(command: str, *, user: str = "root", status: int = 0) -> str:
     process = subprocess.Popen(
         ["runuser", "-u", user, "--", "bash", "-c", command],
         cwd="/share/package",
-        env={**os.environ, "TERM": "dumb"},
+        env={**os.environ, "TERM": "dumb", "DEBIAN_FRONTEND": "noninteractive"},
         stdin=subprocess.DEVNULL,
         stdout=theirs,
         stderr=theirs,
