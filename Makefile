@@ -7,6 +7,7 @@
 # make vm-test  the package on Debian kernels in virtual machines; KERNEL=6.1, 6.12, 7.3 or all
 # make semantics  docs/semantics.md, from what the conformance suite finds on this kernel
 # make kernels  docs/kernels.md, from what the virtual machines found; semantics.md, too
+# make first-day  docs/first-day.md, from what was typed in the one with 6.12
 # make release-test  torture, fuzzer, programs and all virtual machines: what .ci/run has no time for
 # make check    static checks: Python, manual pages, unit, D-Bus policy
 # make deb      dist/sockredird_*.deb
@@ -47,7 +48,7 @@ SOURCES := $(wildcard sockredird sockredirctl tests bench) \
 MANPAGES := $(wildcard man/*.[58])
 
 .PHONY: all release-test install-deps test unit fuzz programs torture semantics bench \
-	vm-test vm-deps vm-roots kernels \
+	vm-test vm-deps vm-roots kernels first-day \
 	check check-deps check-python check-c check-man check-systemd check-dbus check-packaging \
 	deb lintian demo clean
 all: deb
@@ -119,6 +120,9 @@ vm-deps:
 vm-roots: vm-deps
 	$(ROOT) env PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=tests $(PYTHON) -m vm --kernel $(KERNEL) \
 		$(VM_CONTENTS)
+
+first-day:
+	PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=.:tests $(PYTHON) -m vm.first_day
 
 # What .ci/run has no time for, see RELEASE.md.
 release-test: torture fuzz programs

@@ -97,11 +97,17 @@ def duration(seconds: float) -> str:
 
 
 def share(stats: dict[str, int]) -> str:
-    """The share of the connections in scope that were accelerated, e.g. '98.5 %'."""
+    """E.g. '98.5 % of the connections in scope'."""
     accelerated, declined = stats["accelerated_connections"], stats["declined_connections"]
     if not accelerated + declined:
-        return "none yet"
-    return f"{100 * accelerated / (accelerated + declined):.1f} %"
+        return "no connection in scope yet"
+    return f"{100 * accelerated / (accelerated + declined):.1f} % of the connections in scope"
+
+
+def room(stats: dict[str, int]) -> str:
+    """How full the sockhash is, if there is one."""
+    entries, capacity = stats["map_entries"], stats["map_capacity"]
+    return f" ({entries:,} of {capacity:,} sockhash entries)" if capacity else ""
 
 
 def kernel(summary: dict[str, Any]) -> str:
@@ -170,9 +176,9 @@ def status(properties: dict[str, Any], stats: dict[str, int], now: float, width:
         *([f"              {from_where}"] if from_where else []),
         f"      Kernel: {kernel(properties['Kernel'])}",
         f" Connections: {stats['active_connections']:,} accelerated now, "
-        f"{stats['accelerated_connections']:,} in all, {stats['joined_connections']:,} joined "
-        f"({stats['map_entries']:,} of {stats['map_capacity']:,} sockhash entries)",
-        f"       Share: {share(stats)} of the connections in scope",
+        f"{stats['accelerated_connections']:,} in all, {stats['joined_connections']:,} joined"
+        f"{room(stats)}",
+        f"       Share: {share(stats)}",
         f"     Traffic: {stats['redirected_messages']:,} messages, "
         f"{bytes_(stats['redirected_bytes'])} redirected",
     ]

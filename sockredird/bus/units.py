@@ -151,7 +151,9 @@ class Units:
         if loaded != "loaded":
             names = await self._running("")
             near = [name for name in names if name.startswith(stem)]
-            near = near or get_close_matches(unit, names, _SUGGESTED)
+            # the suffixes would make all of them alike
+            stems = {name.rpartition(".")[0]: name for name in names}
+            near = near or [stems[n] for n in get_close_matches(stem, stems, _SUGGESTED)]
             what = {"not-found": f"there is no unit {unit}", "masked": f"{unit} is masked"}.get(
                 loaded, f"{unit} cannot be loaded ({loaded})"
             )

@@ -16,10 +16,10 @@ from sockredird.datapath.generation import Generation
 from support.background import Background
 from support.datapath import Datapath
 from support.emulated import PATIENCE
-from support.kernel_facts import FIONREAD_OMITS_TCP
+from support.forced import check_it_goes_on
 from support.processes import inside, outside
 from support.slow_memory import SlowMemory
-from support.traffic import Connection, Stream, check_native, connection, echo, pattern
+from support.traffic import Connection, Stream, connection, echo, pattern
 
 KIB, MIB = 1 << 10, 1 << 20
 SIZES = [4, 4 * KIB, 64 * KIB, MIB]
@@ -97,20 +97,6 @@ def test_plain_tcp(cgroup: Path, address: str, size: int) -> None:
         check_send(both, size)
 
 
-def check_it_goes_on(generation: Generation, both: Connection) -> None:
-    """The direction is redirected again once its reader has caught up, where that is possible."""
-    if FIONREAD_OMITS_TCP:
-        assert generation.retire(10 * PATIENCE, lambda walked: walked.entries == 0)
-        assert generation.counters()["retired_peer_busy"] == 1
-        check_native(both.client, both.server)
-        check_native(both.server, both.client)
-        return
-    before = generation.counters()["redirected_messages"]
-    assert generation.counters()["paused_peer_busy"] >= 1
-    echo(both, 100)
-    assert generation.counters()["redirected_messages"] - before >= 195
-
-
 @pytest.mark.parametrize("reader", ["client", "server"])
 @pytest.mark.parametrize("address", ADDRESSES)
 @pytest.mark.parametrize("size", SIZES)
@@ -123,7 +109,7 @@ def test_send_does_not_wait(
         assert generation.counters()["redirected_messages"] == 20
         check_send(turned(both, reader), size)
         assert generation.counters()["redirected_messages"] > 20
-        check_it_goes_on(generation, both)
+        check_it_goes_on(generation, both, "peer_busy")
 
 
 @pytest.mark.parametrize("reader", ["client", "server"])
@@ -146,7 +132,7 @@ def test_no_deadlock_with_who_brings_the_memory(
         Background(handle).join(5 * PATIENCE)
         reading.join()
         reading.stream.read(ends.server, 4 + sent[0] - reading.stream.position)
-        check_it_goes_on(generation, both)
+        check_it_goes_on(generation, both, "peer_busy")
 
 
 def send_in_step(sock: socket.socket, size: int, chunk: int) -> None:

@@ -20,6 +20,8 @@ class Boot:
     parameters: str = ""  # of the kernel
 
 
+# In this order: each leaves to the next what it needs
+AFTER_REBOOT = ("first_day", "restored", "removed")
 # The disk is kept from each boot to the next, and so is what was enabled.
 BOOTS = (
     Boot(
@@ -27,7 +29,7 @@ BOOTS = (
     ),
     Boot(
         (
-            Stage("rebooted", guest=("after_reboot",)),
+            Stage("rebooted", guest=tuple(f"after_reboot/test_{name}.py" for name in AFTER_REBOOT)),
             Stage("suites", checkout=("tests/kernel", "tests/bus/lifecycle")),
             Stage("enabled-again", guest=("before_reboot",)),
         ),

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from shell import TIMEOUT_S, sh
-from status import counters, property_of
+from shell import TIMEOUT_S, Failed, sh
+from status import counters, property_of, state
 
 # Each makes a connection to itself again and again.
 TALKER = """
@@ -47,7 +47,7 @@ def stopped(running: None) -> Iterator[None]:
 def only_first(running: None) -> None:
     """Enabled for that unit, by this test or by one before it."""
     if set(units()) != {FIRST}:
-        sh(f"sockredirctl disable; {ENABLE} --unit {FIRST}")
+        sh(f"sockredirctl disable; {ENABLE} --wait --unit {FIRST}")
 
 
 def start(unit: str) -> None:
@@ -78,7 +78,7 @@ def await_units(running: set[str]) -> None:
 
 def test_a_unit_is_found(disabled: None) -> None:
     start(FIRST)
-    assert sh(f"{ENABLE} --unit srt-first") == ""
+    assert f"Accelerated: loopback connections in {FIRST}," in sh(f"{ENABLE} --unit srt-first")
     assert units() == {FIRST: f"/system.slice/{FIRST}"}
     await_acceleration()
 
@@ -86,8 +86,11 @@ def test_a_unit_is_found(disabled: None) -> None:
 @pytest.mark.userland
 def test_only_that_unit(disabled: None) -> None:
     start(SECOND)
-    said = sh(f"{ENABLE} --unit {FIRST}")
-    assert said == f"not running yet; accelerated when they start: {FIRST}\n"
+    with pytest.raises(Failed):
+        sh(f"{ENABLE} --unit {FIRST}")
+    assert state() == "disabled"
+    said = sh(f"{ENABLE} --wait --unit {FIRST}")
+    assert f"not running yet; accelerated when they start: {FIRST}\n" in said
     before = counters()["accelerated_connections"]
     sh("sleep 5")
     assert counters()["accelerated_connections"] == before

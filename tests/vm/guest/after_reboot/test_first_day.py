@@ -1,0 +1,26 @@
+"""The end of docs/first-day.md: what the reboot left of the day before."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import transcript
+from shell import sh
+from transcript import typed
+
+pytestmark = pytest.mark.userland
+CONNECTIONS = 4  # of app.service, see typed/test_first_day.py
+
+
+def test_after_the_reboot() -> None:
+    transcript.chapter(
+        "After the reboot",
+        "Acceleration was restored before the services were started, so that their connections are "
+        "accelerated from their first message on.",
+    )
+    sh("while [ $(systemctl is-active sockredird) = activating ]; do sleep 1; done")
+    assert "State: enabled" in typed("sockredirctl status")
+    said = typed("sockredirctl list --unit app")
+    assert len(re.findall(r"redis-server\[\d+\]", said)) == CONNECTIONS
+    sh("systemctl disable --now app redis-server")
