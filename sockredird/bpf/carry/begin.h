@@ -64,6 +64,23 @@ inline_fn int find_peer(struct sock_state *st)
 }
 
 /*
+ * This message is TCP's, on a member. Where FIONREAD does not tell of it, a reader may stop too
+ * early: walks wake it until it has read everything. One is asked for if the last of them has seen
+ * that, and pairs with at_border(): each side writes, then reads what the other has written.
+ */
+inline_fn void by_tcp_on_member(struct sock_state *st)
+{
+#ifdef FIONREAD_OMITS_TCP
+	__u32 borders = st->borders;
+
+	WRITE_ONCE(st->borders, borders + 1);
+	full_barrier(st);
+	if (READ_ONCE(st->borders_seen) == borders)
+		ask(REQUEST_WALK);
+#endif
+}
+
+/*
  * Of an end that was joined: a recv() may have begun in TCP's code before that, and wait for the
  * lock where nobody sees it. It is over once something that was sent since has been read.
  */
