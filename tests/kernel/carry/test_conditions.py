@@ -1,7 +1,8 @@
 """What each condition for beginning and leaving is there for: without it, this goes wrong.
 
-Conditions by the numbers of carry/begin.h's order in docs/architecture/invariants.md; those that
-are shown by random traffic are in test_alternation.py.
+The rule is in docs/architecture/invariants.md (I1, I2) and docs/architecture/leaving.md. Each test
+runs with the condition, and with a build that lacks it; test_alternation.py has those that show in
+random traffic.
 """
 
 from __future__ import annotations
@@ -9,10 +10,9 @@ from __future__ import annotations
 import os
 import select
 import socket
-import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection as Channel
 from pathlib import Path
@@ -23,7 +23,7 @@ import pytest
 from kernel.carry.attacks import ask, set_sequence
 from sockredird.datapath.generation import Generation
 from sockredird.datapath.join import Pair
-from support.alternation import ALTERNATES
+from support.alternation import ALTERNATES, NO_LOOK_AT_THE_LOCK
 from support.background import Background, retiring
 from support.child import Child
 from support.edited import Edit, generation_of
@@ -66,7 +66,6 @@ ONE_WAY: Edit = (
 )
 ANYBODY: Edit = ("carry/begin.h", "return nobody_in_tcp_recvmsg(peer, st, copied);", "return 1;")
 AT_ONCE: Edit = ("carry/begin.h", "	if (!st->joined)\n		return 1;\n", "	return 1;\n")
-NO_LOOK_AT_THE_LOCK: Edit = ("carry/redirect.c", "if (peer_stays_busy(st, size))", "if (0)")
 IN_FLIGHT: Edit = (
     "leave/walk.c",
     "return none_in_flight(sk, sender) && psock_queue_empty(psock);",
@@ -155,7 +154,7 @@ def proposed(generation: Generation, both: Connection) -> Pair:
 @both_ways
 @inside()
 def test_the_ends_of_two_connections(cgroup: Path, build: Build, without: bool) -> None:
-    """Two connections have the same sequence numbers in one direction, and a wrong pair is joined."""
+    """Two connections have the same numbers in one direction, and a wrong pair is joined."""
     one, other = sequence_connection(1_000_000), sequence_connection(1_000_000)
     sent = b""
     with build.of(*chosen(without, ONE_WAY)) as generation:
@@ -242,7 +241,7 @@ def waits_for_lock(thread: int) -> bool:
 def test_a_reader_waits_for_the_lock_as_its_socket_joins(
     cgroup: Path, build: Build, without: bool
 ) -> None:
-    """Its recv() began on a native socket; nothing shows it once the lock is free, and it sleeps."""
+    """Its recv() began on a native socket, and nothing shows it once the lock is free."""
     first, second = sorted(os.sched_getaffinity(0))[:2]
     both = sequence_connection(7)
     echo(both, 10)
@@ -351,7 +350,7 @@ def told_in_time(both: Connection) -> bool:
 def test_a_redirect_waits_for_the_lock_as_its_pair_retires(
     cgroup: Path, build: Build, without: bool
 ) -> None:
-    """The verdict was given, and the target's lock is held by its own send(): both queues are empty."""
+    """The verdict was given, and both queues are empty: the target holds its lock in send()."""
     edits = [NO_LOOK_AT_THE_LOCK, *chosen(without, IN_FLIGHT)]
     with build.of(*edits) as generation, connection() as both, SlowMemory(4 * KIB) as memory:
         echo(both, 10)
@@ -402,6 +401,3 @@ def test_a_joined_socket_connects_again(cgroup: Path, build: Build, without: boo
         assert (both.client.recv(3) == b"new") != without
         server.close()
         both.close()
-
-
-_ = sys, Iterator, contextmanager
