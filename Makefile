@@ -2,7 +2,7 @@
 # make unit     those of the tests that need no root: as the user who calls it, in half a minute
 # make fuzz     an hour of made-up messages, configurations and state files; FUZZ_S=60: a minute for each
 # make programs connections of real programs, with all that are not needed for make test
-# make torture  the lifecycle tests, for an hour
+# make torture  lifecycle, alternation and sequences, for two hours
 # make bench    figures for docs/benchmarks and the README, in ten minutes; QUICK=1: in one, beside them
 # make vm-test  the package on Debian kernels in virtual machines; KERNEL=6.1, 6.12, 7.3 or all
 # make semantics  docs/semantics.md, from what the conformance suite finds on this kernel
@@ -79,9 +79,14 @@ programs: install-deps
 	@$(APT_INSTALL) $(PROGRAM_DEPS)
 	$(ROOT) env PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m pytest -rs tests/bus/programs $(PYTEST_ARGS)
 
-# An hour or so: kills, upgrades and cycles by the hundreds, where `make test` has a few.
+# Two hours or so: kills, upgrades and cycles by the hundreds, where `make test` has a few; programs
+# that check every byte while directions go to TCP and back; sequences of calls.
+# SOCKREDIR_SECONDS=300: how long each of those programs runs, instead of two minutes.
 torture: install-deps
-	$(ROOT) env PYTHONDONTWRITEBYTECODE=1 SOCKREDIR_TORTURE=1 $(PYTHON) -m pytest tests/bus/lifecycle
+	$(ROOT) env PYTHONDONTWRITEBYTECODE=1 SOCKREDIR_TORTURE=1 SOCKREDIR_SECONDS=$(SOCKREDIR_SECONDS) \
+		$(PYTHON) -m pytest tests/bus/lifecycle tests/bus/control/test_disable.py \
+		tests/kernel/carry/test_alternation.py \
+		tests/kernel/conformance/test_sequences.py
 
 # QUICK=1: a part of it. NULL=1: nothing is accelerated, and every ratio has to be 1. SUSTAINED=1:
 # streams of half a minute instead, for three quarters of an hour. SHORT=1: a connection per request

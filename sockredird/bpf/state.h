@@ -157,7 +157,8 @@ struct checkpoint {
  *                                                          be one message old
  * waiting              the sender                          the peer's sender     the peer's socket lock
  * stop                 the walk                            sender                RCU grace period (epoch)
- * borders_seen         the walk                            the walk
+ * borders_seen ..      the walk                            the walk
+ *   border_since
  * guard_cause,         guards, detectors, the walk         sender, walk          announce_change() here,
  *   reset_at                                                                       changed_since() there
  * sample .. listing    listings                            listings              one listing at a time
@@ -197,9 +198,10 @@ struct sock_state {
 	__u32 grants;	      /* settings.grants when the budget was granted */
 	__u32 checkpoints;    /* taken so far */
 	__u64 charged_cgroup; /* key in cgroup_memory, or 0 */
-	__u32 borders;	      /* how often TCP data came to lie behind redirected data */
+	__u32 borders;	      /* how often TCP data came that a reader may have to be told of */
 	/* written by the walk */
 	__u32 borders_seen; /* those whose reader needs no more waking */
+	__u32 border_since; /* ms: when a walk met the reader at the others; 0: it has not */
 	/* written by guards, and the walk */
 	__u32 guard_cause; /* enum cause: why neither direction may redirect */
 	__u32 reset_at;	   /* ms: when what a program asked for has gone wrong, or 0 */

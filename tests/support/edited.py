@@ -33,7 +33,11 @@ def generation_of(
         path.write_text(text.replace(old, new))
     environment = {**child.environment(), "PYTHONPATH": str(package.parent), "PYTHONSAFEPATH": "1"}
     with mock.patch.object(child, "environment", lambda: environment):
-        made = Generation.create(bpffs / "edited", next(_numbers), plan(cgroup, **settings))
-    yield made
-    made.close()
-    tear_down(made.directory)
+        root = bpffs / f"edited-{directory.name}"  # a forked test counts by itself
+        made = Generation.create(root, next(_numbers), plan(cgroup, **settings))
+    try:
+        yield made
+    finally:
+        made.close()
+        tear_down(made.directory)
+        root.rmdir()

@@ -251,6 +251,30 @@ def service_address(family: Family) -> Network:
     return network
 
 
+def two_backends(family: Family) -> tuple[Namespace, list[Network]]:
+    """An address that stands for either of two containers; what is dialled is the same.
+
+    The host, on which conntrack remembers who is meant, and a Network for each container.
+    """
+    host, first = _routed(family)
+    other = Namespace()
+    _veth(host, "port3", other, "eth0")
+    _configure(host, "port3", f"{family.address(3, 1)}/{family.prefix}")
+    _configure(other, "eth0", f"{family.address(3, 2)}/{family.prefix}")
+    with other.entered():
+        run("ip", f"-{family.version}", "route", "add", "default", "via", family.address(3, 1))
+    dialled, bound = family.address(9, 9), family.address(3, 2)
+    half = ("-m", "statistic", "--mode", "nth", "--every", "2", "--packet", "0")
+    with host.entered():
+        rule = _dnat(family, "PREROUTING", dialled, first.bound)
+        at = rule.index("-j")
+        run(*rule[:at], *half, *rule[at:])
+        run(*_dnat(family, "PREROUTING", dialled, bound))
+    first.dialled, first.dialled_port = dialled, DIALLED_PORT
+    second = Network(first.client, other, bound, dialled, PORT, DIALLED_PORT)
+    return host, [first, second]
+
+
 def masquerade(family: Family) -> Network:
     """The listener sees the host's address and port in the place of the client's."""
     host, network = _routed(family)

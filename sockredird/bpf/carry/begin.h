@@ -73,6 +73,23 @@ inline_fn int find_peer(struct sock_state *st)
 }
 
 /*
+ * This message is TCP's, on a member. Where FIONREAD does not tell of it, a reader may stop too
+ * early: walks wake it until it has read everything. One is asked for if the last of them has seen
+ * that, and pairs with at_border(): each side writes, then reads what the other has written.
+ */
+inline_fn void by_tcp_on_member(struct sock_state *st)
+{
+#ifdef FIONREAD_OMITS_TCP
+	__u32 borders = st->borders;
+
+	WRITE_ONCE(st->borders, borders + 1);
+	full_barrier(st);
+	if (READ_ONCE(st->borders_seen) == borders)
+		ask(REQUEST_WALK);
+#endif
+}
+
+/*
  * Whether the reader of an end that was joined has read since then: a recv() may have begun in TCP's
  * code before, and wait for the lock unseen. It is over once a later byte has been read.
  */

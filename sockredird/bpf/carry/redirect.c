@@ -61,10 +61,7 @@ inline_fn int pause(struct sock_state *st, enum cause cause)
 	st->reason = cause;
 	st->mode = BY_TCP;
 	count_paused(cause);
-#ifdef FIONREAD_OMITS_TCP /* a reader that asks it may stop too early, and has to be woken again */
-	st->borders++;
-	ask(REQUEST_WALK);
-#endif
+	by_tcp_on_member(st);
 	return SK_PASS;
 }
 
@@ -308,8 +305,10 @@ int sockredir_msg(struct sk_msg_md *msg)
 	}
 	if (st->mode != REDIRECT && !psock_of(st->peer_sk))
 		return peer_gone(sk, st);
-	if (st->mode != REDIRECT && !begins(sk, st, s))
+	if (st->mode != REDIRECT && !begins(sk, st, s)) {
+		by_tcp_on_member(st);
 		return SK_PASS;
+	}
 	if (pauses(sk, st, size, s))
 		return by_tcp(msg, st);
 	if (peer_stays_busy(st, size))

@@ -49,6 +49,7 @@ inline_fn int quiet(__u64 sk, __u64 sender)
 #define SHOWN_BY_MESSAGES 8
 #define SHOWS_WITHIN_MS 3		/* from accept() to poll(), for a program that polls */
 #define PAIRED_WITHIN_NS 10000000000ULL /* SYN-ACK retransmissions included */
+#define PASSES_BORDER_MS 100 /* a reader that has been woken, unless it is slow or asks FIONREAD */
 
 /* A client end that was answered by a listener of somebody else, and has not noticed. */
 inline_fn int left_waiting(const struct sock_state *st)
@@ -114,6 +115,20 @@ inline_fn int not_begun(const struct sock_state *st)
 	return !began;
 }
 
+/*
+ * Whether the reader leaves TCP's data unread although it was woken. Where FIONREAD leaves that out,
+ * it may be waiting for FIONREAD to tell of enough, which it does once the pair is off the sockhash.
+ */
+inline_fn int stays_at_border(const struct sock_state *st)
+{
+#ifdef FIONREAD_OMITS_TCP
+	return st->border_since && st->mode != REDIRECT &&
+	       (__s32)(now_ms() - st->border_since) >= PASSES_BORDER_MS;
+#else
+	return 0;
+#endif
+}
+
 /* CAUSE_NONE, or why a pair begins to leave, as far as this end shows. */
 inline_fn __u8 why_leave(__u64 sk, const struct sock_state *st, __u64 peer_sk, __u64 peer_st,
 			 const struct settings *s)
@@ -130,6 +145,8 @@ inline_fn __u8 why_leave(__u64 sk, const struct sock_state *st, __u64 peer_sk, _
 		return CAUSE_NEVER_QUIET;
 	if (memory_is_short(sk))
 		return CAUSE_PRESSURE;
+	if (stays_at_border(st))
+		return st->reason ? st->reason : CAUSE_NEVER_QUIET;
 	return CAUSE_NONE;
 }
 
@@ -272,12 +289,22 @@ inline_fn int retire(__u64 sk, struct sock_state *st, const struct settings *s)
 	return note_unread_left(sk, &self) + note_unread_left(peer_sk, &peer) ? LEFT_UNREAD : 1;
 }
 
+/* Whether TCP data may still come that a reader which asks FIONREAD is not told of. */
+inline_fn int untold(__u64 sk, const struct sock_state *st)
+{
+#ifdef FIONREAD_OMITS_TCP
+	return kernel_copied_seq(st->peer_sk) != kernel_write_seq(sk);
+#else
+	return 0;
+#endif
+}
+
 /*
  * Whether a reader may have taken the end of its redirected data for the end of all
- * (carry/redirect.c: force_to_tcp()); notes it for leave/rewake.c if it can read on now. 0 once it
- * has read what there was.
+ * (carry/redirect.c: force_to_tcp()), or FIONREAD for all that there is (by_tcp_on_member()); notes
+ * it for leave/rewake.c if it can read on now. 0 once it has read what there was.
  */
-inline_fn int at_border(struct sock_state *st)
+inline_fn int at_border(__u64 sk, struct sock_state *st)
 {
 	struct end peer = st->peer;
 	__u32 borders = READ_ONCE(st->borders);
@@ -288,12 +315,19 @@ inline_fn int at_border(struct sock_state *st)
 	psock = psock_of(st->peer_sk);
 	if (!psock)
 		return 0;
-	if (!psock_queue_empty(psock))
-		return BORDER_AHEAD;
-	if (note_unread_left(st->peer_sk, &peer))
-		return BORDER_REACHED;
-	st->borders_seen = borders;
-	return 0;
+	if (st->mode != REDIRECT) { /* or it has read everything: carry/begin.h */
+		if (!psock_queue_empty(psock))
+			return BORDER_AHEAD;
+		if (note_unread_left(st->peer_sk, &peer) || untold(sk, st)) {
+			if (!st->border_since)
+				st->border_since = now_ms() | 1;
+			return BORDER_REACHED;
+		}
+	}
+	st->border_since = 0;
+	WRITE_ONCE(st->borders_seen, borders);
+	full_barrier(st);
+	return READ_ONCE(st->borders) != borders ? BORDER_AHEAD : 0;
 }
 
 inline_fn int to_be_reset(struct sock_state *st, int unread)
@@ -347,7 +381,7 @@ int sockredir_walk(struct bpf_iter__sockmap *ctx)
 			bpf_seq_write(*(struct seq_file **)ctx->meta, &m, sizeof(m));
 		return 0;
 	}
-	m.border = at_border(st);
+	m.border = at_border((__u64)sk, st);
 	m.charged = st->grants == s->grants ? st->charged : held(st);
 	m.mode = st->mode;
 	m.leaving = s->stopped || READ_ONCE(st->stop) || st->mode == NATIVE || st->guard_cause;

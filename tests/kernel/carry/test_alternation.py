@@ -1,37 +1,30 @@
 """Directions that go to TCP and come back all the time: every byte in order, nobody stuck (I1, I2).
 
-The attacked build goes to TCP at one quiet point in eight. Others lack one condition each of
-carry/begin.h, and are seen corrupting the same traffic.
+The attacked build goes to TCP at one quiet point in eight, pairs that had to leave are joined again
+at once, and programs of all kinds check every byte (attacks.py). Two builds lack one condition each
+of carry/begin.h, and are seen to corrupt such traffic; test_conditions.py has the other conditions.
 """
 
 from __future__ import annotations
 
 import os
-import random
 import select
-import socket
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from kernel.carry.attacks import ATTACKS, EVERYWHERE, WAIT_FOR_ENOUGH, Connect, on
 from support import processes
-from support.background import Background
+from support.alternation import ALTERNATES, NO_LOOK_AT_THE_LOCK, served
 from support.edited import Edit, generation_of
 from support.emulated import PATIENCE, times
-from support.traffic import Connection, Corrupted, Stream, connect, listen, pattern
+from support.topology import Family, veth
+from support.traffic import Corrupted, Stream, connect, listen, pattern
 
-KIB, MIB = 1 << 10, 1 << 20
-SECONDS = 60.0 if "SOCKREDIR_TORTURE" in os.environ else 6.0
-SIZES = (1, 64, 1000, 4 * KIB, 64 * KIB, 256 * KIB)
-MOST_AHEAD = 512 * KIB
-STUCK_S = 10 * PATIENCE
-ALTERNATES: Edit = (
-    "carry/redirect.c",
-    "	__u64 now = bpf_jiffies64(), psock;\n	struct tcp_sock *tp;\n	enum cause cause;\n",
-    "	__u64 now = bpf_jiffies64(), psock;\n	struct tcp_sock *tp;\n	enum cause cause;\n\n"
-    "	if (!(bpf_get_prandom_u32() & 7) && may_pause(sk, st)) {\n"
-    "		pause(st, CAUSE_REVALIDATION);\n		return 1;\n	}\n",
+MIB = 1 << 20
+SECONDS = float(
+    os.environ.get("SOCKREDIR_SECONDS") or (120 if "SOCKREDIR_TORTURE" in os.environ else 2)
 )
 # as if the reader had always read what went by TCP
 UNREAD_TCP: Edit = (
@@ -50,67 +43,49 @@ ANY_MOMENT: Edit = (
 )
 
 
-def read_edges(sock: socket.socket, size: int, stream: Stream, seed: int) -> None:
-    """Reads on edges, and takes a short read for the end of the data."""
-    dice = random.Random(seed)
-    sock.setblocking(False)
-    with select.epoll() as epoll:
-        epoll.register(sock, select.EPOLLIN | select.EPOLLET)
-        end = stream.position + size
-        while stream.position < end:
-            assert epoll.poll(STUCK_S), f"stuck at byte {stream.position} of {end}"
-            while stream.position < end:
-                wanted = dice.choice((512, 16 * KIB, MIB))
-                try:
-                    data = sock.recv(wanted)
-                except BlockingIOError:
-                    break
-                stream.feed(data)
-                if len(data) < wanted:
-                    break
-    sock.setblocking(True)
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_ipv4(cgroup: Path, bpffs: Path, tmp_path: Path, attack: str) -> None:
+    check(attack, lambda: on("127.0.0.1"), cgroup, bpffs, tmp_path)
 
 
-def attack(seed: int, seconds: float) -> int:
-    """Bursts in both directions for a while; how many bytes."""
-    total, dice = 0, random.Random(seed)
-    with listen() as listener:
-        both = connect(listener)
-    streams = {True: Stream(), False: Stream()}
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        forth = dice.random() < 0.5
-        ends = both if forth else Connection(both.server, both.client)
-        size = dice.choice((1, 100, 10 * KIB, MOST_AHEAD))
-        stream = streams[forth]
-        start = stream.position
-        sender = Background(send_from, ends.client, start, size, dice.random())
-        read_edges(ends.server, size, stream, dice.randrange(1 << 30))
-        sender.join(STUCK_S)
-        total += size
-    both.close()
-    return total
+@pytest.mark.parametrize("attack", EVERYWHERE)
+def test_ipv6(cgroup: Path, bpffs: Path, tmp_path: Path, attack: str) -> None:
+    check(attack, lambda: on("::1"), cgroup, bpffs, tmp_path)
 
 
-def send_from(sock: socket.socket, start: int, size: int, seed: float) -> None:
-    dice = random.Random(seed)
-    position = start
-    while position < start + size:
-        length = min(dice.choice(SIZES), start + size - position)
-        sock.sendall(pattern(position, length))
-        position += length
+@pytest.mark.parametrize("attack", EVERYWHERE)
+def test_veth(cgroup: Path, bpffs: Path, tmp_path: Path, attack: str) -> None:
+    def network() -> Connect:
+        return veth(Family(4)).connect
+
+    check(attack, network, cgroup, bpffs, tmp_path, addresses="any")
 
 
-def test_order_while_it_alternates(cgroup: Path, bpffs: Path, tmp_path: Path) -> None:
-    with generation_of([ALTERNATES], bpffs, cgroup, tmp_path, learn=False) as generation:
-        total = sum(
-            processes.run(attack, seed, SECONDS / 3, cgroup=cgroup, timeout=SECONDS + 60)
-            for seed in range(3)
-        )
-        counters = generation.counters()
-    print(f"{total / MIB:.0f} MiB, {counters['paused_revalidation']} times to TCP")
-    assert counters["paused_revalidation"] >= times(100)
-    assert counters["redirected_messages"] >= counters["paused_revalidation"]
+def check(
+    name: str,
+    network: Callable[[], Connect],
+    cgroup: Path,
+    bpffs: Path,
+    directory: Path,
+    addresses: str = "loopback",
+) -> None:
+    """`network` is made in the process that attacks."""
+
+    def run() -> int:
+        return ATTACKS[name](network(), int(os.environ.get("SOCKREDIR_SEED", "1")), SECONDS)
+
+    edits = [ALTERNATES, NO_LOOK_AT_THE_LOCK] if name in WAIT_FOR_ENOUGH else [ALTERNATES]
+    edited = generation_of(edits, bpffs, cgroup, directory, learn=False, addresses=addresses)
+    with edited as generation, served(generation, addresses):
+        try:
+            total = processes.run(run, cgroup=cgroup, timeout=SECONDS + 60)
+            print(f"{total / MIB:.0f} MiB,", end=" ")
+        finally:
+            counters = generation.counters()
+            print(f"{counters['paused_revalidation']} times to TCP,", end=" ")
+            print({name: n for name, n in counters.items() if n and name.startswith("retired")})
+    assert counters["paused_revalidation"] > 0
+    assert counters["redirected_messages"] > 0
 
 
 def unread_tcp_data() -> bytes:

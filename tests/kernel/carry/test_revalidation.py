@@ -10,18 +10,22 @@ import select
 import socket
 import threading
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sockredird.datapath.generation import Generation
-from support import namespaces
+from support import namespaces, processes
 from support.background import Background
 from support.datapath import Datapath
+from support.edited import Edit, generation_of
 from support.emulated import PATIENCE
 from support.processes import inside
-from support.topology import Family, Network, run, veth
-from support.traffic import Connection, Stream, connection, echo, pattern
+from support.topology import Family, Network, run, two_backends, veth
+from support.traffic import Connection, Stream, connection, echo, pattern, set_nodelay
 from support.waiting import eventually
 
 KIB = 1 << 10
@@ -31,6 +35,11 @@ BUSY_S = 2 * CONNTRACK_S
 SLACK_S = 0.3 * PATIENCE
 BURST = 8
 STOPPED_S = 1.0 * PATIENCE
+NEVER_REVALIDATED: Edit = (
+    "carry/redirect.c",
+    "st->tcp_due = now + interval - interval / 4;",
+    "st->tcp_due = now + (1ULL << 40);",
+)
 END_S = 5.0 * PATIENCE
 TCP_INFO_DATA_SEGS_OUT = 156  # offset in struct tcp_info, include/uapi/linux/tcp.h
 pytestmark = pytest.mark.plan(addresses="any", revalidate_s=INTERVAL_S)
@@ -67,6 +76,10 @@ class Busy:
             if self._ending.is_set():
                 return False
         return True
+
+    @property
+    def broken(self) -> bool:
+        return self._thread.error is not None
 
     def stands_still(self) -> bool:
         return time.monotonic() - self.last > STOPPED_S
@@ -143,6 +156,87 @@ def test_leaving_gets_through_conntrack(cgroup: Path, generation: Generation) ->
     before = busy.rounds
     eventually(lambda: busy.rounds > before + 100, "round trips go on as TCP")
     busy.stop()
+
+
+def between(backends: list[Network], number: int) -> list[Connection]:
+    """Connections to the address of both backends; each of them accepts half."""
+    made = []
+    with ExitStack() as stack:
+        listeners = [stack.enter_context(backend.listen()) for backend in backends]
+        for at in range(number):
+            client = backends[0].dial()
+            ready = select.select(listeners, [], [], END_S)[0]
+            assert ready == [listeners[at % 2]]
+            made.append(Connection(client, ready[0].accept()[0]))
+            for end in (made[-1].client, made[-1].server):
+                set_nodelay(end)
+    return made
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("without", [False, True], ids=["with", "without"])
+@inside()
+def test_two_backends(
+    cgroup: Path, bpffs: Path, tmp_path: Path, family: Family, without: bool
+) -> None:
+    """Disable takes each connection back to a TCP that reaches the backend it was made to."""
+    host, backends = two_backends(family)
+    with host.entered():
+        timeout = "net.netfilter.nf_conntrack_tcp_timeout_established"
+        namespaces.sysctl(timeout, str(CONNTRACK_S))
+    edits = [NEVER_REVALIDATED] if without else []
+    settings = {"addresses": "any", "revalidate_s": CONNTRACK_S / 4}  # conntrack is at neither end
+    with generation_of(edits, bpffs, cgroup, tmp_path, **settings) as generation:
+        busy = [Busy(both) for both in between(backends, 4)]
+        time.sleep(BUSY_S)
+        counters = generation.counters()
+        assert counters["accelerated_connections"] == len(busy)
+        assert counters["redirected_messages"] > 1000
+        generation.stop()
+        assert generation.retire(10 * PATIENCE, lambda walked: walked.entries == 0)
+        before = [one.rounds for one in busy]
+        if without:
+            eventually(lambda: any(one.broken or one.stands_still() for one in busy), "one is lost")
+        else:
+            eventually(
+                lambda: all(one.rounds > n + 100 for one, n in zip(busy, before, strict=True)),
+                "round trips go on as TCP",
+            )
+            for one in busy:
+                one.stop()
+
+
+def idle_while_conntrack_forgets(take_back: Callable[[], None]) -> list[Any]:
+    """What the ends see of data that was unread, and of each other afterwards."""
+    network = veth(Family(4))
+    stateful_firewall(network, Family(4))
+    both = network.connect()
+    echo(both, 10)
+    both.client.sendall(b"unread")
+    both.server.sendall(b"unread, too")
+    time.sleep(2 * CONNTRACK_S)
+    seen: list[Any] = [both.server.recv(100), both.client.recv(100)]
+    take_back()
+    both.client.sendall(b"more")
+    both.server.settimeout(STOPPED_S)
+    try:
+        seen.append(both.server.recv(100))
+    except TimeoutError:
+        seen.append("nothing")
+    return seen
+
+
+def test_disable_while_conntrack_has_forgotten(cgroup: Path, generation: Generation) -> None:
+    """An idle connection is forgotten, as on TCP; what was unread is there, and no more is lost."""
+
+    def disable() -> None:
+        generation.stop()
+        assert generation.retire(10 * PATIENCE, lambda walked: walked.entries == 0)
+
+    plain = processes.run(idle_while_conntrack_forgets, lambda: None)
+    assert processes.run(idle_while_conntrack_forgets, disable, cgroup=cgroup) == plain
+    assert plain[:2] == [b"unread", b"unread, too"]
+    assert generation.counters()["redirected_messages"] == 22
 
 
 def rule(network: Network, family: Family, chain: str, action: str) -> None:
