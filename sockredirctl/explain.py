@@ -47,8 +47,8 @@ async def run(client: Client, arguments: argparse.Namespace) -> None:
         keys = {"local": Variant("s", ends[0]), "remote": Variant("s", ends[1])}
     if keys.keys() & {"pid", "pids"} and (await client.properties())["State"] == "disabled":
         raise ClientError(
-            "which sockets a process has is known only while acceleration is enabled: explain a "
-            "connection, a port or a unit",
+            "acceleration is disabled, and without it the sockets of a process are not known: "
+            "explain a connection, a port or a unit",
             Exit.NOTHING,
         )
     answers = sorted(await client.call("Explain", "a{sv}", keys), key=_order)

@@ -122,4 +122,4 @@ def test_entries_while_draining(host: Host, enabled: Client, stalled: Actor) -> 
 def test_disabled_already(host: Host, client: Client) -> None:
     done = host.ctl("disable")
     assert (done.returncode, done.stdout) == (0, "")
-    assert done.stderr == "acceleration was disabled already\n"
+    assert done.stderr == "acceleration was already disabled\n"
