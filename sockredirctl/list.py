@@ -129,7 +129,7 @@ _SHORT = (
     Column("SENT", 2, right=True),
     Column("RECEIVED", 2, right=True),
     Column("UNREAD", 4, right=True),
-    Column("STATE", 3, least=7),
+    Column("STATE", 3, least=len("accelerated")),
 )
 _WIDE = (
     *_SHORT[:6],

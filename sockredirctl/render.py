@@ -53,10 +53,14 @@ def scope(scope: dict[str, Any], units: dict[str, str]) -> str:
     if scope["exclude_cgroups"]:
         words += ", except cgroup " + ", ".join(scope["exclude_cgroups"])
     if scope["only_ports"]:
-        words += ", port " + ", ".join(map(str, scope["only_ports"])) + " only"
+        words += f", {_ports(scope['only_ports'])} only"
     if scope["exclude_ports"]:
-        words += ", except port " + ", ".join(map(str, scope["exclude_ports"]))
+        words += f", except {_ports(scope['exclude_ports'])}"
     return words
+
+
+def _ports(numbers: list[int]) -> str:
+    return f"port{'s'[: len(numbers) != 1]} {', '.join(map(str, numbers))}"
 
 
 def sources(sources: dict[str, str]) -> str:

@@ -55,10 +55,22 @@ class _JournalFormatter(_Formatter):
         return f"<{priority}>{super().format(record)}"
 
 
-def _set_up_logging(level: str) -> None:
+def _to_journal() -> bool:
+    """Whether standard error is the journal's, not only that of our parents: systemd.exec(5)."""
+    try:
+        there = os.fstat(sys.stderr.fileno())
+    except OSError:
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{there.st_dev}:{there.st_ino}"
+
+
+def _set_up_logging(level: str, *, command: bool) -> None:
+    """`command`: somebody typed it and waits for what it says."""
     handler = logging.StreamHandler(sys.stderr)
-    if "JOURNAL_STREAM" in os.environ:
+    if _to_journal():
         handler.setFormatter(_JournalFormatter("%(message)s"))
+    elif command:
+        handler.setFormatter(_Formatter("%(message)s"))
     else:
         handler.setFormatter(
             _Formatter("%(asctime)s sockredird[%(process)d] %(levelname)s %(message)s")
@@ -134,7 +146,8 @@ def _require_root() -> None:
 
 def main() -> int:
     arguments = _parser().parse_args()
-    _set_up_logging(arguments.log_level)
+    command = arguments.check_config is not None or arguments.disable
+    _set_up_logging(arguments.log_level, command=command)
     try:
         if arguments.check_config is not None:
             file = arguments.check_config

@@ -494,8 +494,10 @@ class Manager:
         found = {}
         for key in self.scope.as_dict():
             configured = "file" if key in given else "default"
-            added = f"{configured}+option" if f"add_{key}" in overrides else configured
-            found[key] = "option" if key in overrides else added
+            added = f"add_{key}" in overrides
+            # what is added to nothing is all there is
+            alone = key in overrides or (added and not getattr(self.config.scope, key))
+            found[key] = "option" if alone else configured + ("+option" if added else "")
         return found
 
     def view(self) -> View:

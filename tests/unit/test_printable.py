@@ -34,14 +34,11 @@ def test_bytes_in_hexadecimal() -> None:
 
 @pytest.mark.parametrize("journal", [False, True])
 def test_a_record_is_a_line(monkeypatch: pytest.MonkeyPatch, journal: bool) -> None:
-    if journal:
-        monkeypatch.setenv("JOURNAL_STREAM", "8:1")
-    else:
-        monkeypatch.delenv("JOURNAL_STREAM", raising=False)
+    monkeypatch.setattr(daemon, "_to_journal", lambda: journal)
     monkeypatch.setattr("sys.stderr", stderr := io.StringIO())
     monkeypatch.setattr(logging, "basicConfig", lambda level, handlers: found.extend(handlers))
     found: list[logging.Handler] = []
-    daemon._set_up_logging("info")
+    daemon._set_up_logging("info", command=False)
     (handler,) = found
     logger = logging.Logger("test")
     logger.addHandler(handler)

@@ -212,7 +212,7 @@ def test_by_command_line(host: Host, systemd: Systemd) -> None:
     status = " ".join(host.ctl("status").stdout.split())
     assert (
         f"Scope: connections on this host, of any address in {FIRST}, {SECOND} (not running), "
-        "except cgroup /user.slice, except port 21, 23, 513, 514, 7, 9" in status
+        "except cgroup /user.slice, except ports 21, 23, 513, 514, 7, 9" in status
     )
     program.do(load.echo_once, 50, 64)
     assert accelerated(client) == 1

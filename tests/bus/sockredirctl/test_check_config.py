@@ -22,7 +22,8 @@ COMMANDS = (("status",), ("stats",), ("enable",), ("list",), ("check",))
 def check(host: Host, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*COMMAND, "--check-config", *arguments],
-        env=environment("unix:path=/nonexistent"),
+        # as in a shell that a unit of the desktop has started
+        env=environment("unix:path=/nonexistent", JOURNAL_STREAM="8:1"),
         capture_output=True,
         text=True,
         check=False,
@@ -41,7 +42,8 @@ def test_wrong(host: Host) -> None:
     done = check(host, str(path))
     assert (done.returncode, done.stdout) == (os.EX_CONFIG, "")
     (line,) = done.stderr.splitlines()
-    assert f"{path}: line 3: limits.window_bytes: must be a whole number of bytes" in line
+    # and nothing before it, as a log would have
+    assert line.startswith(f"{path}: line 3: limits.window_bytes: must be a whole number of bytes")
     assert '"4 MiB"' in line
 
 

@@ -60,13 +60,14 @@ def test_the_scope_is_said_back(host: Host, client: Client) -> None:
     client.call("Reload")
     done = host.ctl("enable", "--port", "6379,5432", "--exclude-port", "9")
     assert (done.returncode, done.stderr) == (DONE, "")
-    first, second = done.stdout.splitlines()
+    first, second, third = done.stdout.splitlines()
     assert first == (
         f"Accelerated: loopback connections in cgroup {host.scope}, "
-        "port 6379, 5432 only, except port 7, 9."
+        "ports 6379, 5432 only, except ports 7, 9."
     )
     assert second.startswith("From options: only_ports; from the file: cgroup")
     assert second.endswith("; from the file and options: exclude_ports.")
+    assert third.startswith("0 connections established before joined")
     sources = client.get("Sources")
     assert sources.keys() == client.get("Scope").keys()
     known = ("cgroup", "units", "addresses", "exclude_ports", "only_ports", "exclude_units")
@@ -108,14 +109,14 @@ def test_added_exclusions_follow_the_file(host: Host, client: Client) -> None:
 def test_to_exclude_never_accelerates_more(host: Host, client: Client) -> None:
     host.ctl("enable", "--port", "7,8")
     done = host.ctl("enable", "--exclude-port", "8")
-    assert "port 7, 8 only, except port 21, 23, 513, 514, 8." in done.stdout
+    assert "ports 7, 8 only, except ports 21, 23, 513, 514, 8." in done.stdout
     done = host.ctl("enable", "--exclude-port", "9")
-    assert "port 7, 8 only, except port 21, 23, 513, 514, 8, 9." in done.stdout
+    assert "ports 7, 8 only, except ports 21, 23, 513, 514, 8, 9." in done.stdout
     done = host.ctl("enable", "--configured", "--exclude-port", "9")
     assert "only" not in done.stdout
-    assert "except port 21, 23, 513, 514, 9." in done.stdout
+    assert "except ports 21, 23, 513, 514, 9." in done.stdout
     done = host.ctl("enable", "--port", "7")
-    assert "port 7 only, except port 21, 23, 513, 514." in done.stdout
+    assert "port 7 only, except ports 21, 23, 513, 514." in done.stdout
 
 
 def test_a_change_says_how_many_left(host: Host, client: Client) -> None:

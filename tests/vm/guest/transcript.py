@@ -18,7 +18,7 @@ from pathlib import Path
 from shell import TIMEOUT_S, Failed
 
 KEPT = Path("/share/results/first-day.md")
-LINES, COLUMNS = 200, 96
+LINES, COLUMNS = 200, 100
 # what is on a line of a terminal no more
 OVERWRITTEN = re.compile(r"[^\n]*\r(?:\x1b\[K)?(?!\n)")
 
