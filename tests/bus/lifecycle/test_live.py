@@ -19,11 +19,10 @@ from support.daemon import polling
 from support.daemon.actor import Actor
 from support.daemon.client import Client
 from support.daemon.host import Host
-from support.daemon.process import DaemonProcess
 from support.emulated import times
 from support.waiting import eventually
 
-ECHO, STREAMS = 8, 2
+ECHO, STREAMS, PAUSE_S = 8, 2, 0.002
 MANY = "SOCKREDIR_TORTURE" in os.environ
 CYCLES, UPGRADES, RELOADS = (1000, 100, 100) if MANY else (times(5), times(2), times(3))
 if asked := os.environ.get("SOCKREDIR_CYCLES"):
@@ -33,20 +32,34 @@ pytestmark = pytest.mark.parametrize(
 )
 
 
+def compile_first(host: Host, **more: str) -> None:
+    """What takes a minute of a busy machine is not what is tried here."""
+    daemon = host.start(**more)
+    client = host.client()
+    client.call("Enable")
+    client.call("Disable")
+    daemon.stop()
+
+
 @pytest.fixture
-def traffic(host: Host) -> Iterator[Actor]:
+def compiled(host: Host) -> None:
+    compile_first(host)
+
+
+@pytest.fixture
+def traffic(host: Host, compiled: None) -> Iterator[Actor]:
     """Request and answer; its end finds every byte."""
     actor = host.actor()
-    actor.do(partial(polling.start, ECHO, streams=False))
+    actor.do(partial(polling.start, ECHO, streams=False, pause=PAUSE_S))
     yield actor
     actor.do(polling.finish)
 
 
 @pytest.fixture
-def streams(host: Host) -> Iterator[Actor]:
+def streams(host: Host, compiled: None) -> Iterator[Actor]:
     """Never quiet on a busy machine, so not known to join: their bytes count."""
     actor = host.actor()
-    actor.do(polling.start, 2 * STREAMS)
+    actor.do(partial(polling.start, 2 * STREAMS, pause=PAUSE_S))
     yield actor
     actor.do(polling.finish)
 
@@ -67,7 +80,9 @@ def all_accelerated(client: Client, traffic: Actor) -> None:
 
 
 @pytest.mark.usefixtures("streams")
-def test_cycles(host: Host, daemon: DaemonProcess, client: Client, traffic: Actor) -> None:
+def test_cycles(host: Host, traffic: Actor) -> None:
+    host.start()
+    client = host.client()
     for number in range(CYCLES):
         client.call("Enable")
         all_accelerated(client, traffic)
@@ -80,7 +95,7 @@ def test_cycles(host: Host, daemon: DaemonProcess, client: Client, traffic: Acto
 @pytest.mark.usefixtures("streams")
 def test_upgrades(host: Host, traffic: Actor, tmp_path: Path) -> None:
     other = other_build(tmp_path, "/* another build */")
-    host.start().stop()
+    compile_first(host, **run_from(other))
     daemon = host.start()
     client = host.client()
     client.call("Enable")
@@ -93,7 +108,9 @@ def test_upgrades(host: Host, traffic: Actor, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("streams")
-def test_reloads(host: Host, daemon: DaemonProcess, client: Client, traffic: Actor) -> None:
+def test_reloads(host: Host, traffic: Actor) -> None:
+    host.start()
+    client = host.client()
     client.call("Enable")
     all_accelerated(client, traffic)
     for number in range(RELOADS):

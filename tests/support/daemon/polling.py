@@ -60,9 +60,15 @@ class _End:
 
 
 class _Traffic(threading.Thread):
-    def __init__(self, connections: Sequence[Connection], sent: int, streams: bool) -> None:
-        """Each client has sent so many bytes already, which its server has read."""
+    def __init__(
+        self, connections: Sequence[Connection], sent: int, streams: bool, pause: float
+    ) -> None:
+        """Each client has sent so many bytes already, which its server has read.
+
+        `pause`, in seconds, leaves the CPUs to others between two rounds.
+        """
         super().__init__(daemon=True)
+        self.pause = pause
         self.ends: dict[int, _End] = {}
         self.error: BaseException | None = None
         self.ending = threading.Event()
@@ -83,6 +89,7 @@ class _Traffic(threading.Thread):
         try:
             while not self.done():
                 self.going.wait()
+                self.ending.wait(self.pause)
                 for number, _ in self.poll.poll(0.05):
                     self.ends[number].read()
                 for end in self.ends.values():
@@ -99,14 +106,16 @@ class _Traffic(threading.Thread):
 _traffic: list[_Traffic] = []
 
 
-def start(count: int, *, streams: bool = True) -> None:
+def start(count: int, *, streams: bool = True, pause: float = 0) -> None:
     with listen() as listener:
-        carry([connect(listener) for _ in range(count)], streams=streams)
+        carry([connect(listener) for _ in range(count)], streams=streams, pause=pause)
 
 
-def carry(connections: Sequence[Connection], sent: int = 0, *, streams: bool = True) -> None:
+def carry(
+    connections: Sequence[Connection], sent: int = 0, *, streams: bool = True, pause: float = 0
+) -> None:
     """As start(), on connections that are there already; see _Traffic."""
-    _traffic.append(_Traffic(connections, sent, streams))
+    _traffic.append(_Traffic(connections, sent, streams, pause))
     _traffic[-1].start()
 
 
