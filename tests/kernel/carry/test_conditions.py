@@ -170,7 +170,7 @@ def test_the_ends_of_two_connections(cgroup: Path, build: Build, without: bool) 
             other.server.sendall(b"b")
             if number == 0:
                 ends = candidate(generation, one.client), candidate(generation, other.server)
-                assert generation.join([Pair(*ends)]) == 1
+                assert generation.join([Pair(*ends)]) == [None]
         one.server.setblocking(False)
         seen = sent[:99]
         deadline = time.monotonic() + STUCK_S
@@ -253,7 +253,7 @@ def test_a_reader_waits_for_the_lock_as_its_socket_joins(
         threads: list[int] = []
         reader = Background(read_on, second, both.server, threads)
         eventually(lambda: bool(threads) and waits_for_lock(threads[0]), "it waits for the lock")
-        assert generation.join([pair]) == 1
+        assert generation.join([pair]) == [None]
         with Child(hold_processor, second) as spinner:
             assert spinner.channel.recv() == "running"
             memory.deliver()
@@ -320,7 +320,7 @@ def test_who_asks_fionread_learns_of_tcp_data(
     edits = () if joined else (ALTERNATES,)
     with build.of(*edits, *chosen(without, STAYS_AT_BORDER)) as generation:
         if joined:
-            assert generation.join([proposed(generation, both)]) == 1
+            assert generation.join([proposed(generation, both)]) == [None]
         else:
             both.close()
             with listen() as listener:
@@ -388,7 +388,7 @@ def test_a_joined_socket_connects_again(cgroup: Path, build: Build, without: boo
     both = sequence_connection(7)
     echo(both, 10)
     with build.of(*chosen(without, STAYS)) as generation, listen() as listener:
-        assert generation.join([proposed(generation, both)]) == 1
+        assert generation.join([proposed(generation, both)]) == [None]
         echo(both, 10)
         before = generation.counters()["redirected_messages"]
         both.server.sendall(b"old" * 100)
