@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from kernel.carry.attacks import ATTACKS, EVERYWHERE, WAIT_FOR_ENOUGH, Connect, on
+from kernel.carry.attacks import ATTACKS, EVERYWHERE, NOT_FORCED, Connect, on
 from support import processes
 from support.alternation import ALTERNATES, NO_LOOK_AT_THE_LOCK, served
 from support.edited import Edit, generation_of
@@ -74,7 +74,7 @@ def check(
     def run() -> int:
         return ATTACKS[name](network(), int(os.environ.get("SOCKREDIR_SEED", "1")), SECONDS)
 
-    edits = [ALTERNATES, NO_LOOK_AT_THE_LOCK] if name in WAIT_FOR_ENOUGH else [ALTERNATES]
+    edits = [ALTERNATES, NO_LOOK_AT_THE_LOCK] if name in NOT_FORCED else [ALTERNATES]
     edited = generation_of(edits, bpffs, cgroup, directory, learn=False, addresses=addresses)
     with edited as generation, served(generation, addresses):
         try:
