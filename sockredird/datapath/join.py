@@ -86,7 +86,7 @@ class Looked:
     eligible: int  # pairs with traffic that are in scope
     joined: int
     left: int  # of the eligible, those that stay on TCP for a cause
-    new: int  # of the eligible, those of which the next look knows whether they carry messages
+    new: int  # of the eligible; whether they carry messages is known at the next look
     seconds: float  # of processor time that it took
 
 

@@ -33,6 +33,11 @@ def check_rows(rows: list[Row]) -> None:
         assert 0 < row["low"] <= row["ratio"] <= row["high"]
 
 
+def made(stats: dict[str, int]) -> int:
+    """Connections accelerated from the start."""
+    return stats["accelerated_connections"] - stats["joined_connections"]
+
+
 def test_whether_enabled_or_not(host: Host, client: Client) -> None:
     """Nothing is counted, pinned or enabled by it."""
     check_rows(client.call("Bench", "q", 0))
@@ -45,8 +50,9 @@ def test_whether_enabled_or_not(host: Host, client: Client) -> None:
     check_rows(client.call("Bench", "q", 0))
     traffic.do(load.finish)
     after = client.call("Stats")
-    for name in ("accelerated_connections", "declined_connections", "retired_connections"):
-        assert after[name] == before[name]
+    # on a busy machine a connection of the traffic may leave, and join again
+    assert made(after) == made(before)
+    assert after["declined_connections"] == before["declined_connections"]
 
 
 def test_the_live_datapath_does_not_notice(host: Host) -> None:
