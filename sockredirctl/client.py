@@ -56,6 +56,7 @@ class Client:
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
         self._bus: MessageBus
+        self._lost: asyncio.Future[None]  # done when the bus has gone
 
     async def connect(self) -> None:
         try:
@@ -71,6 +72,8 @@ class Client:
             raise NoBus(
                 f"cannot reach the D-Bus system bus: {error}; see systemctl status dbus"
             ) from error
+        self._lost = asyncio.ensure_future(self._bus.wait_for_disconnect())
+        self._lost.add_done_callback(lambda lost: lost.cancelled() or lost.exception())
 
     def disconnect(self) -> None:
         self._bus.disconnect()
@@ -120,19 +123,26 @@ class Client:
         return await self._ask(message, self._timeout)
 
     async def _ask(self, message: Message, timeout: float) -> Message:
+        # dbus-next does not end a call whose reply cannot come any more
+        asked = asyncio.ensure_future(self._bus.call(message))
         try:
-            reply = await asyncio.wait_for(self._bus.call(message), timeout)
-        except TimeoutError as error:
+            done, _ = await asyncio.wait(
+                {asked, self._lost}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED
+            )
+        finally:
+            asked.cancel()  # no effect once it is done
+        if not done:
             raise ClientError(
                 f"no answer to {message.member} within {timeout:g} s; it may still be carried out. "
                 "To wait longer: --timeout",
                 Exit.TIMED_OUT,
-            ) from error
+            )
+        if asked not in done:
+            raise ClientError("the system bus went away", Exit.NOT_RUNNING)
+        try:
+            return asked.result()
         except Exception as error:
             raise ClientError(f"the system bus went away: {error}", Exit.NOT_RUNNING) from error
-        if reply is None:
-            raise ClientError("the system bus went away", Exit.NOT_RUNNING)
-        return reply
 
     async def properties(self, *, start: bool = False) -> dict[str, Any]:
         result: dict[str, Any] = await self.call(
@@ -184,7 +194,7 @@ class Client:
                 gone.set_result(None)
 
         self._bus.add_message_handler(handle)
-        await self._bus.call(
+        await self.ask(
             Message(
                 destination="org.freedesktop.DBus",
                 path="/org/freedesktop/DBus",
@@ -196,8 +206,7 @@ class Client:
         )
         await self.call("Subscribe")
         await begun()
-        lost = asyncio.ensure_future(self._bus.wait_for_disconnect())
-        await asyncio.wait({gone, lost}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({gone, self._lost}, return_when=asyncio.FIRST_COMPLETED)
         if gone.done():
             gone.result()
         raise ClientError("the daemon went away", Exit.NOT_RUNNING)
