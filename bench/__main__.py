@@ -54,7 +54,12 @@ def _arguments() -> argparse.Namespace:
         action="store_true",
         help="no acceleration anywhere; exits 1 if an interval then misses 1.0",
     )
-    parser.add_argument("--only", metavar="WORD", help="workloads with this in their name")
+    parser.add_argument(
+        "--only",
+        metavar="WORD",
+        nargs="+",
+        help="workloads of these names, or with one of these in their name",
+    )
     parser.add_argument("--rounds", type=int, help="of each workload")
     parser.add_argument("--output", type=Path, help="directory for the results")
     parser.add_argument("--readme", type=Path, help="file whose figures are to be replaced")
@@ -66,7 +71,14 @@ def _arguments() -> argparse.Namespace:
 
 def _wanted(workloads: list[Workload], arguments: argparse.Namespace) -> list[Workload]:
     if arguments.only:
-        return [w for w in workloads if arguments.only in w.name]
+        names = {w.name for w in workloads}
+        return [
+            w
+            for w in workloads
+            if any(
+                w.name == word or (word not in names and word in w.name) for word in arguments.only
+            )
+        ]
     return [w for w in workloads if w.quick] if arguments.kind is QUICK else workloads
 
 
