@@ -33,7 +33,7 @@ JOINED = "joined"  # connections that are older than Enable
 TRACED = "traced"  # as sockredird, while somebody runs `sockredirctl trace`
 AGAIN = "tcp again"  # the null hypothesis: as TCP, with cgroups of its own
 DRAIN_TIMEOUT_S = 10.0
-JOIN_TIMEOUT_S = 20.0
+JOIN_TIMEOUT_S = 60.0  # both programs have to be seen polling, which takes some looks
 
 
 @dataclass(frozen=True)

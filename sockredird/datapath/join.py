@@ -18,7 +18,7 @@ from sockredird.kernel.cgroup import Names
 from sockredird.loader.header import record
 from sockredird.loader.records import CAPACITIES, CAUSES, FLOW, SIDES, ip_bytes
 
-POLLED_LOOKS = 4  # a program that was not seen to poll for so long sleeps inside recv()
+POLLED_LOOKS = 8  # a program that was not seen to poll for so long sleeps inside recv()
 FLOWING = 2  # segments with data between two looks, sent and received by one end
 # Seconds before a pair that did not begin, or had to leave, is tried again; doubled each time.
 RETRY_S, LONGEST_RETRY_S = 10.0, 600.0

@@ -13,7 +13,6 @@ from bench import blocks, loads
 from bench.datapaths import (
     AGAIN,
     EXCLUDED,
-    JOINED,
     OURS,
     OUTSIDE,
     RETIRED,
@@ -46,7 +45,7 @@ def load(host: Host, programs: Path) -> Loads:
     return Loads(host, programs, DURATION_MS)
 
 
-@pytest.mark.parametrize("name", [TCP, OURS, TEXTBOOK, UNIX, EXCLUDED, OUTSIDE, RETIRED, JOINED])
+@pytest.mark.parametrize("name", [TCP, OURS, TEXTBOOK, UNIX, EXCLUDED, OUTSIDE, RETIRED])
 def test_only_ours_is_redirected_by_ours(host: Host, load: Loads, name: str) -> None:
     """Of what is measured: a connection that is retired has its warm-up redirected."""
     path = host.datapaths[name]
@@ -62,7 +61,7 @@ def test_only_ours_is_redirected_by_ours(host: Host, load: Loads, name: str) -> 
         sample = load.rr(replace(path, change=change), size=64, pause=True)
         redirected = host.redirected() - before
     assert sample.rate > 0 and sample.server_cpu_us > 0 and sample.client_cpu_us > 0
-    if name in (OURS, JOINED):
+    if name == OURS:
         assert redirected > 2 * sample.rate * DURATION_MS / 1000 * 0.9
     else:
         assert redirected == 0
