@@ -21,8 +21,10 @@ def results() -> dict[str, Any]:
 
 
 def test_the_readme_has_the_figures_of_the_committed_results(results: dict[str, Any]) -> None:
+    """Of a whole run, or of one of the README's rows alone."""
+    rows = json.loads((COMMITTED.parent / "readme" / "results.json").read_text())
     text = (REPOSITORY / "README.md").read_text()
-    assert readme.replace(text, results) == text
+    assert text in (readme.replace(text, results), readme.replace(text, rows))
 
 
 def test_the_committed_table_is_that_of_the_committed_results(results: dict[str, Any]) -> None:
