@@ -73,6 +73,7 @@ class Client:
                 f"cannot reach the D-Bus system bus: {error}; see systemctl status dbus"
             ) from error
         self._lost = asyncio.ensure_future(self._bus.wait_for_disconnect())
+        # asyncio would complain of an exception that nobody asks for
         self._lost.add_done_callback(lambda lost: lost.cancelled() or lost.exception())
 
     def disconnect(self) -> None:

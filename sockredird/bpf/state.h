@@ -198,7 +198,7 @@ struct sock_state {
 	__u32 grants;	      /* settings.grants when the budget was granted */
 	__u32 checkpoints;    /* taken so far */
 	__u64 charged_cgroup; /* key in cgroup_memory, or 0 */
-	__u32 borders;	      /* how often TCP data came that a reader may have to be told of */
+	__u32 borders;	      /* how often the reader may need waking for TCP data */
 	/* written by the walk */
 	__u32 borders_seen; /* those whose reader needs no more waking */
 	__u32 border_since; /* ms: when a walk met the reader at the others; 0: it has not */

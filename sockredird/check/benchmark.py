@@ -122,21 +122,25 @@ def _round(
         for work in WORKS:
             found = {}
             for kind in sorted(("plain", "accelerated"), reverse=reverse):
-                for _ in range(TRIES):
-                    answer = _measure(box, work, ports[kind])
-                    right = answer.get("redirected") == (kind == "accelerated")
-                    if "missing" in answer or right or work.order != "round_trips":
-                        break
-                else:
-                    raise Internal(
-                        f"a connection that should be {kind} was not: try again, or run "
-                        "sockredirctl check"
-                    )
+                answer = _measure_as(kind, box, work, ports[kind])
                 if "missing" in answer:
                     break
                 found[kind] = float(answer["rate"])
             if len(found) == 2:
                 yield work, found["plain"], found["accelerated"]
+
+
+def _measure_as(kind: str, box: Sandbox, work: Work, port: int) -> dict[str, Any]:
+    """Of a connection that was plain, or accelerated. Raises Internal if none was after TRIES."""
+    for _ in range(TRIES):
+        answer = _measure(box, work, port)
+        if "missing" in answer or work.order != "round_trips":
+            return answer
+        if answer["redirected"] == (kind == "accelerated"):
+            return answer
+    raise Internal(
+        f"a connection that should be {kind} was not: try again, or run sockredirctl check"
+    )
 
 
 def _measure(box: Sandbox, work: Work, port: int) -> dict[str, Any]:

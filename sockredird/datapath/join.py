@@ -76,7 +76,7 @@ class Left:
 
     cause: str
     side: str
-    cgroup: int  # id, of that end's
+    cgroup: int  # the id of that end's cgroup
 
 
 @dataclass(frozen=True)

@@ -33,11 +33,6 @@ def check_rows(rows: list[Row]) -> None:
         assert 0 < row["low"] <= row["ratio"] <= row["high"]
 
 
-def made(stats: dict[str, int]) -> int:
-    """Connections accelerated from the start."""
-    return stats["accelerated_connections"] - stats["joined_connections"]
-
-
 def test_whether_enabled_or_not(host: Host, client: Client) -> None:
     """Nothing is counted, pinned or enabled by it."""
     check_rows(client.call("Bench", "q", 0))
@@ -51,7 +46,7 @@ def test_whether_enabled_or_not(host: Host, client: Client) -> None:
     traffic.do(load.finish)
     after = client.call("Stats")
     # on a busy machine a connection of the traffic may leave, and join again
-    assert made(after) == made(before)
+    assert pins.made(after) == pins.made(before)
     assert after["declined_connections"] == before["declined_connections"]
 
 

@@ -29,14 +29,9 @@ def check_redirecting(host: Host, traffic: Actor) -> dict[str, int]:
     assert between["redirected_messages"] >= before["redirected_messages"] + 50 * CONNECTIONS
     traffic.do(load.echo_once, 50, 64)
     after = pins.counters(host.root)
-    assert made(after) == made(before) + 1
+    assert pins.made(after) == pins.made(before) + 1
     assert left_alone(after) == left_alone(before)
     return after
-
-
-def made(counts: dict[str, int]) -> int:
-    """Connections accelerated from the start."""
-    return counts["accelerated_connections"] - counts["joined_connections"]
 
 
 def left_alone(counts: dict[str, int]) -> dict[str, int]:

@@ -295,7 +295,7 @@ def read_at_border(both: Connection, size: int) -> bool:
 @inside()
 def test_who_is_forced_to_tcp_wakes_the_reader(cgroup: Path, build: Build, without: bool) -> None:
     """Behind what fills the window comes TCP data."""
-    size = 60 * KIB  # all of which the reader's buffer holds: nothing more wakes it
+    size = 60 * KIB  # the reader's buffer holds all of it, so nothing else wakes the reader
     with (
         build.of(*chosen(without, SILENT), window_bytes=32 * KIB) as generation,
         connection() as both,

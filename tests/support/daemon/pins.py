@@ -62,6 +62,11 @@ def counters(root: Path) -> dict[str, int]:
         return generation.counters()
 
 
+def made(counts: dict[str, int]) -> int:
+    """Connections accelerated from the start."""
+    return counts["accelerated_connections"] - counts["joined_connections"]
+
+
 def settings(root: Path) -> Settings:
     """What the programs read, not what an object in the daemon remembers."""
     (name,) = directories(root)
