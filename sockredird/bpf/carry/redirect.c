@@ -68,18 +68,13 @@ inline_fn int pause(struct sock_state *st, enum cause cause)
 /*
  * The same where redirected data may be unread. TCP data then lies behind it, and a reader that
  * takes the end of the one for the end of all has to be woken again at that border
- * (leave/rewake.c). Where FIONREAD leaves out TCP's data on a member the pair leaves instead, as
- * waking does not help a reader that asks how much there is.
+ * (leave/rewake.c).
  */
 inline_fn int force_to_tcp(struct sock_state *st, enum cause cause)
 {
-#ifdef FIONREAD_OMITS_TCP
-	return leave(st, cause);
-#else
 	st->borders++;
 	ask(REQUEST_WALK);
 	return pause(st, cause);
-#endif
 }
 
 /*

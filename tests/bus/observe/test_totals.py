@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from support import mix
@@ -48,16 +47,9 @@ def test_a_mix_of_programs(
     actor = host.actor()
     ports = actor.do(mix.serve)
     trace = tracing(lambda: actor.do(mix.storm, 1, "other echo"))
-    # a reader that loses its processor inside recv() gets a message by TCP: such a run says nothing
-    for _ in range(5):
-        before = ask("stats")
-        held = sorted(actor.do(mix.talk, REDIS, HTTP, 3))
-        shot = actor.do(mix.storm, STORM)
-        if ask("stats")["retired_connections"] == before["retired_connections"]:
-            break
-        actor.do(mix.hang_up)
-    else:
-        pytest.fail("a reader was disturbed in each run")
+    before = ask("stats")
+    held = sorted(actor.do(mix.talk, REDIS, HTTP, 3))
+    shot = actor.do(mix.storm, STORM)
     assert len(held) + len(shot) == 200
 
     listed = ask("list", "--limit", "0")

@@ -46,7 +46,7 @@ from support.waiting import eventually
 
 KIB, MIB = 1 << 10, 1 << 20
 STUCK_S = 10 * PATIENCE
-RENEWED_S = 1.0  # a connection that was forced to TCP stays there until it is joined
+RENEWED_S = 1.0  # what happens to a young connection happens often
 BURSTS = (1, 100, 10 * KIB, 512 * KIB)  # within the first window, so that a part need not be forced
 SMALL = 10 * KIB  # what TCP holds for a reader that waits for all of it
 SIZES = (1, 64, 1000, 4 * KIB, 64 * KIB, 256 * KIB)

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from sockredird.datapath.generation import Generation
-from support.forced import RETIRES
 from support.processes import inside
 from support.traffic import Connection, connect, dial, echo, listen, readable_bytes, wait_readable
 
@@ -66,20 +65,13 @@ def test_set_on_a_live_connection(cgroup: Path, generation: Generation, used: bo
     assert redirected_unread(generation, both) <= RCVBUF + MESSAGE + (SAMPLE if used else 0)
 
 
-# elsewhere a full window is no reason to leave
-WAYS = ["option", "disable", *(["window"] if RETIRES else [])]
-
-
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", ["option", "disable"])
 @inside()
 def test_fionread_after_it_has_left(cgroup: Path, generation: Generation, way: str) -> None:
     with listen() as listener:
         both = connect(listener)
     echo(both, 5)
-    if way == "window":
-        redirected_unread(generation, both)
-        both.client.setblocking(True)
-    elif way == "option":
+    if way == "option":
         both.client.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
     else:
         generation.stop()

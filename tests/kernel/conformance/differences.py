@@ -144,12 +144,12 @@ REASONS = {
         "itself. The listener is learned: the program gets kTLS on later connections.",
     ),
     "leaving": Reason(
-        "FIONREAD while a connection leaves",
+        "FIONREAD at a border",
         "What exceeds the window goes through TCP, behind what was redirected before. On a "
         "sockhash member FIONREAD counts the one or the other: TCP's data before 6.12.75 and "
         "6.18.14, redirected data since. 6.12.117 and 7.3 count both.",
-        "The connection becomes plain TCP once the redirected data is read, 50 ms later at the "
-        "most, and pollers are woken again for what is left, so that none waits for ever.",
+        "Once the redirected data is read, pollers are woken again for what is left. If that is "
+        "still unread 100 ms later, the connection becomes plain TCP, so that none waits for ever.",
     ),
 }
 

@@ -11,7 +11,7 @@ from random import Random
 from kernel.conformance import observe
 from kernel.conformance.catalogue import behaviour
 from kernel.conformance.scene import Scene, delivered, fill
-from support.traffic import pattern, read_exactly
+from support.traffic import pattern, read_exactly, wait_readable
 
 MIB = 1 << 20
 IOV_MAX = 1024
@@ -33,6 +33,7 @@ def _read_in_odd_sizes(sock: socket.socket, size: int) -> bytes:
     random = Random(2)
     data = bytearray()
     while len(data) < size:
+        wait_readable(sock)  # a thread that sends beside us would wake us inside recv()
         wanted = min(random.choice((1, 13, 4096, 65_537, MIB)), size - len(data))
         chunk = sock.recv(wanted)
         if not chunk:

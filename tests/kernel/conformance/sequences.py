@@ -202,7 +202,7 @@ class Twins:
         self._both("MSG_PEEK", peek, side)
 
     def _fionread(self, side: int, _size: int) -> None:
-        """While a pair leaves it counts the one or the other: "leaving" in differences.py."""
+        """At a border it counts the one or the other: "leaving" in differences.py."""
         if self._look():
             self._both("FIONREAD", unread, side)
 
