@@ -38,12 +38,12 @@
 	CAUSE(MAP_FULL, DECLINES)	/* no room on the sockhash */                                  \
 	CAUSE(OTHER_SOCKMAP, DECLINES | RETIRES) /* another program has the socket on its sockmap */   \
 	CAUSE(NO_MEMORY, DECLINES)	/* no sk_storage */                                            \
-	CAUSE(WINDOW, RETIRES | PAUSES)		/* unread bytes reached the window */                          \
-	CAUSE(MESSAGES, RETIRES | PAUSES)	/* too many unread messages, however small */                  \
-	CAUSE(MEMORY, RETIRES | PAUSES)		/* limits.memory_bytes are unread, of all connections */       \
+	CAUSE(WINDOW, PAUSES)		/* unread bytes reached the window */                          \
+	CAUSE(MESSAGES, PAUSES)	/* too many unread messages, however small */                  \
+	CAUSE(MEMORY, PAUSES)		/* limits.memory_bytes are unread, of all connections */       \
 	CAUSE(PRESSURE, DECLINES | RETIRES) /* tcp_mem, or the memory limit of either end's cgroup */    \
-	CAUSE(PEER_BUSY, RETIRES | PAUSES) /* the peer held its lock for long: its recv() faults */    \
-	CAUSE(REVALIDATION, RETIRES | PAUSES)	/* a message by TCP now and then, for firewalls and conntrack */ \
+	CAUSE(PEER_BUSY, PAUSES) /* the peer held its lock for long: its recv() faults */    \
+	CAUSE(REVALIDATION, PAUSES)	/* a message by TCP now and then, for firewalls and conntrack */ \
 	CAUSE(BLOCKING_READER, RETIRES)	/* a program sleeps inside recv() */                           \
 	CAUSE(HALF_CLOSED, RETIRES)	/* the peer will send no more: shutdown(2) */                  \
 	CAUSE(PEER_GONE, RETIRES)	/* the peer was taken off the sockhash by somebody else */     \
@@ -55,7 +55,9 @@
 	CAUSE(FIONREAD, RETIRES | LISTENER)	/* ioctl(2) FIONREAD, where it does not count */       \
 	CAUSE(SHORT_CONNECTIONS, UNPROFITABLE)	/* they end after a few messages */                    \
 	CAUSE(DISABLE, RETIRES)		/* Disable, or another generation takes over */                \
-	CAUSE(NEVER_QUIET, RETIRES)	/* joined, but its reader never caught up with TCP */
+	CAUSE(NEVER_QUIET, RETIRES)	/* joined, but its reader never caught up with TCP */                  \
+	CAUSE(TCP_UNREAD, RETIRES)	/* FIONREAD does not tell of TCP's data, which stayed unread */        \
+	CAUSE(IDLE, RETIRES)		/* it carried nothing, and the sockhash was nearly full */
 
 /* clang-format on */
 

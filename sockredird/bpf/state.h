@@ -267,6 +267,7 @@ struct settings {
 	__u32 revalidate;   /* jiffies: how often a busy direction sends a message by TCP */
 	__u32 grants;	    /* a budget of another number is not valid any more */
 	__u64 memory_bytes; /* the most that is unread, overhead included, of all connections */
+	__u64 make_room;    /* idle pairs that this walk may take off; it counts down */
 	__u64 trial;	    /* id of a cgroup left to a datapath that is being tried; 0: none */
 	__u64 seed;	    /* so that nobody knows which addresses share a slot */
 };

@@ -390,12 +390,12 @@ class Manager:
     def join_live(self) -> Looked:
         """Puts live connections on the sockhash that carry messages, and could have been there."""
         if self.live is None:
-            return Looked(0, 0, 0, 0, 0.0)
+            return Looked(0, 0, 0, 0, False, 0.0)
         try:
             return self._joiner.look(self.live, self.scope.addresses)
         except OSError as error:
             log.warning("live connections cannot be joined now: %s", error)
-            return Looked(0, 0, 0, 0, 0.0)
+            return Looked(0, 0, 0, 0, False, 0.0)
 
     def live_connections(self) -> dict[str, Any]:
         """What the looks for live connections came to so far, for whoever shows it; any thread."""

@@ -49,6 +49,9 @@ SENTENCES = {
     "short_connections": "its connections end after so few messages that pairing costs more "
     "than it saves",
     "never_quiet": "it was joined, but its reader never caught up with what TCP had carried",
+    "tcp_unread": "what came by TCP was not read within 100 ms; FIONREAD does not tell of it on "
+    "this kernel, so the program may have been waiting for that",
+    "idle": "it carried nothing for a while, and the table of connections was nearly full",
     "disable": "acceleration is disabled, or was disabled during this connection",
 }
 # Their sentences have the program as the subject.

@@ -59,6 +59,8 @@ log = logging.getLogger(__name__)
 RELEASE_TIMEOUT_S = 0.5
 SHOWS_S = 0.004  # more than SHOWS_WITHIN_MS of leave/walk.c
 WALK_SHARE = 20  # a walk begins no sooner after the last one than this times what that took
+NEARLY_FULL = 7 / 8  # of the sockhash: from there on idle pairs have to leave
+ROOM_PAIRS = 1024  # that one walk may begin to take off; CAPACITIES has room for those of many
 _ZERO = bytes(4)
 
 
@@ -509,6 +511,8 @@ class Generation:
         """Visits every socket on the sockhash and takes the retirements one step further."""
         started = time.monotonic()
         recount = self._begin_recount()
+        if self._settings.make_room:
+            self._write_settings()  # which the walk before has counted down
         # by end, as the kernel visits a bucket again when its output did not fit in one read()
         members = {(*m.self.pair, m.self.side): m for m in self._members()}
         found = [m for m in members.values() if m.leaving != LEFT_UNREAD]
@@ -518,6 +522,7 @@ class Generation:
             held = sum(m.charged for m in found)
             libbpf.update(self._pins["unread_memory"], _ZERO, held.to_bytes(8, sys.byteorder))
         staying = [m for m in found if not m.leaving]
+        fills = self._make_room(len(staying))
         self.walk_seconds = time.monotonic() - started
         return Walked(
             entries=len(found),
@@ -526,8 +531,20 @@ class Generation:
             broken=frozenset(
                 (FLOW.pack(**m.flow._asdict()), m.self.side) for m in found if m.leaving == BROKEN
             ),
-            unsettled=sum(1 for m in staying if m.border or m.waiting),
+            unsettled=fills + sum(1 for m in staying if m.border or m.waiting),
         )
+
+    def _make_room(self, entries: int) -> bool:
+        """Has later walks take idle pairs off a sockhash that is nearly full.
+
+        Returns whether the next one is the first to do so.
+        """
+        room = ROOM_PAIRS if entries > NEARLY_FULL * self.capacity() else 0
+        if bool(room) == bool(self._settings.make_room):
+            return False
+        self._settings.make_room = room
+        self._write_settings()
+        return bool(room)
 
     def _begin_recount(self) -> bool:
         """Whether what is charged for unread data is to be counted anew.

@@ -87,6 +87,7 @@ class Looked:
     joined: int
     left: int  # of the eligible, those that stay on TCP for a cause
     new: int  # of the eligible; whether they carry messages is known at the next look
+    full: bool  # there was no room for one
     seconds: float  # of processor time that it took
 
 
@@ -118,7 +119,7 @@ class Joiner:
             and in_scope(p, addresses, generation.has_address)
         ]
         self._tried = {k: v for k, v in self._tried.items() if now - v[0] < 2 * LONGEST_RETRY_S}
-        joined = 0
+        joined, full = 0, False
         left: list[tuple[Pair, Left]] = []
         wanted: list[Pair] = []
         for pair in filter(self._flows, pairs):
@@ -132,14 +133,14 @@ class Joiner:
         for pair, cause in zip(wanted, generation.join(wanted) if wanted else (), strict=True):
             _, rest, _ = self._tried.get(_key(pair), (0.0, RETRY_S / 2, ""))
             self._tried[_key(pair)] = now, min(2 * rest, LONGEST_RETRY_S), cause or ""
-            joined += cause is None
+            joined, full = joined + (cause is None), full or cause == "map_full"
             left += _of_pair(pair, cause)
         new = sum(any(end.sk not in self._segments for end in pair.ends) for pair in pairs)
         ends = [end for pair in pairs for end in pair.ends]
         self._segments = {end.sk: end.segments for end in ends}
         self._note(left)
         self.looks, self.eligible, self.joined = self.looks + 1, len(pairs), self.joined + joined
-        return Looked(len(pairs), joined, len(left), new, time.thread_time() - began)
+        return Looked(len(pairs), joined, len(left), new, full, time.thread_time() - began)
 
     def _flows(self, pair: Pair) -> bool:
         """Whether each end has carried messages since the last look."""

@@ -22,7 +22,10 @@ class Looks:
     """
 
     def __init__(self, look: Callable[[], Awaitable[Looked]], joined: Callable[[], None]) -> None:
-        """`joined` is called when connections were joined: a walk looks whether they begin."""
+        """`joined` is called when connections were joined, or found no room.
+
+        A walk then looks whether they begin, and makes room.
+        """
         self._look = look
         self._joined = joined
         self._pause = FIRST_S
@@ -65,8 +68,9 @@ class Looks:
 
     async def _run(self) -> None:
         looked = await self._look()
-        if looked.joined:
+        if looked.joined or looked.full:
             self._joined()
+        if looked.joined:
             self._pause, self._free = FIRST_S, max(self._free, 1)
         elif looked.new:
             self._pause = FIRST_S

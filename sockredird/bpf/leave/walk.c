@@ -146,8 +146,33 @@ inline_fn __u8 why_leave(__u64 sk, const struct sock_state *st, __u64 peer_sk, _
 	if (memory_is_short(sk))
 		return CAUSE_PRESSURE;
 	if (stays_at_border(st))
-		return st->reason ? st->reason : CAUSE_NEVER_QUIET;
+		return CAUSE_TCP_UNREAD;
 	return CAUSE_NONE;
+}
+
+/*
+ * Whether neither end has sent for a while: one that sends moves tcp_due on within each interval of
+ * revalidation (carry/redirect.c). It is joined again once it carries messages.
+ */
+inline_fn int is_idle(const struct sock_state *st, __u64 peer_st, const struct settings *s)
+{
+	__u64 past = bpf_jiffies64() - 2 * (__u64)s->revalidate, peer_due = 0;
+	struct end peer = st->peer;
+
+	if ((__s64)(st->tcp_due - past) > 0 || bpf_ktime_get_ns() - st->since < BEGINS_WITHIN_NS)
+		return 0;
+	if (is_state_of(peer_st, &peer))
+		STATE_FIELD(peer_due, peer_st, tcp_due);
+	return (__s64)(peer_due - past) <= 0;
+}
+
+/* Whether an idle pair leaves, so that others find room on the sockhash. */
+inline_fn int makes_room(const struct sock_state *st, __u64 peer_st, struct settings *s)
+{
+	if (!s->make_room || !is_idle(st, peer_st, s))
+		return 0;
+	s->make_room--; /* one walk at a time, so nobody else writes this */
+	return 1;
 }
 
 /* Stops this end of a leaving pair, and notes in which epoch the later one was stopped. */
@@ -166,7 +191,7 @@ inline_fn void stop_end(struct sock_state *st, struct leaving *l, const struct s
 
 /* The record of a pair that leaves; NULL if it has no reason to. */
 inline_fn struct leaving *leaving_of(__u64 sk, struct sock_state *st, __u64 peer_sk, __u64 peer_st,
-				     struct pair *pair, const struct settings *s)
+				     struct pair *pair, struct settings *s)
 {
 	struct leaving new = { .created = s->epoch, .stopped_in = s->epoch };
 	struct leaving *l = leaving.lookup(pair);
@@ -174,6 +199,8 @@ inline_fn struct leaving *leaving_of(__u64 sk, struct sock_state *st, __u64 peer
 	if (l)
 		return l;
 	new.reason = why_leave(sk, st, peer_sk, peer_st, s);
+	if (!new.reason &&makes_room(st, peer_st, s))
+		new.reason = CAUSE_IDLE;
 	if (!new.reason)
 		return NULL;
 	leaving.update(pair, &new);
@@ -234,7 +261,7 @@ inline_fn int guarded_and_idle(__u64 sk, struct sock_state *st, __u64 peer_sk, _
 }
 
 /* Not 0 if the pair is off the map; LEFT_UNREAD if with unread TCP data. */
-inline_fn int retire(__u64 sk, struct sock_state *st, const struct settings *s)
+inline_fn int retire(__u64 sk, struct sock_state *st, struct settings *s)
 {
 	struct pair pair = st->self.pair;
 	struct end self = st->self, peer = st->peer;
@@ -289,7 +316,7 @@ inline_fn int retire(__u64 sk, struct sock_state *st, const struct settings *s)
 	return note_unread_left(sk, &self) + note_unread_left(peer_sk, &peer) ? LEFT_UNREAD : 1;
 }
 
-/* Whether TCP data may still come that a reader which asks FIONREAD is not told of. */
+/* Whether TCP data is still to come that a reader which asks FIONREAD is not told of. */
 inline_fn int untold(__u64 sk, const struct sock_state *st)
 {
 #ifdef FIONREAD_OMITS_TCP
@@ -316,13 +343,17 @@ inline_fn int at_border(__u64 sk, struct sock_state *st)
 	if (!psock)
 		return 0;
 	if (st->mode != REDIRECT) { /* or it has read everything: carry/begin.h */
-		if (!psock_queue_empty(psock))
+		full_barrier(st);
+		/* a message that was counted may not be in TCP's queue before send() ends */
+		if (!idle_sender(sk) || !psock_queue_empty(psock))
 			return BORDER_AHEAD;
-		if (note_unread_left(st->peer_sk, &peer) || untold(sk, st)) {
+		if (note_unread_left(st->peer_sk, &peer)) {
 			if (!st->border_since)
 				st->border_since = now_ms() | 1;
 			return BORDER_REACHED;
 		}
+		if (untold(sk, st))
+			return BORDER_AHEAD;
 	}
 	st->border_since = 0;
 	WRITE_ONCE(st->borders_seen, borders);

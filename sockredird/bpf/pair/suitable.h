@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /* Which sockets never go on a sockhash (I6): those that a program uses in a way no member of one can. */
 #pragma once
-#include "../maps.h"
+#include "../peer_state.h"
 
 #define E2BIG 7 /* errno.h, which the shim does not have */
 #define ENOMEM 12
@@ -50,11 +50,22 @@ inline_fn enum cause unsuitable(struct tcp_sock *tp)
 	return CAUSE_NONE;
 }
 
+/* The daemon takes idle pairs off the sockhash as it walks, once it has seen that it is nearly full. */
+inline_fn void ask_for_room(void)
+{
+	int zero = 0;
+	struct settings *s = settings.lookup(&zero);
+
+	if (s && !READ_ONCE(s->make_room))
+		ask(REQUEST_WALK);
+}
+
 /* Why sock_hash_update() failed: sock_map_link() and sock_hash_update_common(). */
 inline_fn enum cause cause_of_error(int err)
 {
 	switch (err) {
 	case -E2BIG:
+		ask_for_room();
 		return CAUSE_MAP_FULL;
 	case -EEXIST:
 		return CAUSE_MISMATCH;

@@ -69,7 +69,7 @@ def under_syn_cookies() -> None:
 
 
 def over_the_window() -> None:
-    """The pair is accelerated, and leaves as its server does not read for a while."""
+    """The pair is accelerated, and goes to TCP as its server does not read for a while."""
     with listen() as listener:
         both = connect(listener)
     for end in (both.client, both.server):
@@ -103,7 +103,7 @@ CASES = {
     "deferred listener": (deferred, "declined_early_data"),
     "SNAT": (behind_snat, "declined_undecidable"),
     "SYN cookies": (under_syn_cookies, "declined_"),
-    "window": (over_the_window, "retired_window"),
+    "window": (over_the_window, "paused_window"),
 }
 
 
@@ -115,7 +115,8 @@ def test_joins_when_it_is_quiet(
     traffic.do(make)
     began = time.monotonic()
     stats = partial(enabled.call, "Stats")
-    while not stats()["joined_connections"]:
+    # in a full window the pair stays on the sockhash, unless its reader is slow
+    while make is not over_the_window and not stats()["joined_connections"]:
         assert time.monotonic() - began < WITHIN_S, {k: v for k, v in stats().items() if v}
         time.sleep(0.05)
     left = {name: value for name, value in stats().items() if value}

@@ -47,6 +47,7 @@ from support.waiting import eventually
 KIB, MIB = 1 << 10, 1 << 20
 STUCK_S = 10 * PATIENCE
 RENEWED_S = 1.0  # what happens to a young connection happens often
+FIONREAD_RENEWED_S = 0.2  # one that is read so leaves at its first message by TCP, on some kernels
 BURSTS = (1, 100, 10 * KIB, 512 * KIB)  # within the first window, so that a part need not be forced
 SMALL = 10 * KIB  # what TCP holds for a reader that waits for all of it
 SIZES = (1, 64, 1000, 4 * KIB, 64 * KIB, 256 * KIB)
@@ -194,7 +195,13 @@ def send_from(sock: socket.socket, start: int, size: int, seed: float) -> None:
 # -- attacks ---------------------------------------------------------------------------------
 
 
-def bursts(read: Reader, *, signals: bool = False, most: int = BURSTS[-1]) -> Attack:
+def bursts(
+    read: Reader,
+    *,
+    signals: bool = False,
+    most: int = BURSTS[-1],
+    renewed_s: float = RENEWED_S,
+) -> Attack:
     """Bursts in both directions, one at a time."""
 
     def attack(connect: Connect, seed: int, seconds: float) -> int:
@@ -206,7 +213,7 @@ def bursts(read: Reader, *, signals: bool = False, most: int = BURSTS[-1]) -> At
         while time.monotonic() < deadline:
             with closing(connect()) as both:
                 total += _bursts(
-                    both, read, dice, min(deadline, time.monotonic() + RENEWED_S), most
+                    both, read, dice, min(deadline, time.monotonic() + renewed_s), most
                 )
         signal.setitimer(signal.ITIMER_REAL, 0)
         return total
@@ -629,7 +636,7 @@ ATTACKS: dict[str, Attack] = {
     "edges": bursts(read_edges),
     "polls": bursts(read_polling),
     "peeks": bursts(read_waiting_for(peek), most=SMALL),
-    "FIONREAD": bursts(read_waiting_for(ask), most=SMALL),
+    "FIONREAD": bursts(read_waiting_for(ask), most=SMALL, renewed_s=FIONREAD_RENEWED_S),
     "MSG_WAITALL": bursts(read_all),
     "signals": bursts(read_edges, signals=True),
     "SIGSTOP": stopped_and_continued,

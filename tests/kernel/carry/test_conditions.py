@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import select
 import socket
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -82,6 +83,14 @@ SILENT: Edit = (
     "return one == 0;",
 )
 STAYS_AT_BORDER: Edit = ("leave/walk.c", "	if (stays_at_border(st))", "	if (0)")
+SENDING: Edit = ("leave/walk.c", "if (!idle_sender(sk) || ", "if (")
+# A message that goes by TCP takes its time between the program and TCP's queue.
+DAWDLES: Edit = (
+    "carry/redirect.c",
+    "	count_paused(cause);\n	by_tcp_on_member(st);\n",
+    "	count_paused(cause);\n	by_tcp_on_member(st);\n"
+    "	for (int i = 0; i < 1000; i++)\n		bpf_ktime_get_ns();\n",
+)
 
 
 @dataclass
@@ -329,6 +338,36 @@ def test_who_asks_fionread_learns_of_tcp_data(
             stuck = any(not told_in_time(both) for _ in range(times(100)))
         both.close()
     assert stuck == without
+
+
+@pytest.mark.skipif(not FIONREAD_OMITS_TCP, reason="FIONREAD counts TCP data on a member here")
+@both_ways
+@inside()
+def test_a_message_under_way_is_not_taken_for_read(
+    cgroup: Path, build: Build, without: bool
+) -> None:
+    """Walks meet it between the program and TCP's queue."""
+    with (
+        build.of(ALTERNATES, DAWDLES, *chosen(without, SENDING)) as generation,
+        connection() as both,
+    ):
+        overlooked = 0
+        for _ in range(times(500)):
+            paused = generation.counters()["paused_revalidation"]
+            sent = threading.Event()
+
+            def send(sent: threading.Event = sent) -> None:
+                both.client.send(b"x")
+                sent.set()
+
+            sender = Background(send)
+            while not sent.is_set():
+                generation.walk()
+            sender.join()
+            by_tcp = generation.counters()["paused_revalidation"] > paused
+            overlooked += by_tcp and not generation.walk().unsettled
+            both.server.recv(1)
+    assert (overlooked > 0) == without
 
 
 def told_in_time(both: Connection) -> bool:

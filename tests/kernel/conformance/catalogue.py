@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 # What the connection went through before the behaviour is looked at
 FRESH = "fresh"  # established, nothing sent yet
 USED = "used"  # both directions have carried data; accelerated: both redirect
-LEFT = "left"  # has exceeded the window and was drained; accelerated: retired, TCP again
+LEFT = "left"  # has carried messages; accelerated: retired, TCP again
 JOINED = "joined"  # has left, and was joined again; accelerated: both directions redirect
 STATES = (FRESH, USED, LEFT, JOINED)
 SIDES = ("client", "server")  # which end is Scene.near

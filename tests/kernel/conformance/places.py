@@ -13,6 +13,7 @@ from sockredird.datapath.generation import Generation, Walked
 from sockredird.datapath.join import Joiner
 from sockredird.kernel.ringbuf import RingBuffers
 from sockredird.observe import listing
+from support.leaving import have_all_leave
 from support.traffic import Connection, connect, listen
 
 SLICE_S = 0.05
@@ -50,8 +51,8 @@ class Plain:
         """Does what a daemon does; whether it has to be called again soon."""
         return False
 
-    def retire(self) -> None:
-        """Takes what has left acceleration off the sockhash."""
+    def leave(self) -> None:
+        """Takes what is accelerated off the sockhash."""
 
     def look(self) -> int:
         """Joins live connections that have carried messages since the last look; how many."""
@@ -101,7 +102,8 @@ class Accelerated(Plain):
         self._rings.consume()
         return not self._generation.retire(SLICE_S, nothing_leaving)
 
-    def retire(self) -> None:
+    def leave(self) -> None:
+        have_all_leave(self._generation)
         left = self._generation.retire(RETIRE_S, nothing_leaving)
         assert left, f"pairs do not leave the sockhash: {self._generation.walk()}"
 

@@ -117,8 +117,8 @@ def _listen(channel: Channel, behaviour: Behaviour, place: Plain) -> tuple[tuple
             if kind == "note":
                 assert what not in notes, f"{behaviour.name} notes {what!r} twice"
                 notes[what] = value
-            elif kind == "retire":
-                place.retire()
+            elif kind == "leave":
+                place.leave()
                 channel.send("")
             elif kind == "look":
                 channel.send(place.look())

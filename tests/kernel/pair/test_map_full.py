@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import socket
+import time
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from sockredird.datapath.generation import Generation
+from support.forced import left
 from support.processes import inside
-from support.traffic import check_native, connect, dial, echo, listen
+from support.traffic import Connection, check_native, connect, dial, echo, listen
+from support.waiting import eventually
 
 LIMIT = 4
+IDLE_S = 3.5  # BEGINS_WITHIN_NS of bpf/leave/walk.c, and more than twice revalidate_s
 tiny = pytest.mark.parametrize(
     "generation", [{"max_connections": LIMIT}], indirect=True, ids=["four"]
 )
@@ -65,3 +69,53 @@ def test_no_room_for_the_server(cgroup: Path, generation: Generation) -> None:
                 echo(both, 100)
             assert generation.counters()["redirected_messages"] == (LIMIT - 1) * 200
         assert generation.walk().entries == 2 * LIMIT - 2
+
+
+def declined_for_want_of_room(generation: Generation) -> int:
+    return generation.counters()["declined_map_full"]
+
+
+@pytest.mark.parametrize(
+    "generation", [{"max_connections": LIMIT, "revalidate_s": 0.2}], indirect=True, ids=["four"]
+)
+@inside()
+def test_idle_pairs_make_room(cgroup: Path, generation: Generation) -> None:
+    """Those that carry messages stay, and nobody has to leave while there is room."""
+    with listen() as listener:
+        busy, *idle = (connect(listener) for _ in range(LIMIT))
+        late = idle.pop()
+
+        def goes_on(done: bool = True) -> bool:
+            echo(busy, 10)
+            return done
+
+        for both in idle:
+            echo(both, 10)
+        late.close()
+        eventually(lambda: goes_on(generation.walk().entries == 2 * (LIMIT - 1)), "one has closed")
+        deadline = time.monotonic() + IDLE_S
+        eventually(lambda: goes_on(time.monotonic() > deadline), "they are idle")
+        generation.retire(0.1, lambda walked: goes_on(False))
+        assert left(generation.counters()) == 0
+
+        last = connect(listener)
+        refused = connect(listener)
+        assert declined_for_want_of_room(generation) == 1
+        eventually(
+            lambda: generation.retire(0.1, lambda walked: goes_on(walked.entries == 4)),
+            "the idle ones have left",
+        )
+        counters = generation.counters()
+        assert (counters["retired_idle"], left(counters)) == (len(idle), len(idle))
+        check_redirected(generation, busy)
+        check_redirected(generation, last)
+        for both in (*idle, refused):
+            echo(both, 100)
+            check_native(both.client, both.server)
+        check_redirected(generation, connect(listener))
+
+
+def check_redirected(generation: Generation, both: Connection) -> None:
+    before = generation.counters()["redirected_messages"]
+    echo(both, 100)
+    assert generation.counters()["redirected_messages"] >= before + 190

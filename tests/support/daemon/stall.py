@@ -8,6 +8,7 @@ import socket
 from support.traffic import Connection, Stream, check_native, connect, echo, listen, pattern
 
 CHUNK = 4096
+MESSAGES = 100
 _held: list[tuple[Connection, int]] = []
 
 
@@ -24,7 +25,13 @@ def read_all() -> None:
     """The server ends read what they left, every byte checked, and both talk on."""
     for both, size in _held:
         Stream().read(both.server, size)
-        echo(both, 50)
+    talk()
+
+
+def talk() -> None:
+    """Each connection carries MESSAGES."""
+    for both, _ in _held:
+        echo(both, MESSAGES // 2)
 
 
 def check_all_native() -> None:
