@@ -43,7 +43,7 @@ inline_fn int nobody_in_tcp_recvmsg(__u64 sk, struct sock_state *st, __u32 copie
 		return 0;
 	load_barrier(st);
 	sleeper = sleeper_on(sk);
-	if (sleeper && (sleeper == CROWD || kernel_psock_refcnt(psock_of(sk)) != 2))
+	if (sleeper && (sleeper >= UNSEEN || kernel_psock_refcnt(psock_of(sk)) != 2))
 		return 0;
 	load_barrier(st);
 	return !kernel_lock_owned(sk) && kernel_copied_seq(sk) == copied;

@@ -46,14 +46,15 @@ inline_fn int not_accepted(__u64 sk)
 /* Whether a task sleeps on the socket, and it is not one that waits for room to send. */
 inline_fn int reader_sleeps(__u64 sk)
 {
-	__u64 head = wait_queue_of(sk), at;
+	__u64 head = wait_queue_of(sk), at, sleeper;
 
 	if (!head)
 		return 0;
 	at = kernel_list_next(head);
 	if (!at || at == head)
 		return 0;
-	return sleeper_on(sk) && !kernel_write_pending(sk);
+	sleeper = sleeper_on(sk);
+	return sleeper && sleeper != UNSEEN && !kernel_write_pending(sk);
 }
 
 /* Whether the sender at the other end is itself waiting for our lock: it gives up its own soon. */

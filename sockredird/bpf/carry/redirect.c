@@ -130,7 +130,7 @@ inline_fn int left_for_change(struct sock_state *st, __u64 now)
 /*
  * Whether the pair leaves because a program sleeps inside recv(). Where the descriptor is not
  * O_NONBLOCK and nobody polls it as this message comes, the program may poll a moment later, or sleep
- * inside recv() the next time: the walk decides, milliseconds later (leave/walk.c: may_block()).
+ * inside recv() the next time: walks decide, milliseconds later (leave/walk.c: may_block()).
  */
 inline_fn int blocking_reader(struct sock_state *st, const struct settings *s)
 {

@@ -8,7 +8,8 @@
 #include "../kernel.h"
 
 #define MAX_WAITERS 8
-#define CROWD (~0ULL)
+#define CROWD (~0ULL)	   /* several sleep */
+#define UNSEEN (~0ULL - 1) /* not all of the entries could be looked at */
 
 /*
  * Whether an entry on a wait queue is of a task that sleeps in the socket's own code. That of
@@ -26,12 +27,15 @@ inline_fn int names_a_task(__u64 entry)
 /*
  * The task, reader, writer or connect(2), that is asleep on this socket in the kernel's TCP code,
  * by the address of its entry on the socket's wait queue: such an entry names the task
- * (DEFINE_WAIT_FUNC()). 0 if there is none, CROWD if there are several, or too many entries to see
- * them all.
+ * (DEFINE_WAIT_FUNC()). 0 if there is none, or CROWD; UNSEEN if there may be one.
+ *
+ * Entries come and go meanwhile. One that has gone leads nowhere (list_del()), and what was its
+ * memory, on a kernel stack, may name anything; so an entry that names a task counts if it is still
+ * there after the look.
  */
 inline_fn __u64 sleeper_on(__u64 sk)
 {
-	__u64 head = wait_queue_of(sk), at, found = 0;
+	__u64 head = wait_queue_of(sk), before = head, at, found = 0;
 
 	if (!head)
 		return 0;
@@ -41,12 +45,16 @@ inline_fn __u64 sleeper_on(__u64 sk)
 		if (at == head)
 			return found;
 		if (!at)
-			return CROWD;
-		if (names_a_task(wait_entry(at)))
+			return UNSEEN;
+		if (names_a_task(wait_entry(at))) {
+			if (kernel_list_next(before) != at)
+				return UNSEEN;
 			found = found ? CROWD : wait_entry(at);
+		}
+		before = at;
 		at = kernel_list_next(at);
 	}
-	return at == head ? found : CROWD;
+	return at == head ? found : UNSEEN;
 }
 
 /*
@@ -66,5 +74,5 @@ inline_fn int idle_sender(__u64 sender)
 	if (refs != 2)
 		return 0;
 	sleeper = sleeper_on(sender);
-	return sleeper && sleeper != CROWD && kernel_psock_refcnt(psock) == 2;
+	return sleeper && sleeper < UNSEEN && kernel_psock_refcnt(psock) == 2;
 }

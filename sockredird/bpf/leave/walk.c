@@ -47,7 +47,7 @@ inline_fn int quiet(__u64 sk, __u64 sender)
 
 #define BEGINS_WITHIN_NS 3000000000ULL /* a joined pair, or it only makes TCP slower */
 #define SHOWN_BY_MESSAGES 8
-#define SHOWS_WITHIN_MS 3		/* from accept() to poll(), for a program that polls */
+#define SHOWS_WITHIN_MS 1000		/* from accept() to poll(), with a fork() between them */
 #define PAIRED_WITHIN_NS 10000000000ULL /* SYN-ACK retransmissions included */
 #define PASSES_BORDER_MS 100 /* a reader that has been woken, unless it is slow or asks FIONREAD */
 
@@ -96,10 +96,15 @@ inline_fn int reader_undecided(const struct sock_state *st, const struct setting
 	       !polls(st->peer_sk);
 }
 
-/* Whether such a reader has had time to show it. */
+/* Whether such a reader sleeps inside recv(), or has had time to show that it does not. */
 inline_fn int may_block(const struct sock_state *st, const struct settings *s)
 {
-	return reader_undecided(st, s) && (__s32)(now_ms() - st->unknown_since) >= SHOWS_WITHIN_MS;
+	if (!reader_undecided(st, s))
+		return 0;
+	/* without a psock reference it may sleep in connect() */
+	if (reader_sleeps(st->peer_sk) && kernel_psock_refcnt(psock_of(st->peer_sk)) > 1)
+		return 1;
+	return (__s32)(now_ms() - st->unknown_since) >= SHOWS_WITHIN_MS;
 }
 
 /* Whether neither direction of a joined pair has been redirected yet. */

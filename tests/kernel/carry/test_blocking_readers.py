@@ -25,7 +25,8 @@ from support import cgroups, processes
 from support.background import retiring
 from support.child import Child
 from support.datapath import Datapath
-from support.emulated import PATIENCE
+from support.edited import Edit, generation_of
+from support.emulated import PATIENCE, times
 from support.traffic import Connection, connect, listen
 from support.waiting import eventually
 
@@ -193,6 +194,14 @@ def with_timeout(reader: socket.socket) -> bytes:
 
 READERS = [polls, selects, waits_with_epoll, reads_non_blocking, with_timeout]
 ROUNDS = 200
+MANY_ROUNDS = times(10_000)
+# An entry of poll(2) or epoll(7) that went while the wait queue was looked at passed for a sleeping
+# task.
+GONE: Edit = (
+    "leave/in_flight.h",
+    "		if (!at)\n			return UNSEEN;\n",
+    "		if (!at)\n			return CROWD;\n",
+)
 
 
 def answer(channel: Channel, read: Callable[[socket.socket], bytes], sock: socket.socket) -> None:
@@ -227,3 +236,39 @@ def test_who_polls_is_redirected(
     counters = generation.counters()
     assert counters["retired_blocking_reader"] == 0
     assert counters["redirected_messages"] >= 0.98 * 2 * ROUNDS
+
+
+def come_and_go(channel: Channel, sock: socket.socket) -> None:
+    """Entries of epoll(7) on its wait queue."""
+    channel.send("there")
+    with select.epoll() as epoll:
+        while not channel.poll():
+            for _ in range(1000):
+                epoll.register(sock, select.EPOLLIN)
+                epoll.unregister(sock)
+
+
+def exchange_meanwhile() -> None:
+    with listen() as listener:
+        both = connect(listener)
+    with Child(come_and_go, both.server) as child:
+        assert child.channel.recv() == "there"
+        for number in range(MANY_ROUNDS):
+            message = struct.pack("I", number)
+            both.client.sendall(message)
+            assert polls(both.server) == message
+        child.channel.send("enough")
+        child.wait()
+
+
+@pytest.mark.parametrize("without", [False, True], ids=["with", "without"])
+def test_pollers_that_come_and_go(cgroup: Path, bpffs: Path, tmp_path: Path, without: bool) -> None:
+    """Messages come while an entry leaves the wait queue of the reader."""
+    edits, scope = [GONE] if without else [], {"learn": False, "blocking_readers": "tcp"}
+    with generation_of(edits, bpffs, cgroup, tmp_path, **scope) as generation:
+        with retiring(generation):
+            processes.run(exchange_meanwhile, cgroup=cgroup)
+        counters = generation.counters()
+    assert (counters["retired_blocking_reader"] > 0) == without
+    if not without:
+        assert counters["redirected_messages"] >= 0.98 * MANY_ROUNDS
