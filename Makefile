@@ -11,6 +11,8 @@
 # make release-test  torture, fuzzer, programs and all virtual machines: what .ci/run has no time for
 # make check    static checks: Python, manual pages, unit, D-Bus policy
 # make deb      dist/sockredird_*.deb
+# make reproducible  builds it twice, in different surroundings, and compares
+# make apt-repo KEY=<fingerprint>  dist/apt/, a repository for apt, signed by that key
 # make demo     builds and installs the package, shows it at work
 #
 # All that is made goes to build/ and dist/. python3 found on PATH may be any: the product runs on
@@ -25,8 +27,9 @@ RUNTIME_DEPS := python3 python3-bpfcc python3-dbus-next python3-prometheus-clien
 TEST_DEPS := python3-pytest python3-hypothesis bpftool dbus-bin dbus-daemon gcc iproute2 \
 	iptables libc6-dev mount netcat-openbsd nginx-light procps redis-server socat util-linux \
 	zsh
+APT_REPO_DEPS := apt-utils gnupg
 # of those that are not run in guests
-HOST_TEST_DEPS := prometheus
+HOST_TEST_DEPS := prometheus $(APT_REPO_DEPS)
 # of bench/: what compiles its load generators, and the programs they are compared with
 BENCH_DEPS := apache2-bin gcc libc6-dev iperf3 memcached nginx-light postgresql python3-matplotlib \
 	redis-tools sockperf wrk
@@ -50,7 +53,7 @@ MANPAGES := $(wildcard man/*.[58])
 .PHONY: all release-test install-deps test unit fuzz programs torture semantics bench \
 	vm-test vm-deps vm-roots kernels first-day \
 	check check-deps check-python check-c check-man check-systemd check-dbus check-packaging \
-	deb lintian demo clean
+	deb lintian reproducible apt-repo demo clean
 all: deb
 
 install-deps:
@@ -190,8 +193,8 @@ check-dbus: | check-deps
 	$(ROOT) packaging/check-dbus
 
 check-packaging: | check-deps
-	for script in packaging/apt-install packaging/debian/*.prerm packaging/debian/*.postrm \
-		packaging/debian/tests/installed; do sh -n $$script || exit 1; done
+	for script in packaging/apt-install packaging/apt-repo packaging/reproducible \
+		packaging/debian/*.prerm packaging/debian/*.postrm packaging/debian/tests/installed; do sh -n $$script || exit 1; done
 	bash -n .ci/run
 	bash -n completions/sockredirctl.bash
 	zsh -n completions/_sockredirctl
@@ -199,16 +202,19 @@ check-packaging: | check-deps
 # The binary package is built from the source package, which holds all of a checkout, with debian/
 # where dpkg-buildpackage wants it. To build it elsewhere, from dist/sockredird_*.dsc:
 #   dpkg-source -x sockredird_*.dsc && cd sockredird-*/ && sudo apt build-dep . && dpkg-buildpackage
+# dpkg-buildpackage takes SOURCE_DATE_EPOCH from the changelog, as tar does its time here.
 # --ignore-builtin-builddeps: there is nothing to compile, so no C compiler is needed.
+SOURCE_FILES := LICENSE Makefile *.md .clang-format .editorconfig pyproject.toml bench completions dbus \
+	docs man packaging polkit sockredirctl sockredird systemd tests tools
 UPSTREAM = $(shell sed -n '1s/[^0-9]*\([0-9.]*\)-.*/\1/p' packaging/debian/changelog)
 DEB_TREE = build/deb/sockredird-$(UPSTREAM)
 deb:
 	@$(APT_INSTALL) $(BUILD_DEPS)
 	rm -rf build/deb dist
 	mkdir -p $(DEB_TREE) dist
-	cp -R LICENSE Makefile *.md .clang-format .editorconfig pyproject.toml bench completions dbus docs \
-		man packaging polkit sockredirctl sockredird systemd tests tools $(DEB_TREE)
+	cp -R $(SOURCE_FILES) $(DEB_TREE)
 	find build/deb -name __pycache__ -prune -exec rm -r {} +
+	chmod -R u=rwX,go=rX build/deb # whatever the umask
 	mv $(DEB_TREE)/packaging/debian build/deb
 	tar --create --xz --sort=name --owner=0 --group=0 --numeric-owner --directory=build/deb \
 		--mtime="$$(dpkg-parsechangelog -l build/deb/debian/changelog -S Date)" \
@@ -220,6 +226,18 @@ deb:
 lintian: deb
 	@$(APT_INSTALL) lintian
 	lintian --allow-root --fail-on error,warning --info dist/*.changes
+
+reproducible:
+	@$(APT_INSTALL) $(BUILD_DEPS)
+	packaging/reproducible $(SOURCE_FILES)
+
+# As the user who has the key: gpg asks for its passphrase.
+apt-repo:
+	@test -n "$(KEY)" || \
+		{ echo "make apt-repo: KEY=<fingerprint>: which key is to sign?" >&2; exit 1; }
+	@$(APT_INSTALL) $(APT_REPO_DEPS)
+	$(MAKE) deb
+	packaging/apt-repo "$(KEY)"
 
 demo: install-deps deb
 	$(ROOT) env DEBIAN_FRONTEND=noninteractive apt-get install -qy --reinstall \

@@ -5,6 +5,8 @@
 
 import warnings
 
+import sockredirctl  # noqa: F401  # provides what dbus-next lacks on newer Pythons
+
 with warnings.catch_warnings():
     # dbus-next imports PyGObject where it is installed, which warns on Python 3.11
     warnings.simplefilter("ignore", ImportWarning)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from hypothesis.database import DirectoryBasedExampleDatabase
 # both ways of starting pytest, with and without `python3 -m`, find the packages of this checkout
 REPOSITORY = Path(__file__).parents[1]
 sys.path.insert(0, str(REPOSITORY))
+# dbus_next, which tests import themselves, cannot be imported on newer Pythons before this is
+import_module("sockredirctl")
 
 pytest_plugins = ("support.fixtures",)
 

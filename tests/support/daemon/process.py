@@ -16,8 +16,12 @@ from support.daemon.notify import NotifySocket
 from support.emulated import PATIENCE
 
 PYTHON = "/usr/bin/python3"
-# dbus-next 0.2.3 predates Python 3.13
-WARNINGS = ("-Werror::DeprecationWarning", "-Wignore::DeprecationWarning:dbus_next.service")
+# dbus-next 0.2.3 predates Python 3.13, and 3.14, which warns of asyncio.iscoroutinefunction
+WARNINGS = (
+    "-Werror::DeprecationWarning",
+    "-Wignore::DeprecationWarning:dbus_next.service",
+    "-Wignore::DeprecationWarning:dbus_next.aio.message_bus",
+)
 COMMAND = (PYTHON, "-X", "faulthandler", *WARNINGS, "-m", "sockredird")
 TIMEOUT_S = 30.0 * PATIENCE
 

@@ -73,7 +73,7 @@ class FakeBus:
         self.bus._stream.close()
         self.bus._sock.close()
         await asyncio.sleep(0)
-        self.path.unlink()
+        self.path.unlink(missing_ok=True)  # Python 3.13 and later do it
 
     async def send(self, data: bytes) -> None:
         self._writer.write(data)
@@ -81,11 +81,19 @@ class FakeBus:
 
     async def ping(self) -> Header:
         """The header of the answer to a call that is none of the daemon's business."""
+        return await self.ask("org.freedesktop.DBus.Peer", "Ping")
+
+    async def ask(self, interface: str, member: str, *arguments: str) -> Header:
+        """The header of the answer to a call, whose arguments can be short strings only."""
         self._serial += 1
         future = self._answered[self._serial] = asyncio.get_running_loop().create_future()
-        peer = "org.freedesktop.DBus.Peer"
-        fields: dict[int, str | int] = {1: "/org/sockredir", 2: peer, 3: "Ping", 7: ":1.99"}
-        await self.send(raw.build(METHOD_CALL, self._serial, fields))
+        fields: dict[int, str | int] = {1: "/org/sockredir", 2: interface, 3: member, 7: ":1.99"}
+        body = b""
+        for argument in arguments:
+            body += bytes(-len(body) % 4) + _string(argument)
+        if arguments:
+            fields[8] = "s" * len(arguments)
+        await self.send(raw.build(METHOD_CALL, self._serial, fields, body))
         return await asyncio.wait_for(future, 2)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
