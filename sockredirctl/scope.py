@@ -138,10 +138,12 @@ def summary(properties: dict[str, Any], left: int, stays: bool) -> str:
 def joined(found: dict[str, Any]) -> str:
     """What became of connections that were established before; `found`: LiveConnections."""
     count, left = found["joined"], sum(one["connections"] for one in found["left"])
-    connections = "connection" if count == 1 else "connections"
-    text = (
-        f"{count:,} {connections} established before joined; idle ones follow when they are used."
-    )
+    if count:
+        connections = "connection" if count == 1 else "connections"
+        text = f"{count:,} {connections} established before joined"
+    else:
+        text = "No connection established before joined yet"
+    text += "; idle ones follow when they are used."
     if left:
         text += f"\n{left:,} cannot: sockredirctl status says why."
     return text

@@ -43,7 +43,7 @@ def test_enable_says_how_many_joined(host: Host, enabled: Client) -> None:
 def test_enable_waits_for_nothing_where_nothing_carries_messages(
     host: Host, client: Client
 ) -> None:
-    assert "\n0 connections established before joined; " in host.ctl("enable").stdout
+    assert "\nNo connection established before joined yet; " in host.ctl("enable").stdout
     assert client.get("LiveConnections")["looks"] == 1
 
 
