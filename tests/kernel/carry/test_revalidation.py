@@ -123,7 +123,7 @@ def test_the_end_gets_through_conntrack(cgroup: Path, datapath: Datapath) -> Non
         return
     assert both.server.recv(1) == b""
     counters = datapath.generation.counters()
-    # five times within the timeout, in each direction; fewer where the machine runs other things first
+    # five times within the timeout, in each direction; fewer on a busy machine
     assert counters["paused_revalidation"] >= 2 * BUSY_S / CONNTRACK_S * 2
     assert counters["redirected_messages"] >= 0.98 * 2 * busy.rounds
 
