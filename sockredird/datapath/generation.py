@@ -57,7 +57,7 @@ from sockredird.loader.records import (
 log = logging.getLogger(__name__)
 
 RELEASE_TIMEOUT_S = 0.5
-SHOWS_S = 0.004  # in which most readers have shown whether they poll (leave/walk.c)
+SHOWS_S = 0.004  # more than SHOWS_WITHIN_MS of leave/walk.c
 WALK_SHARE = 20  # a walk begins no sooner after the last one than this times what that took
 NEARLY_FULL = 7 / 8  # of the sockhash: from there on idle pairs have to leave
 ROOM_PAIRS = 1024  # that one walk may begin to take off; CAPACITIES has room for those of many

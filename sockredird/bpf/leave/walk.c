@@ -96,15 +96,13 @@ inline_fn int reader_undecided(const struct sock_state *st, const struct setting
 	       !polls(st->peer_sk);
 }
 
-/* Whether such a reader sleeps inside recv(), or has had time to show that it does not. */
+/*
+ * Whether such a reader has had time to show it. One that falls asleep on a member cannot be moved
+ * any more, so this does not wait until it does.
+ */
 inline_fn int may_block(const struct sock_state *st, const struct settings *s)
 {
-	if (!reader_undecided(st, s))
-		return 0;
-	/* without a psock reference it may sleep in connect() */
-	if (reader_sleeps(st->peer_sk) && kernel_psock_refcnt(psock_of(st->peer_sk)) > 1)
-		return 1;
-	return (__s32)(now_ms() - st->unknown_since) >= SHOWS_WITHIN_MS;
+	return reader_undecided(st, s) && (__s32)(now_ms() - st->unknown_since) >= SHOWS_WITHIN_MS;
 }
 
 /* Whether neither direction of a joined pair has been redirected yet. */
