@@ -47,7 +47,7 @@ inline_fn int quiet(__u64 sk, __u64 sender)
 
 #define BEGINS_WITHIN_NS 3000000000ULL /* a joined pair, or it only makes TCP slower */
 #define SHOWN_BY_MESSAGES 8
-#define SHOWS_WITHIN_MS 1000		/* from accept() to poll(), with a fork() between them */
+#define SHOWS_WITHIN_MS 3		/* from accept() to poll(), for a program that polls */
 #define PAIRED_WITHIN_NS 10000000000ULL /* SYN-ACK retransmissions included */
 #define PASSES_BORDER_MS 100 /* a reader that has been woken, unless it is slow or asks FIONREAD */
 

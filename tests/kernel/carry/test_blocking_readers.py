@@ -266,9 +266,12 @@ def test_pollers_that_come_and_go(cgroup: Path, bpffs: Path, tmp_path: Path, wit
     """Messages come while an entry leaves the wait queue of the reader."""
     edits, scope = [GONE] if without else [], {"learn": False, "blocking_readers": "tcp"}
     with generation_of(edits, bpffs, cgroup, tmp_path, **scope) as generation:
-        with retiring(generation):
-            processes.run(exchange_meanwhile, cgroup=cgroup)
-        counters = generation.counters()
+        for _ in range(10 if without else 1):  # on a busy machine the two may take turns
+            with retiring(generation):
+                processes.run(exchange_meanwhile, cgroup=cgroup)
+            counters = generation.counters()
+            if counters["retired_blocking_reader"]:
+                break
     assert (counters["retired_blocking_reader"] > 0) == without
     if not without:
         assert counters["redirected_messages"] >= 0.98 * MANY_ROUNDS

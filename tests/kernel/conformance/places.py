@@ -71,8 +71,9 @@ class Plain:
         return ""
 
 
-def nothing_leaving(walked: Walked) -> bool:
-    return walked.leaving == 0
+def nothing_to_do(walked: Walked) -> bool:
+    """Nothing leaves, and no reader has to be woken once more."""
+    return walked.leaving == 0 and walked.unsettled == 0
 
 
 class Accelerated(Plain):
@@ -100,11 +101,11 @@ class Accelerated(Plain):
 
     def serve(self) -> bool:
         self._rings.consume()
-        return not self._generation.retire(SLICE_S, nothing_leaving)
+        return not self._generation.retire(SLICE_S, nothing_to_do)
 
     def leave(self) -> None:
         have_all_leave(self._generation)
-        left = self._generation.retire(RETIRE_S, nothing_leaving)
+        left = self._generation.retire(RETIRE_S, nothing_to_do)
         assert left, f"pairs do not leave the sockhash: {self._generation.walk()}"
 
     def look(self) -> int:

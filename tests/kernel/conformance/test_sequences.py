@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, Phase, given, settings, strategies
 
 from kernel.conformance import differences, results
 from kernel.conformance.catalogue import ALONE
-from kernel.conformance.places import Plain, Textbook
+from kernel.conformance.places import Plain, Textbook, nothing_to_do
 from kernel.conformance.results import Kernel
 from kernel.conformance.sequences import Differs, Step, Twins, steps
 from sockredird.datapath.generation import Generation, Walked
@@ -59,10 +59,6 @@ def twins(plain: Plain, other: Path, look: Callable[[], bool] = lambda: True) ->
         yield both
     finally:
         both.close()
-
-
-def nothing_to_do(walked: Walked) -> bool:
-    return walked.leaving == 0 and walked.unsettled == 0
 
 
 def nothing_there(walked: Walked) -> bool:
