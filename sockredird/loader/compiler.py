@@ -60,7 +60,8 @@ def _expanded(path: Path, seen: set[Path]) -> str:
     for number, line in enumerate(path.read_text().splitlines(), 1):
         included = re.fullmatch(r'#include "(.+)"', line)
         if included:
-            inner = (path.parent / included[1]).resolve()
+            # by name alone: BPF_DIR itself may be reached through a symbolic link
+            inner = Path(os.path.normpath(path.parent / included[1]))
             lines.append("" if inner in seen else _expanded(inner, seen))
             lines.append(f'#line {number + 1} "{name}"')
         elif line != "#pragma once":
