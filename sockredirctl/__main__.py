@@ -211,7 +211,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"sockredirctl {_version()}")
     common = _with_timeout(30)
-    compiling = _with_timeout(300)  # as long as systemd gives the daemon for it
+    compiling = _with_timeout(300)  # as long as systemd gives the daemon to start
     reading = argparse.ArgumentParser(add_help=False)
     reading.add_argument("--json", action="store_true", help="print JSON")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -221,8 +221,8 @@ def _parser() -> argparse.ArgumentParser:
         ("reload", _reload, [compiling], "apply the configuration file to new connections"),
         ("status", _status, [common, reading], "show state, scope and totals"),
         ("stats", _stats, [common, reading], "show all counters"),
-        ("bench", bench.run, [common, reading], "measure what acceleration gains on this host"),
-        ("check", check.run, [common, reading], "try out the kernel, and look for problems"),
+        ("bench", bench.run, [compiling, reading], "measure what acceleration gains on this host"),
+        ("check", check.run, [compiling, reading], "try out the kernel, and look for problems"),
         ("list", list_.run, [common, reading], "show accelerated connections, busiest first"),
         ("top", _top, [common, reading], "show accelerated connections in a live table"),
         ("trace", trace.run, [common, reading], "follow what happens to connections, live"),
