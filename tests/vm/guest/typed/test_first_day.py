@@ -117,8 +117,9 @@ def test_trace() -> None:
     transcript.chapter(
         "Watch", "The app is restarted meanwhile. Ctrl-C ends the trace; here timeout(1) does."
     )
-    sh("systemd-run --quiet --on-active=3 systemctl restart app")
-    said = typed("timeout --preserve-status -s INT 20 sockredirctl trace")
+    # in a guest the client takes seconds to begin
+    sh("systemd-run --quiet --on-active=15 systemctl restart app")
+    said = typed("timeout --preserve-status -s INT 45 sockredirctl trace")
     assert said.count(" closed ") == 4
     assert said.count(" accelerated ") == 4
     soon(lambda: accelerated_now() == 4, "the app's new connections are accelerated")
