@@ -522,7 +522,7 @@ class Generation:
             held = sum(m.charged for m in found)
             libbpf.update(self._pins["unread_memory"], _ZERO, held.to_bytes(8, sys.byteorder))
         staying = [m for m in found if not m.leaving]
-        fills = self._make_room(len(staying))
+        fills = self._make_room(len(found))
         self.walk_seconds = time.monotonic() - started
         return Walked(
             entries=len(found),

@@ -169,10 +169,11 @@ inline_fn int is_idle(const struct sock_state *st, __u64 peer_st, const struct s
 	return (__s64)(peer_due - past) <= 0;
 }
 
-/* Whether an idle pair leaves, so that others find room on the sockhash. */
-inline_fn int makes_room(const struct sock_state *st, __u64 peer_st, struct settings *s)
+/* Whether an idle pair that has nothing unread leaves, so that others find room on the sockhash. */
+inline_fn int makes_room(__u64 sk, const struct sock_state *st, __u64 peer_sk, __u64 peer_st,
+			 struct settings *s)
 {
-	if (!s->make_room || !is_idle(st, peer_st, s))
+	if (!s->make_room || !is_idle(st, peer_st, s) || !quiet(sk, peer_sk) || !quiet(peer_sk, sk))
 		return 0;
 	s->make_room--; /* one walk at a time, so nobody else writes this */
 	return 1;
@@ -202,8 +203,8 @@ inline_fn struct leaving *leaving_of(__u64 sk, struct sock_state *st, __u64 peer
 	if (l)
 		return l;
 	new.reason = why_leave(sk, st, peer_sk, peer_st, s);
-	if (!new.reason &&makes_room(st, peer_st, s))
-		new.reason = CAUSE_IDLE;
+	if (!new.reason)
+		new.reason = makes_room(sk, st, peer_sk, peer_st, s) ? CAUSE_IDLE : CAUSE_NONE;
 	if (!new.reason)
 		return NULL;
 	leaving.update(pair, &new);
