@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 from shell import sh
 
 # More than its own 25 s: the compiler takes longer where the processor is emulated, and busy
+PATIENCE_S = 120.0
 BUSCTL = "busctl --timeout=330 {} org.sockredir /org/sockredir org.sockredir.Manager1 {}"
 
 
@@ -26,6 +27,17 @@ def called(call: str) -> Any:
 
 def property_of(name: str) -> Any:
     return _plain(json.loads(sh(BUSCTL.format("--json=short get-property", name)))["data"])
+
+
+def soon(true: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not true():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.5)
+
+
+def accelerated_now() -> int:
+    return int(sh("sockredirctl stats | awk '/^active_connections/ { print $2 }'"))
 
 
 def _plain(value: Any) -> Any:

@@ -7,15 +7,14 @@ after_reboot/test_first_day.py.
 from __future__ import annotations
 
 import re
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import compiled
 import pytest
 import transcript
 from shell import sh
-from status import property_of, state
+from status import accelerated_now, property_of, soon, state
 from transcript import typed
 
 pytestmark = pytest.mark.userland
@@ -43,18 +42,6 @@ Restart=on-failure
 WantedBy=multi-user.target
 """
 REDIS_PORT = 6379
-PATIENCE_S = 120.0
-
-
-def soon(true: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not true():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.5)
-
-
-def accelerated_now() -> int:
-    return int(sh("sockredirctl stats | awk '/^active_connections/ { print $2 }'"))
 
 
 @pytest.fixture(scope="module", autouse=True)
