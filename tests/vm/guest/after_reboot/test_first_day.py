@@ -25,8 +25,8 @@ def ended() -> Iterator[None]:
 def test_after_the_reboot() -> None:
     transcript.chapter(
         "After the reboot",
-        "Acceleration is restored before the services start, if that takes less than 15 s; otherwise "
-        "their connections are joined after it.",
+        "Acceleration is restored before the services start, if that takes less than 15 s; "
+        "otherwise their connections are joined after it.",
     )
     sh("while [ $(systemctl is-active sockredird) = activating ]; do sleep 1; done")
     assert "State: enabled" in typed("sockredirctl status")
