@@ -57,7 +57,8 @@ def test_sleeps_while_connections_are_accelerated(
     host: Host, daemon: DaemonProcess, enabled: Client
 ) -> None:
     traffic = host.actor()
-    traffic.do(load.start, 2)
+    # with a pause, as a peer that loses its processor inside a call has the daemon walk
+    traffic.do(load.start, 1, 0.002)
     traffic.do(load.advance, 10)
     redirected = enabled.call("Stats")["redirected_messages"]
     # the count is seen counting: an answer takes the daemon at least one wake-up
@@ -70,7 +71,7 @@ def test_sleeps_while_connections_are_accelerated(
         time.sleep(IDLE_S)
         return context_switches(daemon.pid) - before
 
-    # a reader that loses its processor inside recv() has the daemon walk, so one time may be busy
+    # on a busy machine that may happen all the same
     assert any(wakeups() <= WAKEUPS_ALLOWED for _ in range(5))
     assert enabled.call("Stats")["redirected_messages"] > redirected + 1000
     traffic.do(load.finish)
