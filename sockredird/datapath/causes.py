@@ -30,7 +30,7 @@ SENTENCES = {
     "other_sockmap": "another BPF program has the socket on a sockmap of its own "
     "(bpftool prog show: sk_msg, sk_skb)",
     "no_memory": "there was no memory for the state of a socket",
-    "window": "unread data reached window_bytes, or the reader's SO_RCVBUF",
+    "window": "unread data reached window_bytes, or what the reader's buffers allow",
     "messages": "too many messages were unread, however small",
     "memory": "unread data of all connections reached memory_bytes, or the share of a cgroup",
     "pressure": "memory is short: tcp_mem, or the memory limit of a cgroup of either end",

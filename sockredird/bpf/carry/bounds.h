@@ -53,6 +53,17 @@ inline_fn __u32 unread_messages(const struct sock_state *st, __u64 unread)
 }
 
 /*
+ * Unread bytes with which the reader's socket still takes packets while somebody holds its lock:
+ * what is redirected counts in sk_rmem_alloc, and tcp_add_backlog() drops what exceeds this and
+ * 64 KiB. TCP sends such a packet again, unless it is a reset. The buffer grows when a packet finds
+ * it full (tcp_clamp_window()), as one may after each pause for the window.
+ */
+inline_fn __u32 backlog_limit(__u64 peer)
+{
+	return 2 * kernel_rcvbuf(peer) + kernel_sndbuf(peer) / 2;
+}
+
+/*
  * The most bytes that may be unread: window_bytes, or less where a program chose a smaller buffer
  * (kept doubled, socket(7)) or TCP_NOTSENT_LOWAT.
  */
@@ -189,8 +200,8 @@ inline_fn void take_checkpoint(struct sock_state *st)
 
 /*
  * Looks at the peer's queue and grants the next budget, for a message of `size` at least;
- * CAUSE_NONE, or why there is none. A message that fits the window when it begins may exceed it: as
- * on TCP, by one.
+ * CAUSE_NONE, or why there is none. A message that fits the window when it begins may exceed it, as
+ * on TCP, by one, if the socket still takes packets then.
  */
 inline_fn enum cause grant(struct tcp_sock *tp, struct sock_state *st, __u64 psock, __u32 size,
 			   const struct settings *s)
@@ -198,12 +209,13 @@ inline_fn enum cause grant(struct tcp_sock *tp, struct sock_state *st, __u64 pso
 	__u64 unread = unread_bytes(st, psock);
 	__u32 messages = unread_messages(st, unread);
 	__u32 held, bytes, count;
-	__u32 most = most_bytes(tp, st, s);
+	__u32 most = most_bytes(tp, st, s), limit = backlog_limit(st->peer_sk), window;
 
 	if (memory_is_short((__u64)tp) || near_socket_limit(st->peer_sk))
 		return CAUSE_PRESSURE;
 	adjust_window(st, unread, messages, most);
-	if (unread >= st->window_bytes)
+	window = st->window_bytes < limit ? st->window_bytes : limit;
+	if (unread >= window || unread + size > limit)
 		return CAUSE_WINDOW;
 	if (messages >= most_messages(st, unread))
 		return CAUSE_MESSAGES;
@@ -216,8 +228,8 @@ inline_fn enum cause grant(struct tcp_sock *tp, struct sock_state *st, __u64 pso
 		if (!charge(st, held + bytes + count * MESSAGE_BYTES + size, s))
 			return CAUSE_MEMORY;
 	}
-	if (bytes > st->window_bytes - unread)
-		bytes = st->window_bytes - unread;
+	if (bytes > window - unread)
+		bytes = window - unread;
 	/* in steps, or one message unread would count for a whole window of them */
 	if (count > st->window_messages / 4)
 		count = st->window_messages / 4;

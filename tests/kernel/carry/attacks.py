@@ -404,12 +404,7 @@ def read_prefix(sock: socket.socket, start: int = 0) -> int:
 
 
 def reset(connect: Connect, seed: int, seconds: float) -> int:
-    """One end resets the connection with data under way in both directions.
-
-    No more than a backlog takes: what is redirected counts in sk_rmem_alloc (Linux 6.18). Beyond
-    that a reset which finds the socket locked is dropped (TcpExtTCPBacklogDrop): sockredird(8),
-    LIMITATIONS.
-    """
+    """One end resets the connection with data under way in both directions."""
     total, dice = 0, random.Random(seed)
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -418,7 +413,7 @@ def reset(connect: Connect, seed: int, seconds: float) -> int:
             reader = Background(read_prefix, other)
             for _ in range(dice.randrange(20)):
                 other.send(b"x" * 100)
-            sizes = [dice.choice((1, 100, 16 * KIB)) for _ in range(dice.randrange(1, 12))]
+            sizes = [dice.choice((1, 100, 64 * KIB)) for _ in range(dice.randrange(1, 12))]
             position = 0
             for size in sizes:
                 own.sendall(pattern(position, size))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 import time
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,13 @@ import pytest
 from sockredird.datapath.generation import Generation
 from support.background import Background
 from support.datapath import Datapath
+from support.edited import Edit, generation_of
 from support.emulated import PATIENCE
 from support.forced import check_it_goes_on
 from support.processes import inside, outside
 from support.slow_memory import SlowMemory
-from support.traffic import Connection, Stream, connection, echo, pattern
+from support.topology import Family, veth
+from support.traffic import Connection, Stream, connection, echo, pattern, set_linger
 
 KIB, MIB = 1 << 10, 1 << 20
 SIZES = [4, 4 * KIB, 64 * KIB, MIB]
@@ -43,12 +46,18 @@ def send_at_once(sock: socket.socket, start: int, size: int) -> tuple[int, float
 
 
 class FaultingRead:
-    """A recv() that waits for its memory, with `size` bytes of the test stream sent before."""
+    """A recv() that waits for its memory, with `size` bytes of the test stream sent before.
+
+    Of more than FIRST, only what the sender is taken without waiting.
+    """
 
     def __init__(self, both: Connection, size: int, memory: SlowMemory) -> None:
         self.stream = Stream()
         self._view = memory.view
-        both.client.sendall(pattern(0, size))
+        with suppress(BlockingIOError):
+            for position in range(0, size, FIRST):
+                data = pattern(position, min(FIRST, size - position))
+                both.client.send(data, socket.MSG_DONTWAIT)
         self._thread = Background(both.server.recv_into, memory.view)
         memory.wait_for_fault()
 
@@ -133,6 +142,51 @@ def test_no_deadlock_with_who_brings_the_memory(
         reading.join()
         reading.stream.read(ends.server, 4 + sent[0] - reading.stream.position)
         check_it_goes_on(generation, both, "peer_busy")
+
+
+# more than a socket's backlog takes together with what is unread, carry/bounds.h: backlog_limit()
+MUCH = 10 * 64 * KIB
+NO_BACKLOG_LIMIT: Edit = (
+    "carry/bounds.h",
+    "	return 2 * kernel_rcvbuf(peer) + kernel_sndbuf(peer) / 2;\n",
+    "	return 1 << 20;\n",
+)
+
+
+def is_told_of_the_reset(both: Connection) -> bool:
+    """Whether a reader whose recv() waits for memory as the reset comes is told of it."""
+    with SlowMemory(4 * KIB) as memory:
+        echo(both, 10)
+        reader = FaultingRead(both, MUCH, memory)
+        set_linger(both.client, 0)
+        both.client.close()
+        memory.deliver()
+        reader.join()
+    both.server.settimeout(2.0 * PATIENCE)
+    try:
+        while data := both.server.recv(64 * KIB):
+            reader.stream.feed(data)
+    except ConnectionResetError:
+        return True
+    except TimeoutError:
+        return False
+    raise AssertionError("the end of the data, and no reset")
+
+
+@outside()
+def test_plain_tcp_is_told_of_a_reset(cgroup: Path) -> None:
+    with closing(veth(Family(4)).connect()) as both:  # buffers are large on the loopback device
+        assert is_told_of_the_reset(both)
+
+
+@pytest.mark.parametrize("without", [False, True], ids=["with", "without"])
+@inside()
+def test_a_reset_finds_the_lock(cgroup: Path, bpffs: Path, tmp_path: Path, without: bool) -> None:
+    edits, scope = [NO_BACKLOG_LIMIT] if without else [], {"learn": False, "addresses": "any"}
+    with generation_of(edits, bpffs, cgroup, tmp_path, **scope) as generation:
+        with closing(veth(Family(4)).connect()) as both:
+            assert is_told_of_the_reset(both) != without
+        assert generation.counters()["redirected_messages"] > 20
 
 
 def send_in_step(sock: socket.socket, size: int, chunk: int) -> None:

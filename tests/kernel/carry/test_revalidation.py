@@ -200,6 +200,8 @@ def test_two_backends(
         counters = generation.counters()
         assert counters["accelerated_connections"] == len(busy)
         assert counters["redirected_messages"] > 1000
+        with host.entered():  # the first backend gets no new connections
+            run(family.iptables, "-t", "nat", "-D", "PREROUTING", "1")
         generation.stop()
         assert generation.retire(10 * PATIENCE, lambda walked: walked.entries == 0)
         if without:

@@ -182,7 +182,7 @@ def test_a_reader_that_keeps_up(
     both.close()
 
 
-BURSTS = {"bytes": (64 * KIB, 48, 100), "messages": (1, 2000, 4000)}
+BURSTS = {"bytes": (64 * KIB, 20, 100), "messages": (1, 2000, 4000)}
 
 
 @pytest.mark.parametrize("kind", BURSTS)
