@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-import sockredirctl.__main__
 import sockredird.__main__
+from sockredirctl.__main__ import _parser
+from support.commands import commands
 
 MAN = Path(__file__).parents[3] / "man"
 QUESTIONS = {
@@ -48,12 +49,6 @@ def shown(synopsis: str) -> set[str]:
 def options(parser: argparse.ArgumentParser) -> set[str]:
     found = {option for action in parser._actions for option in action.option_strings}
     return found - {"-h", "--help"}
-
-
-def commands() -> dict[str, argparse.ArgumentParser]:
-    parser = sockredirctl.__main__._parser()
-    (found,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
-    return dict(found.choices)
 
 
 @pytest.mark.parametrize("command", commands())
@@ -115,7 +110,7 @@ def test_commands_in_the_examples_are_right() -> None:
     assert len(lines) > 10
     for line in lines:
         words = re.split(r" \|\|? ", line)[0].split()
-        sockredirctl.__main__._parser().parse_args(words)
+        _parser().parse_args(words)
 
 
 def test_exit_codes() -> None:

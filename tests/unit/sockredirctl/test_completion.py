@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import socket
 import subprocess
@@ -14,6 +13,7 @@ import pytest
 from sockredirctl.__main__ import _parser
 from sockredird.kernel.cgroup import mount_point
 from support.checkout import REPOSITORY
+from support.commands import commands, long_options
 
 HERE = Path(__file__).parent
 COMPLETIONS = REPOSITORY / "completions"
@@ -28,14 +28,7 @@ UNITS = ["redis-server.service", r"system-serial\x2dgetty.slice"]
 Complete = Callable[..., set[str]]
 
 
-def _parsers() -> dict[str, argparse.ArgumentParser]:
-    (commands,) = (
-        action for action in _parser()._actions if isinstance(action, argparse._SubParsersAction)
-    )
-    return dict(commands.choices)
-
-
-PARSERS = _parsers()
+PARSERS = commands()
 
 
 @pytest.fixture(params=COMMANDS)
@@ -63,24 +56,15 @@ def complete(request: pytest.FixtureRequest, tmp_path: Path) -> Complete:
     return complete
 
 
-def options(parser: argparse.ArgumentParser) -> set[str]:
-    return {
-        option
-        for action in parser._actions
-        for option in action.option_strings
-        if option.startswith("--")
-    }
-
-
 def test_commands(complete: Complete) -> None:
     assert complete("") == set(PARSERS)
     assert complete("st") == {name for name in PARSERS if name.startswith("st")}
-    assert complete("--") == options(_parser())
+    assert complete("--") == long_options(_parser())
 
 
 @pytest.mark.parametrize("command", PARSERS)
 def test_options(complete: Complete, command: str) -> None:
-    assert complete(command, "--") == options(PARSERS[command])
+    assert complete(command, "--") == long_options(PARSERS[command])
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import struct
 import subprocess
 import termios
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from shell import TIMEOUT_S, Failed
@@ -31,9 +32,16 @@ def chapter(title: str, text: str) -> None:
     _keep(f"\n## {title}\n\n{text}\n")
 
 
-def typed(command: str, *, user: str = "root", status: int = 0) -> str:
+def typed(
+    command: str,
+    *,
+    user: str = "root",
+    status: int = 0,
+    once: tuple[str, Callable[[], object]] | None = None,
+) -> str:
     """What the command prints; raises Failed if it does not exit with `status`.
 
+    `once` is a text, and what is called when it has been printed.
     Its output is a terminal; its input is not, so that polkit asks nobody for a password.
     """
     ours, theirs = pty.openpty()
@@ -53,6 +61,9 @@ def typed(command: str, *, user: str = "root", status: int = 0) -> str:
     try:
         while chunk := os.read(ours, 1 << 16):
             data += chunk
+            if once and once[0].encode() in data:
+                once[1]()
+                once = None
     except OSError:  # EIO: nobody has the terminal any more
         pass
     found = process.wait()

@@ -104,9 +104,10 @@ def test_trace() -> None:
     transcript.chapter(
         "Watch", "The app is restarted meanwhile. Ctrl-C ends the trace; here timeout(1) does."
     )
-    # in a guest the client takes seconds to begin
-    sh("systemd-run --quiet --on-active=15 systemctl restart app")
-    said = typed("timeout --preserve-status -s INT 45 sockredirctl trace")
+    said = typed(
+        "timeout --preserve-status -s INT 60 sockredirctl trace",
+        once=("waiting for", lambda: sh("systemctl restart app")),
+    )
     assert said.count(" closed ") == 4
     assert said.count(" accelerated ") == 4
     soon(lambda: accelerated_now() == 4, "the app's new connections are accelerated")
