@@ -51,6 +51,11 @@ def test_causes() -> None:
     assert wrong(causes(), SENTENCES, described()) == set()
 
 
+def test_the_example_of_a_new_cause_follows_the_last_row() -> None:
+    text = (REPOSITORY / "CONTRIBUTING.md").read_text()
+    assert re.findall(r"^-\tCAUSE\((\w+),", text, re.MULTILINE) == [list(causes())[-1].upper()]
+
+
 def test_what_is_missing_is_found() -> None:
     known, manual = {**causes(), "weather": {"RETIRES"}}, described()
     everywhere = {**manual, "weather": {"retired"}}
