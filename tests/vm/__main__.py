@@ -106,6 +106,8 @@ def run(kernel: Kernel, image: roots.Image, options: argparse.Namespace, *, user
     result = report.read(results, stages, BUILD / f"junit-{kernel.version}.xml")
     if late:
         result.failures.insert(0, f"the guest was killed after {options.timeout:.0f} s")
+    if not result.passed:
+        result.failures.append("no test passed: --pytest chose none")
     lines = [f"===== {vmlinuz.name}: {result.line()} in {duration:.0f} s"]
     if result.failures:
         failures = [f"===== {kernel.version}: {failure}" for failure in result.failures]

@@ -139,7 +139,7 @@ BROKEN: dict[str, tuple[str, str, list[Edit]]] = {
     "bytes unbounded": (
         "backpressure",
         FAIL,
-        [("bpf/carry/bounds.h", "if (unread >= st->window_bytes)", "if (0)"),
+        [("bpf/carry/bounds.h", "if (unread >= window || unread + size > limit)", "if (0)"),
          ("bpf/carry/bounds.h", "if (messages >= most_messages(st, unread))", "if (0)")],
     ),
     "messages unbounded": (
