@@ -131,7 +131,10 @@ def summary(properties: dict[str, Any], left: int, stays: bool) -> str:
         lines.append(f"{sources}{kept}.")
     if left:
         connections = "connection has" if left == 1 else "connections have"
-        lines.append(f"{left:,} {connections} gone back to TCP because of this change.")
+        lines.append(
+            f"{left:,} {connections} gone back to TCP for this change; what is still in scope "
+            "joins again when it is used."
+        )
     return "\n".join(lines)
 
 
@@ -139,10 +142,10 @@ def joined(found: dict[str, Any]) -> str:
     """What became of connections that were established before; `found`: LiveConnections."""
     count, left = found["joined"], sum(one["connections"] for one in found["left"])
     if count:
-        connections = "connection" if count == 1 else "connections"
-        text = f"{count:,} {connections} established before joined"
+        connections = "connection has" if count == 1 else "connections have"
+        text = f"{count:,} established {connections} joined"
     else:
-        text = "No connection established before joined yet"
+        text = "No established connection has joined yet"
     text += "; idle ones follow when they are used."
     if left:
         text += f"\n{left:,} cannot: sockredirctl status says why."

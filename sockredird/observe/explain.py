@@ -336,9 +336,9 @@ def _detail(view: View, subject: Subject, reason: str, names: Names) -> str:
     elif reason == "cgroup":
         paths = sorted({names.path(s.cgroup) for s in subject.sockets})
         inside = ", ".join(filter(None, view.cgroups)) or "no running unit"
-        detail += f": {inside} is in scope"
+        detail += f": {inside}"
         if view.excluded:
-            detail += f" except {', '.join(view.excluded)}"
+            detail += f", except {', '.join(view.excluded)}"
         detail += f"; the sockets belong to {', '.join(paths)}"
     elif reason == "port":
         only = view.scope.only_ports

@@ -31,7 +31,7 @@ def test_enable_says_how_many_joined(host: Host, enabled: Client) -> None:
     traffic.do(polling.start, POLL)
     done = host.ctl("enable")
     assert done.returncode == 0, done.stderr
-    assert f"\n{POLL} connections established before joined; " in done.stdout
+    assert f"\n{POLL} established connections have joined; " in done.stdout
     assert client.call("Stats")["joined_connections"] == POLL
     assert f" in all, {POLL} joined " in " ".join(host.ctl("status").stdout.split())
     metrics = host.ctl("stats", "--format", "openmetrics").stdout
@@ -43,7 +43,7 @@ def test_enable_says_how_many_joined(host: Host, enabled: Client) -> None:
 def test_enable_waits_for_nothing_where_nothing_carries_messages(
     host: Host, client: Client
 ) -> None:
-    assert "\nNo connection established before joined yet; " in host.ctl("enable").stdout
+    assert "\nNo established connection has joined yet; " in host.ctl("enable").stdout
     assert client.get("LiveConnections")["looks"] == 1
 
 

@@ -67,7 +67,7 @@ def test_the_scope_is_said_back(host: Host, client: Client) -> None:
     )
     assert second.startswith("From options: only_ports; from the file: cgroup")
     assert second.endswith("; from the file and options: exclude_ports.")
-    assert third.startswith("No connection established before joined yet; ")
+    assert third.startswith("No established connection has joined yet; ")
     sources = client.get("Sources")
     assert sources.keys() == client.get("Scope").keys()
     known = ("cgroup", "units", "addresses", "exclude_ports", "only_ports", "exclude_units")

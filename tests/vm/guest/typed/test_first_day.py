@@ -126,7 +126,8 @@ def test_other_users() -> None:
 def test_another_scope() -> None:
     transcript.chapter(
         "Another scope",
-        "What is in both scopes stays accelerated. Plain `enable` keeps the options.",
+        "What is in both scopes goes to TCP for a moment, and joins again. Plain `enable` keeps "
+        "the options.",
     )
     said = typed("sockredirctl enable --port redis")
     assert "port 6379 only" in said
