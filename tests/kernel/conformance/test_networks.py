@@ -18,7 +18,7 @@ from kernel.conformance.catalogue import JOINED, Behaviour
 from kernel.conformance.places import Accelerated, Plain
 from kernel.conformance.runner import ENDED, run
 from sockredird.datapath.generation import Generation
-from support import cgroups, topology
+from support import cgroups, namespaces, topology
 from support.datapath import plan, tear_down
 from support.topology import Family, Network
 
@@ -33,6 +33,9 @@ LEFT_OUT = {
     "repair",
     "repair_sequence",
 }
+# Least, at first, most, tcp(7). With the usual ones a message of half a MiB, as a large send() is cut
+# into, goes by TCP where packets are small (bpf/carry/bounds.h: backlog_limit()).
+RECEIVE_BUFFERS = "4096 1048576 6291456"
 ON_A_PAIR = [
     (number, behaviour)
     for number, behaviour in enumerate(ALL)
@@ -42,7 +45,11 @@ ON_A_PAIR = [
 
 @pytest.fixture(scope="module", params=["veth", "published port"])
 def network(capable: None, request: pytest.FixtureRequest) -> Network:
-    return topology.ALL[request.param](Family(4))
+    network = topology.ALL[request.param](Family(4))
+    for end in (network.client, network.server):
+        with end.entered():
+            namespaces.sysctl("net.ipv4.tcp_rmem", RECEIVE_BUFFERS)
+    return network
 
 
 @pytest.fixture(scope="module")
