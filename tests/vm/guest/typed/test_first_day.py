@@ -105,7 +105,7 @@ def test_trace() -> None:
         "Watch", "The app is restarted meanwhile. Ctrl-C ends the trace; here timeout(1) does."
     )
     said = typed(
-        "timeout --preserve-status -s INT 60 sockredirctl trace",
+        "timeout --preserve-status -s INT 120 sockredirctl trace",
         once=("waiting for", lambda: sh("systemctl restart app")),
     )
     assert said.count(" closed ") == 4
