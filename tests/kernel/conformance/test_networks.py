@@ -33,8 +33,8 @@ LEFT_OUT = {
     "repair",
     "repair_sequence",
 }
-# Least, at first, most, tcp(7). With the usual ones a message of half a MiB goes by TCP where packets
-# are small (bpf/carry/bounds.h: backlog_limit()), and a large send() consists of such messages.
+# Least, at first, most, see tcp(7). With the usual ones a message of half a MiB goes by TCP where
+# packets are small (bpf/carry/bounds.h: backlog_limit()); a large send() consists of such messages.
 RECEIVE_BUFFERS = "4096 1048576 6291456"
 ON_A_PAIR = [
     (number, behaviour)
