@@ -213,7 +213,10 @@ def answer(channel: Channel, read: Callable[[socket.socket], bytes], sock: socke
         sock.sendall(read(sock))
 
 
-def exchange(read: Callable[[socket.socket], bytes], reader: str) -> None:
+def exchange(
+    read: Callable[[socket.socket], bytes], reader: str, always_waits: bool = False
+) -> None:
+    """Round trips; each begins when the reader waits, or the first one only."""
     with listen() as listener:
         both = connect(listener)
     if reader == "client":
@@ -222,8 +225,9 @@ def exchange(read: Callable[[socket.socket], bytes], reader: str) -> None:
         both.server.close()
         # a program that polls a moment later than its first message comes is joined again, later
         wchan = Path(f"/proc/{child.pid}/wchan")
-        eventually(lambda: wchan.read_text() != "0", "the reader waits")
         for number in range(ROUNDS):
+            if number == 0 or always_waits:
+                eventually(lambda: wchan.read_text() != "0", "the reader waits")
             message = struct.pack("I", number)
             both.client.sendall(message)
             assert polls(both.client) == message
@@ -249,7 +253,7 @@ def test_pollers_that_come_and_go(cgroup: Path, bpffs: Path, tmp_path: Path, wit
         edits.append(GONE_SLEEPS)
     with generation_of(edits, bpffs, cgroup, tmp_path, **scope) as generation:
         with retiring(generation):
-            processes.run(exchange, polls, "server", cgroup=cgroup)
+            processes.run(exchange, polls, "server", True, cgroup=cgroup)
         counters = generation.counters()
     assert counters["retired_blocking_reader"] == without
     if not without:
