@@ -106,7 +106,7 @@ def run(kernel: Kernel, image: roots.Image, options: argparse.Namespace, *, user
     result = report.read(results, stages, BUILD / f"junit-{kernel.version}.xml")
     if late:
         result.failures.insert(0, f"the guest was killed after {options.timeout:.0f} s")
-    if not result.passed:
+    elif not result.passed and not result.failures:
         result.failures.append("no test passed: --pytest chose none")
     lines = [f"===== {vmlinuz.name}: {result.line()} in {duration:.0f} s"]
     if result.failures:

@@ -25,12 +25,6 @@ def pair(enabled: None) -> Iterator[Pair]:
         yield both
 
 
-def fails(command: str) -> Failed:
-    with pytest.raises(Failed) as failure:
-        sh(command)
-    return failure.value
-
-
 def test_enable(disabled: None) -> None:
     said = sh(
         "sockredirctl enable --timeout 300 --no-block --cgroup /system.slice"
@@ -84,7 +78,9 @@ def test_learned(enabled: None) -> None:
     assert json.loads(sh("sockredirctl learned --timeout 300 --json")) == []
     assert "no listener is learned" in sh("sockredirctl learned --output wide --no-pager")
     sh("sockredirctl learned --all")
-    assert "no-such-id" in fails("sockredirctl learned --forget no-such-id").output
+    with pytest.raises(Failed) as caught:
+        sh("sockredirctl learned --forget no-such-id")
+    assert "no-such-id" in caught.value.output
 
 
 def test_check(enabled: None) -> None:
@@ -95,4 +91,5 @@ def test_check(enabled: None) -> None:
 def test_bench(enabled: None) -> None:
     """What a figure is worth where the processor is emulated: nothing; that there is one."""
     rows = json.loads(sh("sockredirctl bench --timeout 300 --json --port 4712"))
+    assert rows
     assert all(row["ratio"] > 0 for row in rows)
