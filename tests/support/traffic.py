@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 _libc = ctypes.CDLL(None, use_errno=True)
+CHUNK = 65536
+_WRITABLE_AGAIN_MS = 100
 _WORDS = 1_000_003  # prime: no chunk size of a test divides the period
 
 
@@ -175,6 +177,25 @@ def echo(both: Connection, rounds: int, size: int = 64) -> None:
         request.read(both.server, size)
         both.server.sendall(data)
         answer.read(both.client, size)
+
+
+def push(sock: socket.socket, limit: int, chunk: int = CHUNK) -> int:
+    """Sends the test stream until TCP would block, or `limit` bytes; how many were sent."""
+    sock.setblocking(False)
+    writable = select.poll()
+    writable.register(sock, select.POLLOUT)
+    sent = 0
+    try:
+        while sent < limit:
+            try:
+                sent += sock.send(pattern(sent, min(chunk, limit - sent)))
+            except BlockingIOError:
+                # ACKs still on their way may make room
+                if not writable.poll(_WRITABLE_AGAIN_MS):
+                    break
+    finally:
+        sock.setblocking(True)
+    return sent
 
 
 def readable_bytes(sock: socket.socket) -> int:

@@ -19,6 +19,7 @@ from support.forced import check_it_goes_on, forced
 from support.kernel_facts import FIONREAD_OMITS_TCP
 from support.processes import inside
 from support.traffic import (
+    CHUNK,
     Connection,
     Stream,
     connect,
@@ -26,6 +27,7 @@ from support.traffic import (
     echo,
     listen,
     pattern,
+    push,
 )
 
 MIB = 1 << 20
@@ -33,32 +35,11 @@ WINDOW = 4 * MIB
 FIRST_WINDOW = MIB  # of a reader that has not read yet, bpf/carry/bounds.h
 TCP_BUFFERS = 16 * MIB
 HOPELESS = 64 * MIB  # a sender that got this far is not going to be stopped
-CHUNK = 65536
-WRITABLE_AGAIN_MS = 100
 MESSAGE_WINDOW = 16 * 256 + 256  # unread messages, bpf/state.h
 TINY_MESSAGES = 80_000 if EMULATED else 400_000
 SMALL_SNDBUF = 32 * 1024
 RCVBUF = 256 * 1024
 SPILLS = times(100)
-
-
-def push(sock: socket.socket, limit: int, chunk: int = CHUNK) -> int:
-    """Sends the test stream until TCP would block, or `limit` bytes; how many were sent."""
-    sock.setblocking(False)
-    writable = select.poll()
-    writable.register(sock, select.POLLOUT)
-    sent = 0
-    try:
-        while sent < limit:
-            try:
-                sent += sock.send(pattern(sent, min(chunk, limit - sent)))
-            except BlockingIOError:
-                # ACKs still on their way may make room
-                if not writable.poll(WRITABLE_AGAIN_MS):
-                    break
-    finally:
-        sock.setblocking(True)
-    return sent
 
 
 def check_draining(

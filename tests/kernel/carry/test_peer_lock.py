@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 import time
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -22,7 +22,7 @@ from support.forced import check_it_goes_on
 from support.processes import inside, outside
 from support.slow_memory import SlowMemory
 from support.topology import Family, veth
-from support.traffic import Connection, Stream, connection, echo, pattern, set_linger
+from support.traffic import Connection, Stream, connection, echo, pattern, push, set_linger
 
 KIB, MIB = 1 << 10, 1 << 20
 SIZES = [4, 4 * KIB, 64 * KIB, MIB]
@@ -48,16 +48,13 @@ def send_at_once(sock: socket.socket, start: int, size: int) -> tuple[int, float
 class FaultingRead:
     """A recv() that waits for its memory, with `size` bytes of the test stream sent before.
 
-    Of more than FIRST, only what the sender is taken without waiting.
+    It is less than `size` if TCP would block.
     """
 
     def __init__(self, both: Connection, size: int, memory: SlowMemory) -> None:
         self.stream = Stream()
         self._view = memory.view
-        with suppress(BlockingIOError):
-            for position in range(0, size, FIRST):
-                data = pattern(position, min(FIRST, size - position))
-                both.client.send(data, socket.MSG_DONTWAIT)
+        push(both.client, size)
         self._thread = Background(both.server.recv_into, memory.view)
         memory.wait_for_fault()
 
@@ -154,7 +151,7 @@ NO_BACKLOG_LIMIT: Edit = (
 
 
 def is_told_of_the_reset(both: Connection) -> bool:
-    """Whether a reader whose recv() waits for memory as the reset comes is told of it."""
+    """Whether the reader is told of a reset that comes while its recv() waits for memory."""
     with SlowMemory(4 * KIB) as memory:
         echo(both, 10)
         reader = FaultingRead(both, MUCH, memory)
