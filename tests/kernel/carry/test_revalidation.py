@@ -159,6 +159,7 @@ def test_leaving_gets_through_conntrack(cgroup: Path, generation: Generation) ->
     both = network.connect()
     busy = Busy(both)
     time.sleep(BUSY_S)
+    assert generation.counters()["redirected_messages"] > 1000
     generation.stop()
     assert generation.retire(10 * PATIENCE, lambda walked: walked.entries == 0)
     busy.advance(100)
