@@ -439,7 +439,7 @@ class Generation:
     # -- changes -----------------------------------------------------------------------------
 
     def attach(self, cgroups: Sequence[Path]) -> None:
-        """Attaches to these cgroups, none of them within another, and detaches from all others.
+        """Attaches to these cgroups, none within another, and detaches from others that exist.
 
         Raises LoadFailed, or OSError if one is gone; links made before that stay.
         """

@@ -2,7 +2,8 @@
 
     attached-<program>-<cgroup id>
 
-A link is live while its pin exists and its cgroup does; the kernel detaches it with the cgroup.
+A link is live while its pin exists, and its cgroup or a socket of it does; then the kernel detaches
+it.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from pathlib import Path
 
 from sockredird.errors import LoadFailed
 from sockredird.kernel import libbpf
+from sockredird.kernel.cgroup import Names
 from sockredird.kernel.libbpf import Fd
 from sockredird.kernel.uapi import AttachType, LinkType
 from sockredird.loader.records import ATTACHMENTS
 
-DETACHED = 0  # cgroup id of a link whose cgroup was removed, or that was detached by force
+DETACHED = 0  # cgroup id of a link whose cgroup and sockets are gone, or that was detached by force
 _NAME = re.compile(r"attached-([a-z]+)-(\d+)")
 
 
@@ -31,6 +33,12 @@ def _program(name: str) -> str:
     match = _NAME.fullmatch(name)
     assert match is not None
     return match[1]
+
+
+def _number(name: str) -> int:
+    match = _NAME.fullmatch(name)
+    assert match is not None
+    return int(match[2])
 
 
 def is_link(name: str) -> bool:
@@ -53,9 +61,7 @@ def refuse(path: Path, found: object, expected: object) -> LoadFailed:
 def check(directory: Path, pins: dict[str, Fd]) -> None:
     """Raises LoadFailed unless each link is of the program and the cgroup it is named after."""
     for path in pinned(directory):
-        match = _NAME.fullmatch(path.name)
-        assert match is not None
-        program, number = match[1], int(match[2])
+        program, number = _program(path.name), _number(path.name)
         with libbpf.open_pin(path) as fd:
             if libbpf.object_kind(fd) != "link":
                 raise refuse(path, libbpf.object_kind(fd), "link")
@@ -130,8 +136,16 @@ def _make(program: Fd, cgroup: Path, cgroup_fd: Fd, attach_type: AttachType) -> 
 
 
 def keep_only(directory: Path, numbers: Collection[int]) -> None:
-    """Detaches from all cgroups but those of these ids."""
+    """Detaches from all cgroups that exist, but those of these ids.
+
+    A cgroup that was removed keeps its links until its last socket is gone: the programs have to
+    see its connections end. The kernel detaches them then, and the next call removes the pins.
+    """
     wanted = {_name(program, number) for program in ATTACHMENTS for number in numbers}
+    attached = live(directory)
+    there = Names()
     for path in pinned(directory):
-        if path.name not in wanted:
+        if path.name in wanted:
+            continue
+        if path.name not in attached or there.path(_number(path.name)):
             path.unlink(missing_ok=True)

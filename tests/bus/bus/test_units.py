@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
-from dbus_next import DBusError, Variant
+from dbus_next import DBusError, Message, Variant
 
-from support.daemon import load
+from sockredird.datapath import links
+from support import cgroups
+from support.daemon import load, pins
 from support.daemon.bus import SHIPPED_POLICY, private_bus
-from support.daemon.client import Client
+from support.daemon.client import Client, plain
 from support.daemon.host import Host
 from support.systemd import NAME, Systemd
 from support.waiting import eventually
@@ -54,6 +56,16 @@ def units_are(client: Client, running: set[str]) -> None:
     eventually(shown, f"{running} run: {client.get('Units')}")
 
 
+def end_of(connection: str) -> Callable[[Message], bool]:
+    """Recognises the event that a connection has ended, by the client's address."""
+
+    def recognised(signal: Message) -> bool:
+        said = plain(signal.body[0]) if signal.member == "Event" else {}
+        return (said.get("event"), said.get("client")) == ("closed", connection)
+
+    return recognised
+
+
 def accelerated(client: Client) -> int:
     return int(client.call("Stats")["accelerated_connections"])
 
@@ -96,6 +108,40 @@ def test_restarts_are_followed(host: Host, systemd: Systemd) -> None:
         units_are(client, set())
         assert client.get("Problem") == ""
     assert "Traceback" not in daemon.stderr
+
+
+def test_connections_outlive_their_cgroup(host: Host, systemd: Systemd) -> None:
+    """A socket stays in the cgroup it was made in: its end is seen, though the unit has another."""
+    program = host.actor(systemd.start(FIRST))
+    scope_of(host, FIRST)
+    host.start()
+    client = host.client()
+    client.call("Enable")
+    client.call("Subscribe")
+    program.do(load.start, 2)
+    program.do(load.advance, 20)
+    generation = host.root / pins.directories(host.root)[0]
+    old = links.live(generation)
+    program.do(cgroups.join, host.cgroup)
+    systemd.stop(FIRST)
+    new = host.actor(systemd.start(FIRST))
+    eventually(lambda: links.live(generation) > old, "attached to both cgroups")
+    program.do(load.advance, 20)
+    assert client.get("Problem") == ""
+    connections = program.do(load.clients)
+    program.do(load.finish)
+    for connection in connections:
+        client.await_signal(end_of(connection))
+    eventually(lambda: not links.live(generation) & old, "the kernel detaches the removed cgroup")
+    new.do(load.echo_once, 50, 64)
+    assert accelerated(client) == 3
+    new.close()
+    systemd.stop(FIRST)
+    systemd.start(FIRST)
+    eventually(
+        lambda: not old & {path.name for path in links.pinned(generation)},
+        "the pins of the removed cgroup are removed",
+    )
 
 
 @pytest.mark.parametrize("meanwhile", ["runs on", "restarts", "stops"])
