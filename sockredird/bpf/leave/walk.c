@@ -264,60 +264,72 @@ inline_fn int guarded_and_idle(__u64 sk, struct sock_state *st, __u64 peer_sk, _
 	return idle_sender(sk) && idle_sender(peer_sk);
 }
 
-/* Not 0 if the pair is off the map; LEFT_UNREAD if with unread TCP data. */
-inline_fn int retire(__u64 sk, struct sock_state *st, struct settings *s)
+/* Takes both ends off the map and says why. Returns LEFT_UNREAD if TCP data is unread, or 1. */
+inline_fn int take_off(__u64 sk, struct sock_state *st, const struct other_end *other,
+		       enum cause reason, struct settings *s)
 {
 	struct pair pair = st->self.pair;
 	struct end self = st->self, peer = st->peer;
+	int peer_open = is_state_of_open(other->st, other->sk, &peer);
 	struct totals totals[2] = {};
-	struct other_end other = {};
-	struct leaving *l = NULL;
-	__u64 peer_sk, peer_st;
-	__u32 reason;
 
-	find_other_end(&other, st);
-	peer_sk = other.sk;
-	peer_st = other.st;
-	/* at once, before the program sleeps: as if it had asked for what a guard sees */
-	if (may_block(st, s) && !st->guard_cause)
-		WRITE_ONCE(st->guard_cause, (__u32)CAUSE_BLOCKING_READER);
-	reason = guard_cause_of(st, peer_st);
-	/* of a direction that only paused, the reason is that of the pause */
-	if (!reason && (st->mode == NATIVE || READ_ONCE(st->stop)))
-		reason = READ_ONCE(st->reason);
-	if (!s->stopped) {
-		l = leaving_of(sk, st, peer_sk, peer_st, &pair, s);
-		if (l)
-			stop_end(st, l, s);
-	}
-	if (!both_stopped(l, s) && !guarded_and_idle(sk, st, peer_sk, peer_st))
-		return 0;
-	/* That end knows this one, so it retires both, and sees what is in flight between them. */
-	if (!peer_sk && server_met(l))
-		return 0;
-	if (!quiet(sk, peer_sk) || !quiet(peer_sk, sk))
-		return 0;
-	if (!reason || reason >= CAUSES)
-		reason = CAUSE_DISABLE;
 	total(&totals[self.side & 1], sk, (__u64)st, isn_1_of(&self));
-	if (is_state_of_open(peer_st, peer_sk, &peer))
-		total(&totals[peer.side & 1], peer_sk, peer_st, isn_1_of(&peer));
+	if (peer_open)
+		total(&totals[peer.side & 1], other->sk, other->st, isn_1_of(&peer));
 	leaving.delete(&pair);
 	peers.delete(&peer);
 	peers.delete(&self);
 	discharge(st, s);
 	/* A client whose server end never joined was not accelerated; that end will decline it. */
-	if (peer_sk) {
+	if (other->sk) {
 		handshakes.delete(&pair);
 		count_retired(reason);
-		record_reason_both(reason, st,
-				   is_state_of_open(peer_st, peer_sk, &peer) ? peer_st : 0);
+		record_reason_both(reason, st, peer_open ? other->st : 0);
 		report(EVENT_RETIRED, reason, &st->flow, &st->server, st->since, totals);
 	} else if (st->provisional) {
 		handshakes.delete(&pair);
 	}
 	/* after the deletion: FIONREAD tells of what comes from here on */
-	return note_unread_left(sk, &self) + note_unread_left(peer_sk, &peer) ? LEFT_UNREAD : 1;
+	return note_unread_left(sk, &self) + note_unread_left(other->sk, &peer) ? LEFT_UNREAD : 1;
+}
+
+/* Why a pair leaves that does; of one that leaves for the daemon's sake alone, CAUSE_DISABLE. */
+inline_fn enum cause reason_of(const struct sock_state *st, __u64 peer_st)
+{
+	__u32 reason = guard_cause_of(st, peer_st);
+
+	/* of a direction that only paused, the reason is that of the pause */
+	if (!reason && (st->mode == NATIVE || READ_ONCE(st->stop)))
+		reason = READ_ONCE(st->reason);
+	return !reason || reason >= CAUSES ? CAUSE_DISABLE : reason;
+}
+
+/* Takes the retirement of a pair one step further. Not 0 if it is off the map, see take_off(). */
+inline_fn int retire(__u64 sk, struct sock_state *st, struct settings *s)
+{
+	struct pair pair = st->self.pair;
+	struct other_end other = {};
+	struct leaving *l = NULL;
+	enum cause reason;
+
+	find_other_end(&other, st);
+	/* at once, before the program sleeps: as if it had asked for what a guard sees */
+	if (may_block(st, s) && !st->guard_cause)
+		WRITE_ONCE(st->guard_cause, (__u32)CAUSE_BLOCKING_READER);
+	reason = reason_of(st, other.st);
+	if (!s->stopped) {
+		l = leaving_of(sk, st, other.sk, other.st, &pair, s);
+		if (l)
+			stop_end(st, l, s);
+	}
+	if (!both_stopped(l, s) && !guarded_and_idle(sk, st, other.sk, other.st))
+		return 0;
+	/* That end knows this one, so it retires both, and sees what is in flight between them. */
+	if (!other.sk && server_met(l))
+		return 0;
+	if (!quiet(sk, other.sk) || !quiet(other.sk, sk))
+		return 0;
+	return take_off(sk, st, &other, reason, s);
 }
 
 /* Whether TCP data is still to come that a reader which asks FIONREAD is not told of. */
