@@ -50,7 +50,15 @@ def deferred() -> None:
 
 def behind_snat() -> None:
     namespaces.enter_network()
-    network = topology.masquerade(Family(4))
+    _translated(topology.masquerade(Family(4)))
+
+
+def published_on_loopback() -> None:
+    namespaces.enter_network()
+    _translated(topology.published_on_loopback())
+
+
+def _translated(network: topology.Network) -> None:
     _kept.append(network)
     both = network.connect()
     with network.server.entered():
@@ -102,6 +110,7 @@ def _carry(both: Connection, sent: int) -> None:
 CASES = {
     "deferred listener": (deferred, "declined_early_data"),
     "SNAT": (behind_snat, "declined_undecidable"),
+    "Podman's published port": (published_on_loopback, "declined_undecidable"),
     "SYN cookies": (under_syn_cookies, "declined_"),
     "window": (over_the_window, "paused_window"),
 }
