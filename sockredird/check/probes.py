@@ -14,7 +14,8 @@ from typing import Any, Protocol
 
 from sockredird.check.findings import FAIL, PASS, WARN, Finding
 from sockredird.check.sandbox import Sandbox, Unavailable
-from sockredird.datapath.generation import Generation, Walked
+from sockredird.datapath.generation import Generation
+from sockredird.datapath.members import Walked
 from sockredird.errors import LoadFailed, SockredirError, UnsupportedKernel
 
 WINDOW_BYTES = 256 << 10  # during a trial; it is small so that it is filled soon
@@ -47,13 +48,13 @@ class Candidate:
         return self.generation.tried_in(cgroup, port, WINDOW_BYTES)
 
     def members(self) -> Walked:
-        return self.generation.walk()
+        return self.generation.members.walk()
 
     def begin_unload(self) -> None:
         self.generation.stop()
 
     def finish_unload(self) -> bool:
-        return self.generation.retire(UNLOAD_LIMIT_S, lambda walked: walked.entries == 0)
+        return self.generation.members.retire(UNLOAD_LIMIT_S, lambda walked: walked.entries == 0)
 
 
 @dataclass(frozen=True)

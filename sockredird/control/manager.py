@@ -22,9 +22,10 @@ from sockredird.control.state import Intent
 from sockredird.control.totals import Totals
 from sockredird.datapath import inventory
 from sockredird.datapath.causes import sentence
-from sockredird.datapath.generation import WALK_SHARE, Generation, Walked, discard
+from sockredird.datapath.generation import Generation, discard
 from sockredird.datapath.join import Joiner, Looked
 from sockredird.datapath.learned import Learned, has_kernel_tls
+from sockredird.datapath.members import WALK_SHARE, Walked
 from sockredird.datapath.plan import Plan
 from sockredird.datapath.resets import Resets, reset_connection
 from sockredird.errors import InvalidConfig, LoadFailed, SockredirError
@@ -348,7 +349,7 @@ class Manager:
     def drain(self, timeout: float = RETIRE_SLICE_S) -> None:
         """Retires pairs of the stopped generations, and removes those whose sockhash is empty."""
         for generation in list(self.draining):
-            if generation.retire(timeout, _empty):
+            if generation.members.retire(timeout, _empty):
                 self._totals.carry(generation)
                 with _noting():
                     self._learned.take_over(generation, self.live)
@@ -374,7 +375,7 @@ class Manager:
                     reset.add(Flow(c["client"], c["server"], c["netns"]))
                 outcome = f"not reset ({error})" if error else "reset, as not drained in time"
                 outcomes[f"{outcome}: {' > '.join(_program(c, side) for side in SIDES)}"] += 1
-            generation.purge(reset)
+            generation.members.purge(reset)
         for outcome, count in outcomes.most_common(RESETS_LOGGED):
             log.warning("%d connection%s %s", count, "s"[: count != 1], outcome)
         if rest := sum(outcomes.values()) - sum(dict(outcomes.most_common(RESETS_LOGGED)).values()):
@@ -383,7 +384,7 @@ class Manager:
     def finish_retirements(self) -> bool:
         """Retires the pairs that have a cause to leave. Returns whether all of them are native."""
         self.drain()
-        done = self.live is None or self.live.retire(RETIRE_SLICE_S, self._resets.then_done)
+        done = self.live is None or self.live.members.retire(RETIRE_SLICE_S, self._resets.then_done)
         self.unfinished = not done or bool(self.draining)
         return not self.unfinished
 
@@ -411,7 +412,7 @@ class Manager:
     def walk_rest(self) -> float:
         """Seconds between the end of a walk and the next one; from another thread."""
         live = self.live
-        return WALK_SHARE * live.walk_seconds if live else 0.0
+        return WALK_SHARE * live.members.walk_seconds if live else 0.0
 
     def check(self) -> None:
         """Looks for what others did to pins, cgroups, programs and sockets, and sets `problem`."""
@@ -462,7 +463,7 @@ class Manager:
         """The counters of Stats: totals since boot, and what is on the sockhash now."""
         stats = self._totals.stats(self.generations)
         # of all that map_entries counts: one that drains has a sockhash of its own
-        stats["map_capacity"] = sum(generation.capacity() for generation in self.generations)
+        stats["map_capacity"] = sum(generation.members.capacity for generation in self.generations)
         return stats
 
     def note_learned(self) -> None:

@@ -49,7 +49,7 @@ class Totals:
         for generation in generations:
             for name, value in self._of(generation).items():
                 totals[name] += value
-            walked = generation.walk()
+            walked = generation.members.walk()
             entries += walked.entries
             connections += walked.connections
         for kind in ("declined", "retired"):

@@ -1,73 +1,26 @@
 """Joins live connections: puts both ends of what is established already on the sockhash.
 
-The datapath lists the ends that are in scope (bpf/pair/join.c), here they are paired, and the
-datapath joins the pairs that carry messages. A pair that is proposed wrongly is not redirected: the
-rule at the first message (bpf/carry/begin.h) proves each one.
+The datapath lists the ends that are in scope (bpf/pair/join.c), and pairs.py finds the pairs. Those
+join that carry messages and whose programs poll.
 """
 
 from __future__ import annotations
 
 import time
-from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
 from sockredird.datapath.generation import Generation
+from sockredird.datapath.pairs import Pair, in_scope, paired
 from sockredird.kernel.cgroup import Names
-from sockredird.loader.header import record
-from sockredird.loader.records import CAPACITIES, CAUSES, FLOW, SIDES, ip_bytes
+from sockredird.loader.records import CAPACITIES, CAUSES, SIDES
 
 POLLED_LOOKS = 8  # a program that was not seen to poll for so long sleeps inside recv()
 FLOWING = 2  # segments with data between two looks, sent and received by one end
 # Seconds before a pair that did not begin, or had to leave, is tried again; doubled each time.
 RETRY_S, LONGEST_RETRY_S = 10.0, 600.0
 MOST_PAIRS = CAPACITIES["JOINING"] // 2
-_LOOPBACK4 = 127
-
-Candidate = Any  # struct candidate, as header.Record unpacks it
-
-
-@dataclass(frozen=True)
-class Pair:
-    client: Candidate
-    server: Candidate
-
-    @property
-    def ends(self) -> tuple[Candidate, Candidate]:
-        """By enum side."""
-        return self.client, self.server
-
-    @property
-    def key(self) -> dict[str, int]:
-        """struct pair: each end's initial sequence number + 1, which its peer knows exactly."""
-        return {"client_seq": self.server.peer_isn_1, "server_seq": self.client.peer_isn_1}
-
-    def flow(self) -> bytes:
-        """struct flow, as the client sees it."""
-        c = self.client
-        return FLOW.pack(
-            client_ip=c.local_ip,
-            server_ip=c.remote_ip,
-            netns=c.netns,
-            client_port=c.local_port,
-            server_port=c.remote_port,
-        )
-
-    def flow_at_server(self) -> bytes:
-        """As the server sees it, which differs behind NAT or in another network namespace."""
-        s = self.server
-        return FLOW.pack(
-            client_ip=s.remote_ip,
-            server_ip=s.local_ip,
-            netns=s.netns,
-            client_port=s.remote_port,
-            server_port=s.local_port,
-        )
-
-    def server_address(self) -> bytes:
-        s = self.server
-        return record("server_address").pack(ip=s.local_ip, netns=s.netns, port=s.local_port)
 
 
 @dataclass(frozen=True)
@@ -130,7 +83,9 @@ class Joiner:
                 left += _of_pair(pair, before)
             elif len(wanted) < MOST_PAIRS:
                 wanted.append(pair)
-        for pair, cause in zip(wanted, generation.join(wanted) if wanted else (), strict=True):
+        for pair, cause in zip(
+            wanted, generation.members.join(wanted) if wanted else (), strict=True
+        ):
             _, rest, _ = self._tried.get(_key(pair), (0.0, RETRY_S / 2, ""))
             self._tried[_key(pair)] = now, min(2 * rest, LONGEST_RETRY_S), cause or ""
             joined, full = joined + (cause is None), full or cause == "map_full"
@@ -187,71 +142,3 @@ def _of_pair(pair: Pair, cause: str | None) -> list[tuple[Pair, Left]]:
 
 def _key(pair: Pair) -> tuple[int, ...]:
     return tuple(pair.key.values())
-
-
-def paired(candidates: list[Candidate]) -> Iterator[Pair]:
-    """The connections that have both ends there, each once.
-
-    Each end knows its peer's initial sequence number exactly, and its own but for the SYN. Each
-    descriptor of a socket gives a line, so lines repeat.
-    """
-    listening = {(c.netns, c.local_port) for c in candidates if c.listens}
-    ends = {c.sk: c for c in candidates if not c.listens}
-    by_peer: dict[int, list[Candidate]] = defaultdict(list)
-    for end in ends.values():
-        by_peer[end.peer_isn_1].append(end)
-    mates = {
-        end.sk: [
-            mate
-            for own in _own_isn(end)
-            for mate in by_peer.get(own, [])
-            if mate.sk != end.sk and end.peer_isn_1 in _own_isn(mate) and _same_addresses(end, mate)
-        ]
-        for end in ends.values()
-    }
-    done: set[int] = set()
-    for end in ends.values():
-        # of several that fit, as somebody has copied one, none is taken
-        if end.sk in done or len(mates[end.sk]) != 1 or len(mates[mates[end.sk][0].sk]) != 1:
-            continue
-        (mate,) = mates[end.sk]
-        done |= {end.sk, mate.sk}
-        serves = (end.netns, end.local_port) in listening
-        if serves == ((mate.netns, mate.local_port) in listening):
-            serves = end.local_port < mate.local_port  # the listener is gone, so this is a guess
-        yield Pair(mate, end) if serves else Pair(end, mate)
-
-
-def _own_isn(end: Candidate) -> tuple[int, int]:
-    """What the initial sequence number can be: bytes_acked counts the SYN of a client only."""
-    return end.isn_1, (end.isn_1 + 1) & 0xFFFFFFFF
-
-
-def _same_addresses(end: Candidate, mate: Candidate) -> bool:
-    """In one network namespace the ends mirror each other, unless NAT is at work there."""
-    if end.netns != mate.netns:
-        return True
-    return _mirrored(end, mate) or not (_is_loopback(end.local_ip) and _is_loopback(mate.local_ip))
-
-
-def _mirrored(end: Candidate, mate: Candidate) -> bool:
-    here = end.local_ip, end.local_port, end.remote_ip, end.remote_port
-    return bool(here == (mate.remote_ip, mate.remote_port, mate.local_ip, mate.local_port))
-
-
-def _is_loopback(ip: tuple[int, ...]) -> bool:
-    raw = ip_bytes(ip)
-    return raw == bytes(15) + b"\1" or raw[10:13] == bytes([0xFF, 0xFF, _LOOPBACK4])
-
-
-def in_scope(pair: Pair, addresses: str, is_own: Any) -> bool:
-    """As bpf/pair/scope.h decides by the addresses; `is_own` knows those of the daemon's netns."""
-    if addresses == "any":
-        return True
-    if pair.client.netns != pair.server.netns or not _mirrored(pair.client, pair.server):
-        return False
-    ends = pair.client.local_ip, pair.server.local_ip
-    if all(_is_loopback(ip) for ip in ends):
-        return True
-    same = ends[0] == ends[1]
-    return addresses == "host" and (same or all(is_own(ip, pair.client.netns) for ip in ends))

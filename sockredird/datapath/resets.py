@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 
-from sockredird.datapath.generation import Walked
+from sockredird.datapath.members import Walked
 from sockredird.kernel import sockdiag
 from sockredird.kernel.addresses import netns_cookie
 from sockredird.kernel.sockdiag import Address

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+from collections.abc import Iterator
 from contextlib import ExitStack
 from ctypes import POINTER, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
 from pathlib import Path
@@ -429,6 +430,13 @@ def read_iterator(iterator: Fd) -> bytes:
         except BlockingIOError:
             # after a million objects without output (MAX_ITER_OBJECTS, kernel/bpf/bpf_iter.c)
             continue
+
+
+def iterate(prog: Fd) -> Iterator[bytes]:
+    """Runs an iterator once, over all there is. Yields its whole records, several at a time."""
+    with create_iterator_link(prog) as link, open_iterator(link) as lines:
+        while chunk := read_iterator(lines):
+            yield chunk
 
 
 def wait_for_programs() -> None:

@@ -37,7 +37,7 @@ def served(generation: Generation, addresses: str = "loopback") -> Iterator[None
     def serve() -> None:
         joiner, looked = join.Joiner(), 0.0
         while not ending.is_set():
-            generation.retire(0.01, lambda walked: not walked.leaving)
+            generation.members.retire(0.01, lambda walked: not walked.leaving)
             if time.monotonic() - looked > LOOK_S:
                 joiner.look(generation, addresses)
                 looked = time.monotonic()

@@ -57,7 +57,7 @@ def retiring(generation: Generation) -> Iterator[None]:
 
     def walk() -> None:
         while not ending.is_set():
-            generation.retire(0.01, lambda walked: not walked.leaving)
+            generation.members.retire(0.01, lambda walked: not walked.leaving)
 
     thread = Background(walk)
     try:

@@ -45,8 +45,8 @@ def tear_down(directory: Path) -> None:
     # the test's child may have stopped it or moved its epoch on: the pins know, our object does not
     generation = Generation.adopt(directory)
     generation.stop()
-    empty = generation.retire(RETIRE_TIMEOUT_S, lambda walked: walked.entries == 0)
-    assert empty, f"sockets stay on the sockhash: {generation.walk()}"
+    empty = generation.members.retire(RETIRE_TIMEOUT_S, lambda walked: walked.entries == 0)
+    assert empty, f"sockets stay on the sockhash: {generation.members.walk()}"
     generation.remove()
 
 

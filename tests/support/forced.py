@@ -30,8 +30,8 @@ def forced(counters: Mapping[str, int], cause: str) -> int:
 def check_it_goes_on(generation: Generation, both: Connection, cause: str) -> None:
     """Its readers have read everything: the pair is redirected again."""
     # no reader is at a border any more
-    assert generation.retire(10 * PATIENCE, lambda walked: walked.unsettled == 0)
-    assert generation.walk().connections == 1
+    assert generation.members.retire(10 * PATIENCE, lambda walked: walked.unsettled == 0)
+    assert generation.members.walk().connections == 1
     assert forced(generation.counters(), cause) >= 1
     before = generation.counters()["redirected_messages"]
     echo(both, ROUNDS)

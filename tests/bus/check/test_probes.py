@@ -13,7 +13,7 @@ from dbus_next import DBusError
 
 from bus.check.conftest import Edit
 from sockredird.check import probes, sandbox
-from sockredird.datapath.generation import Walked
+from sockredird.datapath.members import Walked
 from support import namespaces, textbook
 from support.daemon import pins
 from support.daemon.client import Client

@@ -46,8 +46,8 @@ def check_draining(
     generation: Generation, both: Connection, stream: Stream, sent: int, cause: str
 ) -> None:
     """An undrained pair stays on the map as it is; drained it goes on, and every byte was there."""
-    assert not generation.retire(0.1, lambda walked: walked.entries == 0)
-    walked = generation.walk()
+    assert not generation.members.retire(0.1, lambda walked: walked.entries == 0)
+    walked = generation.members.walk()
     assert walked.entries == 2
     assert (walked.leaving, walked.unsettled) == (0, 1)  # its reader has a border before it
     stream.read(both.server, sent - stream.position)

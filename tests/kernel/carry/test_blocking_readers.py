@@ -150,7 +150,7 @@ def test_sleepers_are_left_to_tcp(
         return
 
     def settle() -> bool:
-        return generation.retire(10 * PATIENCE, lambda walked: walked.entries == 0)
+        return generation.members.retire(10 * PATIENCE, lambda walked: walked.entries == 0)
 
     assert processes.run(woken, cgroup, wake, reader, settle, cgroup=cgroup) == plain
     counters = generation.counters()

@@ -80,7 +80,7 @@ def test_fionread_after_it_has_left(cgroup: Path, generation: Generation, way: s
         while both.server.recv(1 << 20):
             pass
     both.server.setblocking(True)
-    assert generation.retire(RETIRE_TIMEOUT_S, lambda walked: walked.entries == 0)
+    assert generation.members.retire(RETIRE_TIMEOUT_S, lambda walked: walked.entries == 0)
     for sender, reader in ((both.client, both.server), (both.server, both.client)):
         while readable_bytes(reader):  # what TCP had on its way
             reader.recv(1 << 20)

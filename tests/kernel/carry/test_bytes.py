@@ -87,7 +87,7 @@ def test_close_with_data_in_flight(cgroup: Path, generation: Generation) -> None
         both.client.close()
         assert read_to_end(both.server) == pattern(0, MIB)
     assert generation.counters()["redirected_bytes"] == MIB
-    assert generation.walk().entries == 0
+    assert generation.members.walk().entries == 0
 
 
 @inside()

@@ -23,7 +23,7 @@ import pytest
 
 from kernel.carry.attacks import ask, set_sequence
 from sockredird.datapath.generation import Generation
-from sockredird.datapath.join import Pair
+from sockredird.datapath.pairs import Pair
 from support.alternation import ALTERNATES, NO_LOOK_AT_THE_LOCK
 from support.background import Background, retiring
 from support.child import Child
@@ -128,7 +128,7 @@ def test_nothing_follows_the_end(cgroup: Path, build: Build, without: bool) -> N
         echo(both, 10)
         both.server.sendall(b"unread")
         both.client.shutdown(socket.SHUT_WR)
-        assert generation.walk().entries > 0
+        assert generation.members.walk().entries > 0
         sent = 0
         with suppress(BrokenPipeError):
             sent = both.client.send(b"more")
@@ -180,7 +180,7 @@ def test_the_ends_of_two_connections(cgroup: Path, build: Build, without: bool) 
             other.server.sendall(b"b")
             if number == 0:
                 ends = candidate(generation, one.client), candidate(generation, other.server)
-                assert generation.join([Pair(*ends)]) == [None]
+                assert generation.members.join([Pair(*ends)]) == [None]
         one.server.setblocking(False)
         seen = sent[:99]
         deadline = time.monotonic() + STUCK_S
@@ -263,7 +263,7 @@ def test_a_reader_waits_for_the_lock_as_its_socket_joins(
         threads: list[int] = []
         reader = Background(read_on, second, both.server, threads)
         eventually(lambda: bool(threads) and waits_for_lock(threads[0]), "it waits for the lock")
-        assert generation.join([pair]) == [None]
+        assert generation.members.join([pair]) == [None]
         with Child(hold_processor, second) as spinner:
             assert spinner.channel.recv() == "running"
             memory.deliver()
@@ -330,7 +330,7 @@ def test_who_asks_fionread_learns_of_tcp_data(
     edits = () if joined else (ALTERNATES,)
     with build.of(*edits, *chosen(without, STAYS_AT_BORDER)) as generation:
         if joined:
-            assert generation.join([proposed(generation, both)]) == [None]
+            assert generation.members.join([proposed(generation, both)]) == [None]
         else:
             both.close()
             with listen() as listener:
@@ -367,10 +367,10 @@ def overlooks(generation: Generation) -> int:
 
             sender = Background(send)
             while not sent.is_set():
-                generation.walk()
+                generation.members.walk()
             sender.join()
             by_tcp = generation.counters()["paused_revalidation"] > paused
-            walked = generation.walk()
+            walked = generation.members.walk()
             if walked.leaving:  # this test did not run for 100 ms
                 break
             found += by_tcp and not walked.unsettled
@@ -412,7 +412,7 @@ def test_a_redirect_waits_for_the_lock_as_its_pair_retires(
         sender = Background(send)
         eventually(lambda: bool(threads) and waits_for_lock(threads[0]), "it waits for the lock")
         generation.stop()
-        assert generation.retire(0.5, lambda walked: walked.entries == 0) == without
+        assert generation.members.retire(0.5, lambda walked: walked.entries == 0) == without
         memory.deliver()
         holder.join(STUCK_S)
         both.server.settimeout(STUCK_S)
@@ -435,7 +435,7 @@ def test_a_joined_socket_connects_again(cgroup: Path, build: Build, without: boo
     both = sequence_connection(7)
     echo(both, 10)
     with build.of(*chosen(without, STAYS)) as generation, listen() as listener:
-        assert generation.join([proposed(generation, both)]) == [None]
+        assert generation.members.join([proposed(generation, both)]) == [None]
         echo(both, 10)
         before = generation.counters()["redirected_messages"]
         both.server.sendall(b"old" * 100)

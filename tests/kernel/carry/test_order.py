@@ -66,7 +66,7 @@ def check_what_became(datapath: Datapath, client: socket.socket, server: socket.
     generation = datapath.generation
     if generation is None:
         return
-    entries = generation.walk().entries
+    entries = generation.members.walk().entries
     if DECLINES or not entries:
         assert entries == 0
         check_native(client, server)
@@ -169,7 +169,7 @@ def test_rps(cgroup: Path, datapath: Datapath, walking: bool) -> None:
     # both sides of the race were met
     assert RPS_CONNECTIONS < counters["redirected_messages"] < RPS_CONNECTIONS * RPS_CHUNKS
     assert (counters["declined_early_data"] > 0) == DECLINES
-    assert generation.walk().entries == 0
+    assert generation.members.walk().entries == 0
 
 
 @inside()

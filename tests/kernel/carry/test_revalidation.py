@@ -161,7 +161,7 @@ def test_leaving_gets_through_conntrack(cgroup: Path, generation: Generation) ->
     time.sleep(BUSY_S)
     assert generation.counters()["redirected_messages"] > 1000
     generation.stop()
-    assert generation.retire(10 * PATIENCE, lambda walked: walked.entries == 0)
+    assert generation.members.retire(10 * PATIENCE, lambda walked: walked.entries == 0)
     busy.advance(100)
     busy.stop()
 
@@ -204,7 +204,7 @@ def test_two_backends(
         with host.entered():  # the first backend gets no new connections
             run(family.iptables, "-t", "nat", "-D", "PREROUTING", "1")
         generation.stop()
-        assert generation.retire(10 * PATIENCE, lambda walked: walked.entries == 0)
+        assert generation.members.retire(10 * PATIENCE, lambda walked: walked.entries == 0)
         if without:
             eventually(lambda: any(one.broken or one.stands_still() for one in busy), "one is lost")
         else:
@@ -238,7 +238,7 @@ def test_disable_while_conntrack_has_forgotten(cgroup: Path, generation: Generat
 
     def disable() -> None:
         generation.stop()
-        assert generation.retire(10 * PATIENCE, lambda walked: walked.entries == 0)
+        assert generation.members.retire(10 * PATIENCE, lambda walked: walked.entries == 0)
 
     plain = processes.run(idle_while_conntrack_forgets, lambda: None)
     assert processes.run(idle_while_conntrack_forgets, disable, cgroup=cgroup) == plain
@@ -310,7 +310,7 @@ def test_a_stream_is_revalidated_as_well(cgroup: Path, generation: Generation, c
                 both.client.sendall(pattern(position, chunk))
             stream.read(both.server, BURST * chunk)
         counters = generation.counters()
-        generation.retire(10, lambda walked: not walked.leaving)
+        generation.members.retire(10, lambda walked: not walked.leaving)
     messages = stream.position // chunk
     assert counters["redirected_messages"] >= min(messages - 10, 0.98 * messages)
     assert counters["paused_revalidation"] >= 2
@@ -337,5 +337,5 @@ def test_who_sends_nothing_is_left_alone(cgroup: Path, generation: Generation) -
         after = [data_segments(end) for end in (idle.client, idle.server, busy.server)]
         assert after == before
         echo(idle, 10)
-        generation.walk()
+        generation.members.walk()
         assert generation.counters()["redirected_messages"] >= 36

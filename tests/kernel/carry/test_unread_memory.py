@@ -124,7 +124,7 @@ def test_all_together_stay_within_memory_bytes(
     for both, (forth, back) in zip(stalled, sent, strict=True):
         assert read_exactly(both.server, forth * size) == b"x" * (forth * size)
         assert read_exactly(both.client, back * size) == b"x" * (back * size)
-    generation.retire(10, lambda walked: not walked.leaving)
+    generation.members.retire(10, lambda walked: not walked.leaving)
     counters = generation.counters()
     assert counters["paused_memory"] > 0
 
@@ -140,7 +140,7 @@ def test_the_limit_is_free_again(cgroup: Path, generation: Generation) -> None:
         assert redirected(generation, connect(listener), KIB, 1) == 0
         for both in stalled:
             both.close()
-        generation.walk()
+        generation.members.walk()
         assert redirected(generation, connect(listener), KIB, 16) == 16
 
 
@@ -153,7 +153,7 @@ def test_what_is_read_counts_no_more(cgroup: Path, generation: Generation) -> No
         assert redirected(generation, connect(listener), KIB, 1) == 0
         for both, number in zip(stalled, sent, strict=True):
             read_exactly(both.server, number * KIB)
-        generation.walk()
+        generation.members.walk()
         assert redirected(generation, connect(listener), KIB, 16) == 16
 
 

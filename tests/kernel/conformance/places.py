@@ -9,8 +9,9 @@ from pathlib import Path
 
 from kernel.conformance import differences
 from kernel.conformance.catalogue import FRESH, JOINED, LEFT, USED
-from sockredird.datapath.generation import Generation, Walked
+from sockredird.datapath.generation import Generation
 from sockredird.datapath.join import Joiner
+from sockredird.datapath.members import Walked
 from sockredird.kernel.ringbuf import RingBuffers
 from sockredird.observe import listing
 from support.leaving import have_all_leave
@@ -101,12 +102,12 @@ class Accelerated(Plain):
 
     def serve(self) -> bool:
         self._rings.consume()
-        return not self._generation.retire(SLICE_S, nothing_to_do)
+        return not self._generation.members.retire(SLICE_S, nothing_to_do)
 
     def leave(self) -> None:
         have_all_leave(self._generation)
-        left = self._generation.retire(RETIRE_S, nothing_to_do)
-        assert left, f"pairs do not leave the sockhash: {self._generation.walk()}"
+        left = self._generation.members.retire(RETIRE_S, nothing_to_do)
+        assert left, f"pairs do not leave the sockhash: {self._generation.members.walk()}"
 
     def look(self) -> int:
         return self._joiner.look(self._generation, "any").joined

@@ -16,7 +16,8 @@ from kernel.conformance.catalogue import ALONE
 from kernel.conformance.places import Plain, Textbook, nothing_to_do
 from kernel.conformance.results import Kernel
 from kernel.conformance.sequences import Differs, Step, Twins, steps
-from sockredird.datapath.generation import Generation, Walked
+from sockredird.datapath.generation import Generation
+from sockredird.datapath.members import Walked
 from support import cgroups
 from support.datapath import plan, tear_down
 from support.emulated import EMULATED, PATIENCE, times
@@ -74,7 +75,7 @@ def nothing_there(walked: Walked) -> bool:
 @outside(timeout=TIMEOUT_S)
 def test_alike(plain: Plain, cgroup: Path, generation: Generation, often: str) -> None:
     def look() -> bool:
-        return generation.retire(LOOK_S, nothing_to_do)
+        return generation.members.retire(LOOK_S, nothing_to_do)
 
     @SETTINGS
     @given(steps(without=UNLIKE))
@@ -109,7 +110,7 @@ def test_taken_away(plain: Plain, cgroup: Path, bpffs: Path) -> None:
         generation = Generation.create(directory, next(numbers), made)
 
         def look() -> bool:
-            return generation.retire(LOOK_S, nothing_to_do)
+            return generation.members.retire(LOOK_S, nothing_to_do)
 
         try:
             with ExitStack() as stack:
@@ -121,7 +122,9 @@ def test_taken_away(plain: Plain, cgroup: Path, bpffs: Path) -> None:
                 for both, (_, after) in zip(pairs, sequences, strict=True):
                     both.run(after)
                     both.read_all()
-                assert generation.retire(TAKEN_AWAY_S, nothing_there), generation.walk()
+                assert generation.members.retire(TAKEN_AWAY_S, nothing_there), (
+                    generation.members.walk()
+                )
                 for both in pairs:
                     both.read_all()
         finally:

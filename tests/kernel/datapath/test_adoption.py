@@ -80,7 +80,7 @@ def test_the_same_objects_are_found(cgroup: Path, generation: Generation) -> Non
         counters = adopted.counters()
         assert counters["accelerated_connections"] == 2
         assert counters["redirected_messages"] == 60
-        assert adopted.walk().connections == 1
+        assert adopted.members.walk().connections == 1
 
 
 def test_a_stopped_one_is_found_stopped(generation: Generation) -> None:

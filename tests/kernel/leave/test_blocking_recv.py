@@ -47,7 +47,7 @@ def test_a_reader_since_before_disable(cgroup: Path, generation: Generation) -> 
         reader = Background(both.client.recv, 1)
         reader.wait_in_kernel()
         generation.stop()
-        assert generation.retire(10, lambda walked: walked.entries == 0)
+        assert generation.members.retire(10, lambda walked: walked.entries == 0)
         block_and_resume_a_sender(both)
         both.server.sendall(b"x")
         assert reader.join(10) == b"x"

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sockredird.datapath.generation import Generation, Walked
+from sockredird.datapath.generation import Generation
+from sockredird.datapath.members import Walked
 from support import textbook
 from support.background import Background
 from support.datapath import plan
@@ -43,9 +44,9 @@ def test_the_textbook_loses_data(cgroup: Path, bpffs: Path) -> None:
 def test_under_traffic(cgroup: Path, generation: Generation) -> None:
     with fleet(CLIENTS) as traffic:
         traffic.wait(20)
-        assert generation.walk().connections == CLIENTS
+        assert generation.members.walk().connections == CLIENTS
         generation.stop()
-        assert generation.retire(RETIRE_TIMEOUT_S, empty)
+        assert generation.members.retire(RETIRE_TIMEOUT_S, empty)
         redirected = generation.counters()["redirected_messages"]
         traffic.wait(20)
         counters = generation.counters()
@@ -73,7 +74,7 @@ def test_blocked_readers(cgroup: Path, generation: Generation, used: bool) -> No
     for reader in readers:
         reader.wait_in_kernel()
     generation.stop()
-    assert generation.retire(RETIRE_TIMEOUT_S, empty)
+    assert generation.members.retire(RETIRE_TIMEOUT_S, empty)
     for end in ends:
         end.sendall(data)
     assert [reader.join(10) for reader in readers] == [data] * len(ends)
@@ -92,13 +93,13 @@ def test_unread_data_is_kept(cgroup: Path, generation: Generation) -> None:
         both.client.sendall(data)
         both.server.sendall(data)
         generation.stop()
-        assert not generation.retire(0.1, empty)
+        assert not generation.members.retire(0.1, empty)
         both.client.sendall(data)  # this one by TCP, behind the others
         assert read_exactly(both.server, 2 * len(data)) == data * 2
-        assert not generation.retire(0.1, empty)
-        assert generation.walk().entries == 2
+        assert not generation.members.retire(0.1, empty)
+        assert generation.members.walk().entries == 2
         assert read_exactly(both.client, len(data)) == data
-        assert generation.retire(RETIRE_TIMEOUT_S, empty)
+        assert generation.members.retire(RETIRE_TIMEOUT_S, empty)
         check_native(both.client, both.server)
         check_native(both.server, both.client)
 
@@ -111,7 +112,7 @@ def test_cycles_under_traffic(cgroup: Path, bpffs: Path) -> None:
             generation = Generation.create(bpffs / "cycles", number, plan(cgroup))
             traffic.wait(12)  # each client has reconnected since
             generation.stop()
-            assert generation.retire(RETIRE_TIMEOUT_S, empty), generation.walk()
+            assert generation.members.retire(RETIRE_TIMEOUT_S, empty), generation.members.walk()
             counters = generation.counters()
             assert counters["accelerated_connections"] >= CLIENTS
             assert counters["redirected_messages"] > CLIENTS

@@ -67,7 +67,7 @@ def test_a_program_as_filter(cgroup: Path, generation: Generation) -> None:
         both.server.setsockopt(socket.SOL_SOCKET, SO_ATTACH_BPF, fd)
         os.close(fd)
         echo(both, 5)
-        assert generation.retire(RETIRE_TIMEOUT_S, lambda walked: walked.entries == 0)
+        assert generation.members.retire(RETIRE_TIMEOUT_S, lambda walked: walked.entries == 0)
     assert generation.counters()["redirected_messages"] == 10
     assert generation.counters()["retired_option"] == 1
 
@@ -112,6 +112,6 @@ def test_what_changes_nothing(cgroup: Path, generation: Generation) -> None:
                 end.setsockopt(*option)
             set_linger(end, 0)
         echo(both, 5)
-        generation.walk()
-        assert generation.walk().connections == 1
+        generation.members.walk()
+        assert generation.members.walk().connections == 1
         assert generation.counters()["redirected_messages"] == 20

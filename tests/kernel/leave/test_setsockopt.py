@@ -70,7 +70,7 @@ def test_plain_results(cgroup: Path, generation: Generation, option: Option, mom
     def accelerated() -> list[Any]:
         with retiring(generation):
             seen = MOMENTS[moment](option)
-        generation.retire(RETIRE_TIMEOUT_S, lambda walked: not walked.leaving)
+        generation.members.retire(RETIRE_TIMEOUT_S, lambda walked: not walked.leaving)
         return seen
 
     assert processes.run(accelerated, cgroup=cgroup) == plain
@@ -116,7 +116,7 @@ def test_no_message_is_redirected_after_it(
         assert read_exactly(both.server, 1000) == b"x" * 1000
         assert read_exactly(both.client, 1000) == b"y" * 1000
         assert generation.counters()["redirected_messages"] == before
-        assert generation.retire(RETIRE_TIMEOUT_S, lambda walked: walked.entries == 0)
+        assert generation.members.retire(RETIRE_TIMEOUT_S, lambda walked: walked.entries == 0)
         if option.name != "rcvlowat":
             check_native(both.client, both.server)
             check_native(both.server, both.client)
@@ -127,7 +127,7 @@ def test_no_message_is_redirected_after_it(
 def test_a_connection_without_messages_leaves(cgroup: Path, generation: Generation) -> None:
     with connection() as both:
         both.client.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
-        assert generation.retire(RETIRE_TIMEOUT_S, lambda walked: walked.entries == 0)
+        assert generation.members.retire(RETIRE_TIMEOUT_S, lambda walked: walked.entries == 0)
         echo(both, 10)
         assert generation.counters()["redirected_messages"] == 0
 
@@ -142,10 +142,10 @@ def test_unread_data_stays_in_order(cgroup: Path, generation: Generation) -> Non
         both.server.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         both.client.sendall(data[50_000:])
         both.server.sendall(data[50_000:])
-        assert not generation.retire(0.1, lambda walked: not walked.leaving)
+        assert not generation.members.retire(0.1, lambda walked: not walked.leaving)
         assert read_exactly(both.server, len(data)) == data
         assert read_exactly(both.client, len(data)) == data
-        assert generation.retire(RETIRE_TIMEOUT_S, lambda walked: walked.entries == 0)
+        assert generation.members.retire(RETIRE_TIMEOUT_S, lambda walked: walked.entries == 0)
         check_native(both.client, both.server)
         check_native(both.server, both.client)
 
@@ -191,7 +191,7 @@ def test_no_ulp_on_a_member(cgroup: Path, generation: Generation, ktls: bool) ->
                 end.setsockopt(socket.IPPROTO_TCP, TCP_ULP, b"tls")
             assert refusal.value.errno == errno.ENOENT
         echo(both, 10)
-        generation.retire(RETIRE_TIMEOUT_S, lambda walked: not walked.leaving)
+        generation.members.retire(RETIRE_TIMEOUT_S, lambda walked: not walked.leaving)
         echo(both, 10)
         assert generation.counters()["redirected_messages"] == (20 if ktls else 60)
         assert generation.counters()["retired_ulp"] == ktls

@@ -55,12 +55,12 @@ def test_each_way(
         generation.note_addresses()
     both = network.connect()
     if not in_scope(name, request):
-        assert generation.walk().entries == 0
+        assert generation.members.walk().entries == 0
         check_native(both.client, both.server)
         check_native(both.server, both.client)
         assert changed(generation).keys() <= {"declined_peer_outside", "declined_undecidable"}
         return
-    assert generation.walk().entries == 2
+    assert generation.members.walk().entries == 2
     echo(both, ROUNDS)
     assert changed(generation) == {
         "accelerated_connections": 1,
@@ -68,7 +68,7 @@ def test_each_way(
         "redirected_bytes": 2 * ROUNDS * 64,
     }
     both.close()
-    assert generation.walk().entries == 0
+    assert generation.members.walk().entries == 0
 
 
 any_address = pytest.mark.parametrize("generation", [{"addresses": "any"}], indirect=True, ids=[""])
@@ -124,11 +124,11 @@ def relay(one: socket.socket, other: socket.socket) -> Iterator[None]:
 def test_an_address_comes_and_goes(cgroup: Path, generation: Generation) -> None:
     """Between two addresses of the host, which have to be known."""
     network = topology.two_addresses(Family(4))
-    assert network.connect() and generation.walk().entries == 0
+    assert network.connect() and generation.members.walk().entries == 0
     with network.client.entered():
         generation.note_addresses()
         both = network.connect()
-        assert generation.walk().entries == 2
+        assert generation.members.walk().entries == 2
         for address in (network.source, network.bound):
             topology.run("ip", "address", "del", f"{address}/24", "dev", "lo")
         generation.note_addresses()
@@ -147,7 +147,7 @@ HELD = 200
 
 
 def is_listed(generation: Generation) -> bool:
-    return generation.walk().entries > 0
+    return generation.members.walk().entries > 0
 
 
 @pytest.mark.parametrize("direction", ["to", "from"])
@@ -215,10 +215,10 @@ def test_an_answer_to_a_namesake(
         client = outside_network.dial(SOURCE_PORT)
         both = Connection(client, listener.accept()[0])
     # taken for a client whose server end is about to come
-    assert generation.walk().entries == 1
+    assert generation.members.walk().entries == 1
     if first == "client sends":
         echo(both, 1)
-        assert generation.retire(10, lambda walked: walked.entries == 0)
+        assert generation.members.retire(10, lambda walked: walked.entries == 0)
     elif first == "server sends":
         echo(Connection(both.server, both.client), 1)
     else:

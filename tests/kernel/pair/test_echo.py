@@ -38,7 +38,7 @@ def changed(generation: Generation) -> dict[str, int]:
 def test_both_ends_inside(cgroup: Path, generation: Generation, dialled: str, bound: str) -> None:
     with listen(bound) as listener:
         both = connect(listener, dialled)
-    walked = generation.walk()
+    walked = generation.members.walk()
     assert (walked.entries, walked.connections, walked.leaving) == (2, 1, 0)
     echo(both, ROUNDS)
     assert changed(generation) == {
@@ -47,7 +47,7 @@ def test_both_ends_inside(cgroup: Path, generation: Generation, dialled: str, bo
         "redirected_bytes": 2 * ROUNDS * 64,
     }
     both.close()
-    assert generation.walk().entries == 0
+    assert generation.members.walk().entries == 0
 
 
 @each_address
@@ -57,18 +57,18 @@ def test_both_ends_outside(cgroup: Path, generation: Generation, dialled: str, b
         both = connect(listener, dialled)
     echo(both, ROUNDS)
     assert changed(generation) == {}
-    assert generation.walk().entries == 0
+    assert generation.members.walk().entries == 0
 
 
 def check_one_sided(generation: Generation, both: Connection) -> None:
-    assert generation.walk().entries == 0
+    assert generation.members.walk().entries == 0
     echo(both, 100)
     check_native(both.client, both.server)
     check_native(both.server, both.client)
     counters = changed(generation)
     # a socket of our cgroup that meets a peer outside is counted, and left alone
     assert counters.keys() <= {"declined_peer_outside"}
-    assert generation.walk().entries == 0
+    assert generation.members.walk().entries == 0
 
 
 @each_address
@@ -97,7 +97,7 @@ def test_server_inside_only(
 def test_excluded_port(cgroup: Path, generation: Generation, dialled: str, bound: str) -> None:
     with listen(bound, PORT_EXCLUDED) as listener:
         both = connect(listener, dialled)
-    assert generation.walk().entries == 0
+    assert generation.members.walk().entries == 0
     echo(both, ROUNDS)
     assert changed(generation) == {}
     check_native(both.client, both.server)

@@ -66,7 +66,7 @@ def check(generation: Generation, client_in: Path, server_in: Path, accelerated:
         assert change["accelerated_connections"] == 1
         assert change["redirected_messages"] == 100
     else:
-        assert generation.walk().entries == 0
+        assert generation.members.walk().entries == 0
         assert change.keys() <= {"declined_peer_outside"}
         check_native(both.client, both.server)
         check_native(both.server, both.client)

@@ -158,7 +158,7 @@ class LiveSchedule(Schedule):
             self._joiner._tried.clear()  # what has left may come again at once
             self._joiner.look(self._generation, "any")
         elif chance < 0.15:
-            self._generation.retire(0.02, lambda walked: walked.leaving == 0)
+            self._generation.members.retire(0.02, lambda walked: walked.leaving == 0)
         elif chance < 0.19:
             self._forge()
         else:

@@ -65,7 +65,7 @@ def test_a_walk_before_an_end_has_sent(cgroup: Path, generation: Generation) -> 
     talk = joined(generation)
     for _ in range(3):
         talk.send()  # by TCP, and unread as the walk comes
-        walked = generation.walk()
+        walked = generation.members.walk()
         assert (walked.entries, walked.leaving) == (2, 0)
         talk.read()
     assert generation.counters()["redirected_messages"] > 0

@@ -29,12 +29,12 @@ def test_no_room_for_the_client(cgroup: Path, generation: Generation) -> None:
         accelerated = [connect(listener) for _ in range(LIMIT)]
         for both in accelerated:
             echo(both, 1)
-        assert generation.walk().entries == generation.capacity() == 2 * LIMIT
+        assert generation.members.walk().entries == generation.members.capacity == 2 * LIMIT
         declined = [connect(listener) for _ in range(LIMIT)]
         counters = generation.counters()
         assert counters["accelerated_connections"] == LIMIT
         assert counters["declined_map_full"] == LIMIT
-        assert generation.walk().entries == 2 * LIMIT
+        assert generation.members.walk().entries == 2 * LIMIT
         for both in accelerated + declined:
             echo(both, 100)
         for both in declined:
@@ -59,7 +59,7 @@ def test_no_room_for_the_server(cgroup: Path, generation: Generation) -> None:
         with closing(dial(deferring)):
             accelerated = [connect(listener) for _ in range(LIMIT - 1)]
             declined = connect(listener)
-            assert generation.walk().entries == 2 * LIMIT - 1
+            assert generation.members.walk().entries == 2 * LIMIT - 1
             assert generation.counters()["accelerated_connections"] == LIMIT - 1
             assert generation.counters()["declined_map_full"] == 1
             echo(declined, 100)
@@ -68,7 +68,7 @@ def test_no_room_for_the_server(cgroup: Path, generation: Generation) -> None:
             for both in accelerated:
                 echo(both, 100)
             assert generation.counters()["redirected_messages"] == (LIMIT - 1) * 200
-        assert generation.walk().entries == 2 * LIMIT - 2
+        assert generation.members.walk().entries == 2 * LIMIT - 2
 
 
 def declined_for_want_of_room(generation: Generation) -> int:
@@ -93,17 +93,21 @@ def test_idle_pairs_make_room(cgroup: Path, generation: Generation) -> None:
             echo(both, 10)
         unread.client.sendall(b"unread")
         late.close()
-        eventually(lambda: goes_on(generation.walk().entries == 2 * (LIMIT - 1)), "one has closed")
+        eventually(
+            lambda: goes_on(generation.members.walk().entries == 2 * (LIMIT - 1)), "one has closed"
+        )
         deadline = time.monotonic() + IDLE_S
         eventually(lambda: goes_on(time.monotonic() > deadline), "they are idle")
-        generation.retire(0.1, lambda walked: goes_on(False))
+        generation.members.retire(0.1, lambda walked: goes_on(False))
         assert left(generation.counters()) == 0
 
         last = connect(listener)
         refused = connect(listener)
         assert declined_for_want_of_room(generation) == 1
         eventually(
-            lambda: generation.retire(0.1, lambda walked: goes_on(walked.entries < 2 * LIMIT)),
+            lambda: generation.members.retire(
+                0.1, lambda walked: goes_on(walked.entries < 2 * LIMIT)
+            ),
             "the idle one has left",
         )
         counters = generation.counters()

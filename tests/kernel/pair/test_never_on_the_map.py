@@ -35,11 +35,11 @@ PORTS = (20_101, 20_102)
 
 
 def check_left_alone(generation: Generation, both: Connection, reasons: set[str]) -> None:
-    assert generation.walk().entries == 0
+    assert generation.members.walk().entries == 0
     echo(both, 100)
     counters = {name: value for name, value in generation.counters().items() if value}
     assert counters.keys() == reasons
-    assert generation.walk().entries == 0
+    assert generation.members.walk().entries == 0
 
 
 def set_zerocopy(sock: socket.socket) -> None:
@@ -183,7 +183,7 @@ def test_an_answer_to_somebody_else(cgroup: Path, generation: Generation) -> Non
     listener_outside.listen()
     client_inside.connect(("127.0.0.1", server_port))
     both = Connection(client_inside, listener_outside.accept()[0])
-    assert generation.walk().entries == 0
+    assert generation.members.walk().entries == 0
     check_native(both.server, both.client)
     assert generation.counters()["declined_peer_outside"] == 2
 

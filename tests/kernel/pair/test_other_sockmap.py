@@ -34,7 +34,7 @@ def test_theirs_was_attached_first(cgroup: Path, bpffs: Path) -> None:
         connection() as both,
     ):
         echo(both, 100)
-        assert generation.walk().entries == 0
+        assert generation.members.walk().entries == 0
         counters = {name: value for name, value in generation.counters().items() if value}
         assert counters == {"declined_other_sockmap": 1}
 
@@ -47,7 +47,7 @@ def test_ours_was_attached_first(cgroup: Path, bpffs: Path) -> None:
         connection() as both,
     ):
         echo(both, 100)
-        assert generation.walk().connections == 1
+        assert generation.members.walk().connections == 1
         assert generation.counters()["redirected_messages"] == 200
 
 

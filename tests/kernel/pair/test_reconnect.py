@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from sockredird.datapath.generation import Generation, Walked
+from sockredird.datapath.generation import Generation
+from sockredird.datapath.members import Walked
 from support.processes import inside
 from support.traffic import Connection, connect, disconnect, echo, listen, pattern
 
@@ -45,12 +46,12 @@ def test_while_the_datapath_is_taken_away(cgroup: Path, generation: Generation) 
         echo(first, ROUNDS)
         first.server.sendall(pattern(0, 1000))
         generation.stop()
-        assert not generation.retire(0, nothing_left)
+        assert not generation.members.retire(0, nothing_left)
         disconnect(first.client)
         first.client.connect(listener.getsockname())
         second = Connection(first.client, listener.accept()[0])
         echo(second, ROUNDS)
-    assert generation.retire(10, nothing_left)
+    assert generation.members.retire(10, nothing_left)
     counters = generation.counters()
     assert counters["accelerated_connections"] == 1
     assert counters["redirected_messages"] == 2 * ROUNDS + 1

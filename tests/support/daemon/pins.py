@@ -162,5 +162,5 @@ def tear_down(root: Path) -> None:
             continue
         generation = Generation.adopt(root / name)
         generation.stop()
-        assert generation.retire(RETIRE_TIMEOUT_S, lambda walked: walked.entries == 0)
+        assert generation.members.retire(RETIRE_TIMEOUT_S, lambda walked: walked.entries == 0)
         generation.remove()

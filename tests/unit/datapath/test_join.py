@@ -13,7 +13,8 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sockredird.datapath.join import Joiner, Pair, in_scope, paired
+from sockredird.datapath.join import Joiner
+from sockredird.datapath.pairs import Pair, in_scope, paired
 from sockredird.loader.header import record
 
 CANDIDATE = record("candidate")
@@ -137,6 +138,7 @@ class Fake:
     """A generation that says which pairs were to join."""
 
     def __init__(self) -> None:
+        self.members = self
         self.found: list[Any] = []
         self.wanted: list[Pair] = []
 

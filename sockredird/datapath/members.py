@@ -1,0 +1,217 @@
+"""The members of a sockhash: how sockets that are established get on it, and how they leave.
+
+Handshakes put members there by themselves (bpf/pair/pair.c), and most leave inside a call of their
+program. The rest is done while the daemon has an iterator visit all of them: the programs in
+bpf/pair/join.c and bpf/leave/walk.c.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from sockredird.datapath.adoption import MEMBERS
+from sockredird.datapath.pairs import Pair
+from sockredird.datapath.settings import LiveSettings
+from sockredird.kernel import libbpf
+from sockredird.kernel.libbpf import Fd
+from sockredird.loader.header import record
+from sockredird.loader.records import BORDER_REACHED, BROKEN, CAUSES, FLOW, LEFT_UNREAD, Flow
+
+SHOWS_S = 0.004  # more than SHOWS_WITHIN_MS of leave/walk.c
+WALK_SHARE = 20  # a walk begins no sooner after the last one than this times what that took
+NEARLY_FULL = 7 / 8  # of the sockhash: from there on idle pairs have to leave
+ROOM_PAIRS = 1024  # that one walk may begin to take off; CAPACITIES has room for those of many
+_ZERO = bytes(4)
+
+
+@dataclass(frozen=True)
+class Walked:
+    """What one walk over the sockhash met."""
+
+    entries: int
+    connections: int
+    leaving: int
+    broken: frozenset[tuple[bytes, int]] = frozenset()  # struct flow and side of the end to reset
+    unsettled: int = 0  # directions that the next walk has to look at again
+
+
+class Members:
+    """Those of one generation. All methods block, and raise OSError."""
+
+    def __init__(self, pins: Mapping[str, Fd], settings: LiveSettings) -> None:
+        self._pins = pins
+        self._settings = settings
+        self.capacity = int(libbpf.map_info(pins["peers"]).max_entries)  # two per connection
+        self.walk_seconds = 0.0  # that the last walk took
+
+    def join(self, pairs: Sequence[Pair]) -> list[str | None]:
+        """Puts both ends of these connections on the sockhash.
+
+        For each pair None if that is done, or the cause why not, which is empty if one end is gone.
+        A pair with one end that could not be put there is taken off again: nothing was redirected
+        to that end, as its peer was not there.
+        """
+        for pair in pairs:
+            self._propose(pair)
+        causes: dict[int, str] = {}
+        for chunk in libbpf.iterate(self._pins["join"]):
+            for result in record("joined").iter_unpack(chunk):
+                # once an end is there, the next process that has it open finds it on a sockmap
+                causes.setdefault(result.sk, CAUSES[result.cause])
+        joined = {sk for sk, cause in causes.items() if not cause}
+        outcomes: list[str | None] = []
+        for pair in pairs:
+            ends = [end.sk for end in pair.ends]
+            self._end_proposal(pair)
+            if joined.issuperset(ends):
+                outcomes.append(None)
+            else:
+                self._take_off(pair, joined)
+                outcomes.append(next((causes[sk] for sk in ends if causes.get(sk)), ""))
+        return outcomes
+
+    def _propose(self, pair: Pair) -> None:
+        """Stores what bpf/pair/join.c needs of a pair when it comes to its sockets."""
+        key = record("pair").pack(**pair.key)
+        client, server = pair.ends
+        handshake = record("handshake").pack(
+            flow=pair.flow(), client_sk=client.sk, server_sk=server.sk
+        )
+        libbpf.update(self._pins["handshakes"], key, handshake)
+        for side, end in enumerate(pair.ends):
+            value = record("joining").pack(
+                pair=key, side=side, flow=pair.flow(), server=pair.server_address()
+            )
+            libbpf.update(self._pins["joining"], _key_of(end.sk), value)
+
+    def _end_proposal(self, pair: Pair) -> None:
+        for end in pair.ends:
+            with suppress(FileNotFoundError):
+                libbpf.delete(self._pins["joining"], _key_of(end.sk))
+
+    def _take_off(self, pair: Pair, joined: Set[int]) -> None:
+        """Takes the end that has joined without its peer off the sockhash again."""
+        key = record("pair").pack(**pair.key)
+        for side, end in enumerate(pair.ends):
+            if end.sk in joined:
+                with suppress(FileNotFoundError):
+                    libbpf.delete(self._pins["peers"], record("end").pack(pair=key, side=side))
+        with suppress(FileNotFoundError):
+            libbpf.delete(self._pins["handshakes"], key)
+
+    def _visit(self) -> Iterator[Any]:
+        """Visits every socket on the sockhash: a struct member for each."""
+        with libbpf.open_iterator(self._pins[MEMBERS]) as lines:
+            data = bytearray()
+            while chunk := os.read(lines.number, 1 << 20):
+                data += chunk
+        yield from record("member").iter_unpack(data)
+
+    def purge(self, connections: Set[Flow]) -> None:
+        """Takes connections that were reset off the sockhash, with what they have unread.
+
+        Otherwise a reset socket, and so the generation, would stay until its program closes it.
+        """
+        members = list(self._visit())
+        pairs = {member.self.pair for member in members if Flow.of(member.flow) in connections}
+        for member in members:
+            if member.self.pair in pairs:
+                with suppress(OSError):  # it has gone
+                    libbpf.delete(self._pins["peers"], record("end").pack(**member.self._asdict()))
+
+    def walk(self) -> Walked:
+        """Visits every socket on the sockhash and takes the retirements one step further."""
+        started = time.monotonic()
+        recount = self._begin_recount()
+        if self._settings.now.make_room:
+            self._settings.set()  # the walk before has counted it down
+        # by end, as the kernel visits a bucket again when its output did not fit in one read()
+        members = {(*m.self.pair, m.self.side): m for m in self._visit()}
+        found = [m for m in members.values() if m.leaving != LEFT_UNREAD]
+        if len(found) < len(members) or any(m.border == BORDER_REACHED for m in found):
+            self._rewake()
+        if recount:
+            held = sum(m.charged for m in found)
+            libbpf.update(self._pins["unread_memory"], _ZERO, held.to_bytes(8, sys.byteorder))
+        staying = [m for m in found if not m.leaving]
+        fills = self._make_room(len(found))
+        self.walk_seconds = time.monotonic() - started
+        return Walked(
+            entries=len(found),
+            connections=len({m.self.pair for m in staying}),
+            leaving=len(found) - len(staying),
+            broken=frozenset(
+                (FLOW.pack(**m.flow._asdict()), m.self.side) for m in found if m.leaving == BROKEN
+            ),
+            unsettled=fills + sum(1 for m in staying if m.border or m.waiting),
+        )
+
+    def _make_room(self, entries: int) -> bool:
+        """Has later walks take idle pairs off a sockhash that is nearly full.
+
+        Returns whether the next one is the first to do so.
+        """
+        room = ROOM_PAIRS if entries > NEARLY_FULL * self.capacity else 0
+        if bool(room) == bool(self._settings.now.make_room):
+            return False
+        self._settings.set(make_room=room)
+        return bool(room)
+
+    def _begin_recount(self) -> bool:
+        """Whether what is charged for unread data is to be counted anew.
+
+        Connections that are idle, or have ended unseen, hold more of the budget than they need.
+        With another number of grants each sender asks for a new one before its next message.
+        """
+        total, wanted = self._pins["unread_memory"], (1).to_bytes(4, sys.byteorder)
+        charged = int.from_bytes(libbpf.lookup(total, _ZERO, 8), sys.byteorder, signed=True)
+        asked = any(libbpf.lookup(total, wanted, 8))
+        if not asked and 0 <= charged < self._settings.now.memory_bytes // 2:
+            return False
+        libbpf.update(total, wanted, bytes(8))
+        for cgroup in list(libbpf.keys(self._pins["cgroup_memory"], 8)):
+            with suppress(FileNotFoundError):
+                libbpf.delete(self._pins["cgroup_memory"], cgroup)
+        self._settings.set(grants=(self._settings.now.grants + 1) & 0xFFFFFFFF)
+        return True
+
+    def _rewake(self) -> None:
+        """Wakes pollers of sockets that left with unread data, see leave/rewake.c."""
+        for _ in libbpf.iterate(self._pins["rewake"]):
+            pass
+
+    def retire(self, timeout: float, done: Callable[[Walked], bool]) -> bool:
+        """Walks, a grace period apart, for at most `timeout` seconds. Returns whether `done` was.
+
+        The kernel tells nobody when a reader has drained its queue, so this has to look.
+        """
+        deadline = time.monotonic() + timeout
+        pause = 0.0005
+        # a pair that a guard refused may leave at once, and one whose reader may block soon after
+        for _ in range(2 if not self._settings.now.stopped else 0):
+            walked = self.walk()
+            if done(walked):
+                return True
+            if not walked.unsettled:
+                break
+            time.sleep(SHOWS_S)
+        while True:
+            libbpf.wait_for_programs()
+            self._settings.set(epoch=self._settings.now.epoch + 1)
+            if done(self.walk()):
+                return True
+            if time.monotonic() + pause > deadline:
+                return False
+            time.sleep(pause)
+            pause = min(max(pause * 2, WALK_SHARE * self.walk_seconds), 0.05)
+
+
+def _key_of(sk: int) -> bytes:
+    """The address of a struct sock, as a key of the map joining."""
+    return sk.to_bytes(8, sys.byteorder)
