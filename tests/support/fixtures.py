@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -65,6 +66,14 @@ def capable() -> None:
         cgroups.remove(cgroups.create())
     except (UnsupportedKernel, OSError) as error:
         _refuse_to_skip(f"no child cgroup can be made on cgroup2: {error}")
+
+
+@pytest.fixture
+def scratch() -> Iterator[Path]:
+    """A directory that servers can read which are not root."""
+    with tempfile.TemporaryDirectory(prefix="programs-") as directory:
+        Path(directory).chmod(0o755)
+        yield Path(directory)
 
 
 @pytest.fixture(scope="session")

@@ -5,21 +5,22 @@ from __future__ import annotations
 import select
 import socket
 import threading
-import time
+from collections.abc import Sequence
+from typing import Protocol
 
-from support.traffic import pattern
+from support.traffic import name, pattern
 
 PATIENCE_S = 20.0
 SIZES = (1, 64, 700, 5000)
-PAUSE_S = 0.001
 
 
 class _Client:
     def __init__(self, port: int) -> None:
-        self._sock = socket.create_connection(("127.0.0.1", port))
-        self._sock.setblocking(False)
+        self.sock = socket.create_connection(("127.0.0.1", port))
+        self.sock.setblocking(False)
+        self.sent = self.received = 0  # bytes
         self._poll = select.poll()
-        self._poll.register(self._sock, select.POLLIN)
+        self._poll.register(self.sock, select.POLLIN)
         self._rest = b""
         self.number = 0
 
@@ -44,9 +45,14 @@ class _Client:
     def _receive(self) -> None:
         if not self._poll.poll(PATIENCE_S * 1000):
             raise TimeoutError(f"no answer after {len(self._rest)} bytes")
-        data = self._sock.recv(65536)
+        data = self.sock.recv(65536)
         assert data, "the server has closed the connection"
+        self.received += len(data)
         self._rest += data
+
+    def _send(self, data: bytes) -> None:
+        self.sock.sendall(data)
+        self.sent += len(data)
 
     def _value(self) -> bytes:
         self.number += 1
@@ -56,24 +62,24 @@ class _Client:
 class Redis(_Client):
     def ask(self) -> None:
         value = self._value()
-        key = b"key-%d" % self._sock.getsockname()[1]
-        self._send(b"SET", key, value)
+        key = b"key-%d" % self.sock.getsockname()[1]
+        self._command(b"SET", key, value)
         self._expect(b"+OK\r\n")
-        self._send(b"GET", key)
+        self._command(b"GET", key)
         self._expect(b"$%d\r\n%b\r\n" % (len(value), value))
 
-    def _send(self, *words: bytes) -> None:
+    def _command(self, *words: bytes) -> None:
         parts = (b"$%d\r\n%b\r\n" % (len(word), word) for word in words)
-        self._sock.sendall(b"*%d\r\n" % len(words) + b"".join(parts))
+        self._send(b"*%d\r\n" % len(words) + b"".join(parts))
 
 
 class Memcached(_Client):
     def ask(self) -> None:
         value = self._value()
-        key = b"key-%d" % self._sock.getsockname()[1]
-        self._sock.sendall(b"set %b 0 0 %d\r\n%b\r\n" % (key, len(value), value))
+        key = b"key-%d" % self.sock.getsockname()[1]
+        self._send(b"set %b 0 0 %d\r\n%b\r\n" % (key, len(value), value))
         self._expect(b"STORED\r\n")
-        self._sock.sendall(b"get %b\r\n" % key)
+        self._send(b"get %b\r\n" % key)
         self._expect(b"VALUE %b 0 %d\r\n%b\r\nEND\r\n" % (key, len(value), value))
 
 
@@ -83,49 +89,77 @@ PAGE = pattern(0, 3000)
 class Http(_Client):
     def ask(self) -> None:
         self.number += 1
-        self._sock.sendall(b"GET /index.html HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        self._send(b"GET /index.html HTTP/1.1\r\nHost: localhost\r\n\r\n")
         head = self._until(b"\r\n\r\n").lower()
         assert head.startswith(b"http/1.1 200 "), head
         assert b"content-length: %d\r\n" % len(PAGE) in head, head
         self._expect(PAGE)
 
 
-class _Pump(threading.Thread):
+class Asks(Protocol):
+    number: int  # of the questions so far
+
+    def ask(self) -> None: ...
+
+
+class Pump(threading.Thread):
     """All clients in turn, until it is told to end."""
 
-    def __init__(self, clients: list[_Client]) -> None:
+    def __init__(self, clients: Sequence[Asks], pause: float) -> None:
         super().__init__(daemon=True)
         self.clients = clients
+        self.pause = pause
         self.ending = threading.Event()
+        self.turn = threading.Lock()  # who holds it finds no question under way
         self.error: BaseException | None = None
 
     def run(self) -> None:
         try:
-            while not self.ending.is_set():
-                for client in self.clients:
-                    client.ask()
-                time.sleep(PAUSE_S)
+            while not self.ending.wait(self.pause):
+                with self.turn:
+                    for client in self.clients:
+                        client.ask()
         except BaseException as error:  # raised by finish()
             self.error = error
 
+    def finish(self) -> int:
+        """How many questions were answered, each byte as it should be."""
+        self.ending.set()
+        self.join(2 * PATIENCE_S)
+        if self.error is not None:
+            raise self.error
+        assert not self.is_alive(), "stuck"
+        return sum(client.number for client in self.clients)
 
-_pumps: list[_Pump] = []
+
+_pumps: list[Pump] = []
 
 
-def start(kind: type[_Client], port: int, count: int) -> None:
-    _pumps.append(_Pump([kind(port) for _ in range(count)]))
+def start(kind: type[_Client], port: int, count: int, pause: float) -> None:
+    _pumps.append(Pump([kind(port) for _ in range(count)], pause))
     _pumps[-1].start()
 
 
+Counted = tuple[str, int, int]  # the client's address, bytes that it has sent, and received
+
+
+def hold() -> list[Counted]:
+    """Has all of them rest, with no question under way. Pairs with release()."""
+    for pump in _pumps:
+        pump.turn.acquire()
+    return [
+        (name(c.sock.getsockname()), c.sent, c.received)
+        for pump in _pumps
+        for c in pump.clients
+        if isinstance(c, _Client)
+    ]
+
+
+def release() -> None:
+    for pump in _pumps:
+        pump.turn.release()
+
+
 def finish() -> int:
-    """How many questions were answered, each byte as it should be."""
-    asked = 0
-    while _pumps:
-        pump = _pumps.pop()
-        pump.ending.set()
-        pump.join(2 * PATIENCE_S)
-        if pump.error is not None:
-            raise pump.error
-        assert not pump.is_alive(), "stuck"
-        asked += sum(client.number for client in pump.clients)
-    return asked
+    """Of all that were started; see Pump.finish()."""
+    return sum(_pumps.pop().finish() for _ in range(len(_pumps)))

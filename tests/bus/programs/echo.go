@@ -1,4 +1,4 @@
-// echo serve | ask PORT COUNT: numbers, checked, until standard input ends.
+// echo serve | ask PORT COUNT PAUSE_MS: numbers, checked, until standard input ends.
 package main
 
 import (
@@ -43,7 +43,7 @@ func serve() {
 	}
 }
 
-func ask(port string, number int, ending *int32, asked *int64) {
+func ask(port string, number int, pause time.Duration, ending *int32, asked *int64) {
 	conn, err := net.Dial("tcp", "127.0.0.1:"+port)
 	check(err)
 	defer conn.Close()
@@ -62,7 +62,7 @@ func ask(port string, number int, ending *int32, asked *int64) {
 			check(fmt.Errorf("wrong bytes"))
 		}
 		atomic.AddInt64(asked, 1)
-		time.Sleep(time.Millisecond)
+		time.Sleep(pause)
 	}
 }
 
@@ -72,6 +72,8 @@ func main() {
 	}
 	count, err := strconv.Atoi(os.Args[3])
 	check(err)
+	pause, err := strconv.Atoi(os.Args[4])
+	check(err)
 	var ending int32
 	var asked int64
 	var group sync.WaitGroup
@@ -79,7 +81,7 @@ func main() {
 		group.Add(1)
 		go func(number int) {
 			defer group.Done()
-			ask(os.Args[2], number, &ending, &asked)
+			ask(os.Args[2], number, time.Duration(pause)*time.Millisecond, &ending, &asked)
 		}(i)
 	}
 	io.Copy(io.Discard, os.Stdin)

@@ -1,7 +1,7 @@
-// node echo.js serve | ask PORT COUNT: streams of numbers, checked, until standard input ends.
+// node echo.js serve | ask PORT COUNT PAUSE_MS: streams of numbers, checked, until standard input ends.
 "use strict";
 const net = require("net");
-const [what, port, count] = process.argv.slice(2);
+const [what, port, count, pause] = process.argv.slice(2);
 if (what === "serve") {
   const server = net.createServer((socket) => {
     socket.setNoDelay(true);
@@ -35,7 +35,7 @@ if (what === "serve") {
       if (all.length < wanted.length) return;
       if (!all.equals(wanted)) { console.error("wrong bytes"); process.exit(1); }
       asked++;
-      setTimeout(ask, 1);
+      setTimeout(ask, Number(pause));
     });
     socket.on("error", (error) => { console.error(String(error)); process.exit(1); });
   }
