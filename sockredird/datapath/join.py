@@ -18,8 +18,9 @@ from sockredird.loader.records import CAPACITIES, CAUSES, SIDES
 
 POLLED_LOOKS = 8  # a program that was not seen to poll for so long sleeps inside recv()
 FLOWING = 2  # segments with data between two looks, sent and received by one end
-# Seconds before a pair that did not begin, or had to leave, is tried again; doubled each time.
-RETRY_S, LONGEST_RETRY_S = 10.0, 600.0
+# Seconds before a pair that did not begin, or had to leave, is tried again: once soon, as a busy
+# machine may have been the cause; after that doubled each time.
+FIRST_RETRY_S, RETRY_S, LONGEST_RETRY_S = 1.0, 10.0, 600.0
 MOST_PAIRS = CAPACITIES["JOINING"] // 2
 
 
@@ -86,8 +87,8 @@ class Joiner:
         for pair, cause in zip(
             wanted, generation.members.join(wanted) if wanted else (), strict=True
         ):
-            _, rest, _ = self._tried.get(_key(pair), (0.0, RETRY_S / 2, ""))
-            self._tried[_key(pair)] = now, min(2 * rest, LONGEST_RETRY_S), cause or ""
+            if cause != "":  # else the numbers of one end were changing, or it is gone
+                self._tried[_key(pair)] = now, self._rest_after(pair), cause or ""
             joined, full = joined + (cause is None), full or cause == "map_full"
             left += _of_pair(pair, cause)
         new = sum(any(end.sk not in self._segments for end in pair.ends) for pair in pairs)
@@ -96,6 +97,12 @@ class Joiner:
         self._note(left)
         self.looks, self.eligible, self.joined = self.looks + 1, len(pairs), self.joined + joined
         return Looked(len(pairs), joined, len(left), new, full, time.thread_time() - began)
+
+    def _rest_after(self, pair: Pair) -> float:
+        """Seconds that the pair rests after this attempt."""
+        if (before := self._tried.get(_key(pair))) is None:
+            return FIRST_RETRY_S
+        return min(max(2 * before[1], RETRY_S), LONGEST_RETRY_S)
 
     def _flows(self, pair: Pair) -> bool:
         """Whether each end has carried messages since the last look."""

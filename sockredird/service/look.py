@@ -9,7 +9,7 @@ from sockredird.datapath.join import Looked
 
 # Pauses between two looks: the first one while there is something to join. A connection that
 # becomes active is seen after the longest, and joins at the look after that, within 15 s.
-FIRST_S, LONGEST_S = 1.0, 12.0
+FIRST_S, LONGEST_S = 0.3, 12.0
 SHARE = 1000  # looks take no more than one part in so many of the time
 FREE_LOOKS = 5  # without that limit, to join soon what is connected at Enable
 
@@ -81,7 +81,7 @@ class Looks:
         if self._going:
             self._after(max(self._pause, rest))
         self._pause = min(2 * self._pause, LONGEST_S)
-        self._free = max(self._free - 1, 0) if looked.eligible else 0
+        self._free = max(self._free - 1, 0)
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._task = None

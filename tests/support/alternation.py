@@ -43,7 +43,7 @@ def served(generation: Generation, addresses: str = "loopback") -> Iterator[None
                 looked = time.monotonic()
             time.sleep(0.001)
 
-    with mock.patch.multiple(join, RETRY_S=0.0, LONGEST_RETRY_S=1.0):
+    with mock.patch.multiple(join, FIRST_RETRY_S=0.0, RETRY_S=0.0, LONGEST_RETRY_S=1.0):
         thread = Background(serve)
         try:
             yield

@@ -21,6 +21,7 @@
 
 #define IPPROTO_TCP 6
 #define SCOPE_LEVELS 16 /* cgroups on the way from the root that are looked at */
+#define SEQUENCE_READS 4
 
 /* Whether the programs are attached to the socket's cgroup, or above. */
 inline_fn int cgroup_in_scope(__u64 sk)
@@ -70,15 +71,20 @@ inline_fn int is_active(__u64 sk, const struct settings *s)
 /*
  * The initial sequence numbers + 1. What came in has been counted exactly; of what was
  * acknowledged, the SYN is counted for the client alone (tcp_ack(), tcp_create_openreq_child()).
- * Not 0 if the numbers changed while they were read.
+ * Not 0 if the numbers changed each time that they were read, as those of a stream may.
  */
 inline_fn int read_sequence(struct candidate *c, __u64 sk)
 {
-	__u32 rcv_nxt = kernel_rcv_nxt(sk), snd_una = kernel_snd_una(sk);
+#pragma unroll
+	for (int i = 0; i < SEQUENCE_READS; i++) {
+		__u32 rcv_nxt = kernel_rcv_nxt(sk), snd_una = kernel_snd_una(sk);
 
-	c->peer_isn_1 = rcv_nxt - (__u32)kernel_bytes_received(sk);
-	c->isn_1 = snd_una - (__u32)kernel_bytes_acked(sk);
-	return rcv_nxt != kernel_rcv_nxt(sk) || snd_una != kernel_snd_una(sk);
+		c->peer_isn_1 = rcv_nxt - (__u32)kernel_bytes_received(sk);
+		c->isn_1 = snd_una - (__u32)kernel_bytes_acked(sk);
+		if (rcv_nxt == kernel_rcv_nxt(sk) && snd_una == kernel_snd_una(sk))
+			return 0;
+	}
+	return 1;
 }
 
 /* CAUSE_NONE, or why this end stays on TCP. */

@@ -140,7 +140,8 @@ def start(kind: type[_Client], port: int, count: int, pause: float) -> None:
     _pumps[-1].start()
 
 
-Counted = tuple[str, int, int]  # the client's address, bytes that it has sent, and received
+# The addresses of a client and of its server, and how many bytes it has sent and received.
+Counted = tuple[tuple[str, str], int, int]
 
 
 def hold() -> list[Counted]:
@@ -148,7 +149,7 @@ def hold() -> list[Counted]:
     for pump in _pumps:
         pump.turn.acquire()
     return [
-        (name(c.sock.getsockname()), c.sent, c.received)
+        ((name(c.sock.getsockname()), name(c.sock.getpeername())), c.sent, c.received)
         for pump in _pumps
         for c in pump.clients
         if isinstance(c, _Client)

@@ -1,4 +1,4 @@
-// echo serve | ask PORT COUNT PAUSE_MS: numbers, checked, until standard input ends.
+// echo serve | ask PORT COUNT PAUSE_MS: numbers, checked, until a line comes.
 package main
 
 import (
@@ -84,7 +84,7 @@ func main() {
 			ask(os.Args[2], number, time.Duration(pause)*time.Millisecond, &ending, &asked)
 		}(i)
 	}
-	io.Copy(io.Discard, os.Stdin)
+	os.Stdin.Read(make([]byte, 1))
 	atomic.StoreInt32(&ending, 1)
 	group.Wait()
 	fmt.Println(asked)

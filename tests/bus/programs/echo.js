@@ -1,4 +1,4 @@
-// node echo.js serve | ask PORT COUNT PAUSE_MS: streams of numbers, checked, until standard input ends.
+// node echo.js serve | ask PORT COUNT PAUSE_MS: streams of numbers, checked, until a line comes.
 "use strict";
 const net = require("net");
 const [what, port, count, pause] = process.argv.slice(2);
@@ -11,7 +11,7 @@ if (what === "serve") {
   server.listen(0, "127.0.0.1", () => console.log(server.address().port));
 } else {
   let ending = false, asked = 0, open = Number(count);
-  process.stdin.on("end", () => { ending = true; }).resume();
+  process.stdin.on("data", () => { ending = true; });
   for (let i = 0; i < Number(count); i++) {
     const socket = net.connect(Number(port), "127.0.0.1");
     let number = 0, wanted, got = [];

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -222,7 +223,8 @@ def _echo(host: Host, load: Load, command: list[str]) -> Iterator[Traffic]:
     client = spawn([*command, "ask", *arguments], host.cgroup)
 
     def finish() -> int:
-        output, errors = client.communicate(timeout=60)
+        # not by the end of the pipe, which a child that was forked later has open, too
+        output, errors = client.communicate("end\n", timeout=60)
         assert client.returncode == 0, errors
         return int(output)
 
@@ -266,10 +268,14 @@ def all_at_once(host: Host, scratch: Path, load: Load) -> Iterator[dict[str, Tra
 Ends = frozenset[str]  # both addresses of a connection
 
 
-def accelerated(connections: list[dict[str, object]]) -> set[Ends]:
+def ends_of(connection: dict[str, Any]) -> Ends:
+    return frozenset((connection["client"], connection["server"]))
+
+
+def accelerated(connections: list[dict[str, Any]]) -> set[Ends]:
     """Those of what Connections returns that stay, and redirect in both directions."""
     return {
-        frozenset((str(c["client"]), str(c["server"])))
+        ends_of(c)
         for c in connections
         if not c["leaving"] and c.get("client_sent_messages") and c.get("server_sent_messages")
     }
@@ -278,11 +284,11 @@ def accelerated(connections: list[dict[str, object]]) -> set[Ends]:
 def counted(client: Client, traffic: list[Traffic]) -> int:
     """How many connections have the very counts that their clients have, which rest meanwhile."""
     counts = [count for one in traffic for count in one.hold()]
-    shown = {str(c["client"]): c for c in client.call("Connections", "u", 0)}
+    shown = {ends_of(c): c for c in client.call("Connections", "u", 0)}
     for one in traffic:
         one.release()
-    for address, *sent in counts:
-        c = shown[address]
+    for ends, *sent in counts:
+        c = shown[frozenset(ends)]
         found = [c[f"{side}_sent_bytes"] + c[f"{side}_tcp_bytes"] for side in ("client", "server")]
         assert found == sent, c
     return len(counts)

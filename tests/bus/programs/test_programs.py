@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ from support.waiting import eventually
 
 ALONE = Load(connections=8, pause=0.001)
 TOGETHER = Load(connections=26, pause=0.05)
-STREAMS = 8  # connections, half of them with a stream in both directions
+STREAMS, STREAM_PAUSE_S = 8, 0.002  # connections, half of them with a stream in both directions
 WITHIN_S = 3.0 * PATIENCE
 pytestmark = pytest.mark.parametrize(
     "host", [{"scope": {"blocking_readers": "tcp"}}], indirect=True, ids=["tcp"]
@@ -73,7 +74,7 @@ def test_all_programs_at_once(
     host: Host, client: Client, scratch: Path, record_property: Callable[[str, object], None]
 ) -> None:
     streams = host.actor()
-    streams.do(polling.start, STREAMS)
+    streams.do(partial(polling.start, STREAMS, pause=STREAM_PAUSE_S))
     with running.all_at_once(host, scratch, TOGETHER) as programs:
         traffic = list(programs.values())
         wanted = running.connected(traffic, TOGETHER)
@@ -82,7 +83,8 @@ def test_all_programs_at_once(
         client.call("Enable")
         took = await_accelerated(client, wanted, traffic)
         record_property("seconds", took)
-        print(f"{len(wanted)} connections in {took:.2f} s")
+        told = {k: v for k, v in client.call("Stats").items() if v}
+        print(f"{len(wanted)} connections in {took:.2f} s: {told}, {client.get('LiveConnections')}")
         before = client.call("Stats")["redirected_messages"]
         eventually(
             lambda: client.call("Stats")["redirected_messages"] > before + 20_000, "they redirect"
