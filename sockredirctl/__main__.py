@@ -86,12 +86,16 @@ async def _joined(client: Client) -> str:
     deadline = time.monotonic() + JOIN_S
     async with progress.shown("joining connections that are established already"):
         found = await client.property("LiveConnections")
-        while time.monotonic() < deadline and (
-            found["looks"] < 1 or (found["looks"] < 2 and found["eligible"])
-        ):
+        while time.monotonic() < deadline and _may_join(found):
             await asyncio.sleep(JOIN_PAUSE_S)
             found = await client.property("LiveConnections")
     return scope.joined(found)
+
+
+def _may_join(found: dict[str, Any]) -> bool:
+    """Whether there are connections of which it is not known yet if they carry messages."""
+    left = sum(one["connections"] for one in found["left"])
+    return found["looks"] < 1 or found["eligible"] > left
 
 
 async def _start(client: Client) -> None:

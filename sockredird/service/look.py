@@ -7,9 +7,10 @@ from collections.abc import Awaitable, Callable
 
 from sockredird.datapath.join import Looked
 
-# Pauses between two looks: the first one while there is something to join. A connection that
-# becomes active is seen after the longest, and joins at the look after that, within 15 s.
-FIRST_S, LONGEST_S = 0.3, 12.0
+# Pauses between two looks: after one that joined something, or found what was not there before;
+# the first one while there is nothing to join; and the longest, after which a connection that has
+# become active is seen, to join at the look after that, within 15 s.
+SOON_S, FIRST_S, LONGEST_S = 0.3, 1.0, 12.0
 SHARE = 1000  # looks take no more than one part in so many of the time
 FREE_LOOKS = 5  # without that limit, to join soon what is connected at Enable
 
@@ -45,10 +46,10 @@ class Looks:
 
     def soon(self) -> None:
         """Connections were handed back that may join again; SHARE still holds."""
-        due = asyncio.get_running_loop().time() + FIRST_S
+        due = asyncio.get_running_loop().time() + SOON_S
         if self._timer is not None and self._timer.when() > due and due > self._rested_at:
-            self._pause = FIRST_S
-            self._after(FIRST_S)
+            self._pause = SOON_S
+            self._after(SOON_S)
 
     def end(self) -> None:
         self._going = False
@@ -71,9 +72,9 @@ class Looks:
         if looked.joined or looked.full:
             self._joined()
         if looked.joined:
-            self._pause, self._free = FIRST_S, max(self._free, 1)
+            self._pause, self._free = SOON_S, max(self._free, 1)
         elif looked.new:
-            self._pause = FIRST_S
+            self._pause = SOON_S
         elif looked.eligible <= looked.left and not self._free:
             self._pause = LONGEST_S
         rest = 0.0 if self._free else SHARE * looked.seconds

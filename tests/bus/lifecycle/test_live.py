@@ -27,7 +27,7 @@ from support.emulated import times
 from support.waiting import eventually
 
 ECHO, STREAMS, PAUSE_S = 8, 2, 0.002
-LOAD = Load(connections=26, pause=0.1)  # of each program
+LOAD = Load(connections=26, pause=0.2)  # of each program
 MANY = "SOCKREDIR_TORTURE" in os.environ
 CYCLES, UPGRADES, RELOADS = (1000, 100, 100) if MANY else (times(5), times(2), times(3))
 if asked := os.environ.get("SOCKREDIR_CYCLES"):
