@@ -3,6 +3,7 @@
 python3 -m kernel.pair.measure outside          what connections to other hosts pay, by `addresses`
 python3 -m kernel.pair.measure memory           kernel memory of the maps, empty
 python3 -m kernel.pair.measure connections N    N accelerated connections held and cycled
+python3 -m kernel.pair.measure look N           a look for live connections among N sockets
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from multiprocessing.connection import Connection as Channel
 from pathlib import Path
 
+from sockredird.datapath.contents import RECENT_S
 from sockredird.datapath.generation import Generation
+from sockredird.datapath.join import Joiner
 from sockredird.kernel import libbpf
 from sockredird.kernel.libbpf import Fd
 from sockredird.loader.records import ATTACHMENTS, PROGRAMS, map_shapes
@@ -300,6 +303,50 @@ def _held(datapath: Generation | None, count: int, cgroup: Path) -> dict[str, fl
             actor.close()
 
 
+# -- look ------------------------------------------------------------------------------------------
+
+
+def look(count: int) -> None:
+    """Processor time of looks among so many sockets, idle, then with traffic, then joined."""
+    with two_cgroups() as (inside, _):
+        size = -(-count // 2 // -(-count // 2 // PER_PROCESS))
+        with ExitStack() as stack:
+            actors = [stack.enter_context(Actor(inside)) for _ in range(-(-count // 2 // size))]
+            for number, actor in enumerate(actors, 1):
+                actor.do(_start, f"127.0.1.{number}")
+                for _ in range(10):
+                    actor.do(_do, "open", size // 10)
+            with generation(inside, max_connections=max(count, 65_536)) as datapath:
+                _looks(datapath, actors, size // 10 * 10)
+
+
+def _looks(datapath: Generation, actors: list[Actor], size: int) -> None:
+    sockets = 2 * size * len(actors)
+
+    def talk() -> None:
+        for actor in actors:
+            actor.begin(_do, "talk", size)
+        for actor in actors:
+            actor.finish()
+
+    def show(what: str, seconds: float) -> None:
+        print(f"{what:36} {1000 * seconds:7.1f} ms, {1e6 * seconds / sockets:5.2f} us per socket")
+
+    print(f"{sockets} sockets")
+    time.sleep(RECENT_S + 1)
+    joiner = Joiner()
+    for what in ("idle", "with traffic", "with traffic, joining"):
+        if what != "idle":
+            talk()
+        for _ in range(1 if what.endswith("joining") else 3):
+            began = time.thread_time()
+            found = sum(1 for _ in datapath._lines("candidates"))
+            show(f"{what}: the kernel's part", time.thread_time() - began)
+        looked = joiner.look(datapath, "loopback")
+        show(f"{what}: a look", looked.seconds)
+        print(f"  {looked}, {found} chunks")
+
+
 if __name__ == "__main__":
     match sys.argv[1:]:
         case ["outside"]:
@@ -308,5 +355,7 @@ if __name__ == "__main__":
             memory()
         case ["connections", number]:
             connections(int(number))
+        case ["look", number]:
+            look(int(number))
         case _:
             sys.exit(__doc__)
