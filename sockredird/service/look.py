@@ -32,6 +32,8 @@ class Looks:
         self._pause = FIRST_S
         self._free = 0
         self._rested_at = 0.0  # from when on SHARE allows another look
+        self._owed = 0.0  # seconds of rest for looks that were not paid for yet
+        self._second = False  # the next look is the second one of a decision
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
         self._going = False
@@ -77,12 +79,23 @@ class Looks:
             self._pause = SOON_S
         elif looked.eligible <= looked.left and not self._free:
             self._pause = LONGEST_S
-        rest = 0.0 if self._free else SHARE * looked.seconds
+        rest = self._rest_after(looked)
         self._rested_at = asyncio.get_running_loop().time() + rest
         if self._going:
             self._after(max(self._pause, rest))
         self._pause = min(2 * self._pause, LONGEST_S)
         self._free = max(self._free - 1, 0)
+
+    def _rest_after(self, looked: Looked) -> float:
+        """Seconds that SHARE asks for. The two looks of one decision are paid for together."""
+        if self._free:
+            return 0.0
+        self._owed += SHARE * looked.seconds
+        if looked.new and not self._second:
+            self._second = True
+            return 0.0
+        rest, self._owed, self._second = self._owed, 0.0, False
+        return rest
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._task = None

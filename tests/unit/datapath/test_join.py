@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -137,10 +139,11 @@ def test_scope(world: World, addresses: str) -> None:
 class Fake:
     """A generation that says which pairs were to join."""
 
-    def __init__(self) -> None:
+    def __init__(self, outcome: str | None = None) -> None:
         self.members = self
         self.found: list[Any] = []
         self.wanted: list[Pair] = []
+        self.outcome = outcome  # of each attempt to join
 
     def candidates(self) -> list[Any]:
         return self.found
@@ -153,7 +156,7 @@ class Fake:
 
     def join(self, pairs: list[Pair]) -> list[str | None]:
         self.wanted += pairs
-        return [None] * len(pairs)
+        return [self.outcome] * len(pairs)
 
 
 @settings(max_examples=200, deadline=None)
@@ -177,3 +180,30 @@ def test_only_what_carries_messages_and_polls_joins(world: World, data: st.DataO
     generation.wanted.clear()
     joiner.look(generation, "any")  # type: ignore[arg-type]
     assert not generation.wanted, "idle, or tried a moment ago"
+
+
+@pytest.mark.parametrize(
+    ("outcome", "attempts"),
+    [
+        (None, [0, 1, 11, 31, 71, 151, 311, 631, 1231, 1831]),  # it had to leave each time
+        ("map_full", [0, 1, 11, 31, 71, 151, 311, 631, 1231, 1831]),
+        ("", list(range(2000))),  # its numbers changed while they were read
+    ],
+)
+def test_when_it_is_tried_again(outcome: str | None, attempts: list[int]) -> None:
+    generation, joiner = Fake(outcome), Joiner()
+    client, server = {"local_port": 40_000, "remote_port": 80}, {"local_port": 80}
+    isns = {"isn_1": 10, "peer_isn_1": 20}, {"isn_1": 20, "peer_isn_1": 10}
+    both = [
+        CANDIDATE.unpack(CANDIDATE.pack(sk=sk, polls=1, netns=netns, **port, **isn))
+        for sk, netns, port, isn in zip((1, 2), NETNS, (client, server), isns, strict=True)
+    ]
+    tried = []
+    with mock.patch("sockredird.datapath.join.time.monotonic") as now:
+        for second in range(-1, 2000):
+            now.return_value = 1e6 + second
+            generation.found = [c._replace(segments=4 * second + 4) for c in both]
+            generation.wanted.clear()
+            joiner.look(generation, "any")  # type: ignore[arg-type]
+            tried += [second] * len(generation.wanted)
+    assert tried == attempts

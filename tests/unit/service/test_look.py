@@ -1,0 +1,58 @@
+"""When the daemon looks for live connections, by what its looks have found."""
+
+from __future__ import annotations
+
+import asyncio
+
+from sockredird.datapath.join import Looked
+from sockredird.service.look import FIRST_S, FREE_LOOKS, LONGEST_S, SHARE, SOON_S, Looks
+
+SECONDS = 0.007  # of a look
+NOTHING = Looked(0, 0, 0, 0, False, SECONDS)
+NEW = Looked(5, 0, 0, 5, False, SECONDS)
+JOINS = Looked(5, 5, 0, 0, False, SECONDS)
+LEFT = Looked(5, 0, 5, 0, False, SECONDS)
+
+
+def pauses(*found: Looked) -> list[float]:
+    """After each of these looks, from begin() on."""
+    results, seen = list(found), []
+
+    class Recorded(Looks):
+        def _after(self, pause: float) -> None:
+            seen.append(pause)
+
+    async def look() -> Looked:
+        return results.pop(0)
+
+    async def run() -> None:
+        looks = Recorded(look, lambda: None)
+        looks.begin()
+        for _ in found:
+            await looks._run()
+
+    asyncio.run(run())
+    return seen[1:]  # without that of begin()
+
+
+def test_what_is_there_at_enable_joins_at_once() -> None:
+    assert pauses(NEW, JOINS, NOTHING) == [SOON_S, SOON_S, 2 * SOON_S]
+
+
+def test_what_an_old_generation_hands_over_joins_at_once() -> None:
+    """At the first looks it is still a member of that one's sockhash."""
+    assert pauses(NOTHING, NOTHING, NEW, JOINS) == [FIRST_S, 2 * FIRST_S, SOON_S, SOON_S]
+
+
+def test_a_share_of_the_time() -> None:
+    """Of any sequence of looks, but for the free ones, and one that is half of a decision."""
+    mixed = [NOTHING, NEW, NEW, NEW, LEFT, NEW, LEFT, NOTHING, NEW, NEW, NEW, LEFT] * 10
+    found = pauses(*[NOTHING] * FREE_LOOKS, *mixed)[FREE_LOOKS - 1 :]
+    assert sum(found) >= SHARE * SECONDS * (len(mixed) - 1)
+
+
+def test_within_15_s() -> None:
+    """However long it has been quiet: a connection is seen, and joins at the look after that."""
+    *_, longest, seen, _ = pauses(*[NOTHING] * 20, NEW, JOINS)
+    assert longest == LONGEST_S
+    assert longest + seen < 15.0
