@@ -95,7 +95,7 @@ async def _joined(client: Client) -> str:
 def _may_join(found: dict[str, Any]) -> bool:
     """Whether there are connections of which it is not known yet if they carry messages."""
     left = sum(one["connections"] for one in found["left"])
-    return found["looks"] < 1 or found["eligible"] > left
+    return bool(found["looks"] < 1 or found["eligible"] > left)
 
 
 async def _start(client: Client) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from sockredird.loader.header import record
@@ -111,6 +112,7 @@ def _mirrored(end: Candidate, mate: Candidate) -> bool:
     return bool(here == (mate.remote_ip, mate.remote_port, mate.local_ip, mate.local_port))
 
 
+@lru_cache(maxsize=1024)  # connections are many, and their addresses few
 def _is_loopback(ip: tuple[int, ...]) -> bool:
     raw = ip_bytes(ip)
     return raw == bytes(15) + b"\1" or raw[10:13] == bytes([0xFF, 0xFF, _LOOPBACK4])

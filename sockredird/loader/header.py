@@ -11,6 +11,7 @@ import struct
 from collections import namedtuple
 from collections.abc import Iterator
 from functools import cache
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +41,23 @@ class Record:
         self.size: int
         self.codes: str
         self._members = members
+        # where the members are among the values of struct: those of scalars, and of the rest a part
+        places: list[int | slice] = []
+        self._nested: list[tuple[int, Record, int]] = []  # which member, its record, how many
+        self.values = 0
         end, codes = 0, ["="]
         for field, kind, count in members:
+            first, single = self.values, False
             if isinstance(kind, Record):
                 size, align, code = kind.size, kind.alignment, kind.codes[1:] * (count or 1)
+                self._nested.append((len(places), kind, count))
+                self.values += kind.values * (count or 1)
             else:
                 size = align = struct.calcsize("=" + _CODES[kind])
                 code = f"{count or ''}{_CODES[kind]}"
+                single = not count or kind == "char"
+                self.values += 1 if single else count
+            places.append(first if single else slice(first, self.values))
             start = -(-end // align) * align
             codes += ["x" * (start - end), code]
             self.offsets[field] = start
@@ -56,14 +67,16 @@ class Record:
         self.codes = "".join([*codes, "x" * (self.size - end)])
         self._struct = struct.Struct(self.codes)
         self._tuple: Any = namedtuple(name, self.offsets)  # type: ignore[misc]
+        # twice one of them, as one alone would not be put into a tuple
+        self._select: Any = itemgetter(*places, places[0])
 
     def unpack(self, raw: bytes) -> Any:
         """Raises struct.error unless `raw` is as long as the struct."""
-        return self._build(iter(self._struct.unpack(raw)))
+        return self._build(self._struct.unpack(raw))
 
     def iter_unpack(self, raw: bytes | bytearray) -> Iterator[Any]:
         for values in self._struct.iter_unpack(raw):
-            yield self._build(iter(values))
+            yield self._build(values)
 
     def pack(self, **values: Any) -> bytes:
         """Fields that are not named are 0. A nested struct is bytes, or what unpack() gives."""
@@ -84,18 +97,14 @@ class Record:
             raise TypeError(f"struct {self.name} has no field {', '.join(values)}")
         return bytes(raw)
 
-    def _build(self, values: Iterator[Any]) -> Any:
-        return self._tuple._make(_one(kind, count, values) for _, kind, count in self._members)
-
-
-def _one(kind: str | Record, count: int, values: Iterator[Any]) -> Any:
-    if isinstance(kind, Record):
-        if not count:
-            return kind._build(values)
-        return tuple(kind._build(values) for _ in range(count))
-    if count and kind != "char":
-        return tuple(next(values) for _ in range(count))
-    return next(values)
+    def _build(self, values: tuple[Any, ...]) -> Any:
+        members = list(self._select(values))
+        members.pop()
+        for at, kind, count in self._nested:
+            part, size = members[at], kind.values
+            built = tuple(kind._build(part[n : n + size]) for n in range(0, len(part), size))
+            members[at] = built if count else built[0]
+        return self._tuple._make(members)
 
 
 @cache
