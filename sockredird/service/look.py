@@ -6,10 +6,11 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from sockredird.datapath.join import Looked
+from sockredird.service.systemd import next_tick
 
 # Pauses between two looks: after one that joined something, or found what was not there before;
-# the first one while there is nothing to join; and the longest, after which a connection that has
-# become active is seen, to join at the look after that, within 15 s.
+# the first one while there is nothing to join; and the longest, half of WatchdogSec= in the unit,
+# after which a connection that has become active is seen, to join at the look after that, in 15 s.
 SOON_S, FIRST_S, LONGEST_S = 0.3, 1.0, 12.0
 SHARE = 1000  # looks take no more than one part in so many of the time
 FREE_LOOKS = 5  # without that limit, to join soon what is connected at Enable
@@ -44,14 +45,14 @@ class Looks:
         self._free = FREE_LOOKS
         self._pause = FIRST_S
         if self._task is None:
-            self._after(0.0)
+            self._at(asyncio.get_running_loop().time())
 
     def soon(self) -> None:
         """Connections were handed back that may join again; SHARE still holds."""
         due = asyncio.get_running_loop().time() + SOON_S
         if self._timer is not None and self._timer.when() > due and due > self._rested_at:
             self._pause = SOON_S
-            self._after(SOON_S)
+            self._at(due)
 
     def end(self) -> None:
         self._going = False
@@ -59,10 +60,10 @@ class Looks:
             self._timer.cancel()
             self._timer = None
 
-    def _after(self, pause: float) -> None:
+    def _at(self, due: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_later(pause, self._start)
+        self._timer = asyncio.get_running_loop().call_at(due, self._start)
 
     def _start(self) -> None:
         self._timer = None
@@ -80,9 +81,12 @@ class Looks:
         elif looked.eligible <= looked.left and not self._free:
             self._pause = LONGEST_S
         rest = self._rest_after(looked)
-        self._rested_at = asyncio.get_running_loop().time() + rest
-        if self._going:
-            self._after(max(self._pause, rest))
+        now = asyncio.get_running_loop().time()
+        self._rested_at = now + rest
+        if self._going and self._pause < LONGEST_S:
+            self._at(now + max(self._pause, rest))
+        elif self._going:
+            self._at(next_tick(now + rest, LONGEST_S))
         self._pause = min(2 * self._pause, LONGEST_S)
         self._free = max(self._free - 1, 0)
 
@@ -100,4 +104,4 @@ class Looks:
     def _done(self, task: asyncio.Task[None]) -> None:
         self._task = None
         if not task.cancelled() and task.exception() is not None and self._going:
-            self._after(LONGEST_S)
+            self._at(next_tick(asyncio.get_running_loop().time(), LONGEST_S))

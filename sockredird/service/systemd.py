@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 from collections.abc import Callable
 
@@ -37,4 +38,12 @@ class Service:
         else:
             log.error("no ping to the watchdog: a job has been running for %.0f s", seconds)
         loop = asyncio.get_running_loop()
-        loop.call_later(interval, self._ping_watchdog, interval, stuck)
+        loop.call_at(next_tick(loop.time(), interval), self._ping_watchdog, interval, stuck)
+
+
+def next_tick(now: float, interval: float) -> float:
+    """The next multiple of `interval` on the clock of the loop, both in seconds.
+
+    The watchdog's ping and a look for live connections (look.py) wake the processor together so.
+    """
+    return (math.floor(now / interval) + 1) * interval

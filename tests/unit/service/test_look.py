@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 from sockredird.datapath.join import Looked
 from sockredird.service.look import FIRST_S, FREE_LOOKS, LONGEST_S, SHARE, SOON_S, Looks
+from sockredird.service.systemd import next_tick
+from support.checkout import REPOSITORY
 
+UNIT = REPOSITORY / "systemd" / "sockredird.service"
 SECONDS = 0.007  # of a look
 NOTHING = Looked(0, 0, 0, 0, False, SECONDS)
 NEW = Looked(5, 0, 0, 5, False, SECONDS)
@@ -15,12 +19,12 @@ LEFT = Looked(5, 0, 5, 0, False, SECONDS)
 
 
 def pauses(*found: Looked) -> list[float]:
-    """After each of these looks, from begin() on."""
+    """After each of these looks, from begin() on, in seconds."""
     results, seen = list(found), []
 
     class Recorded(Looks):
-        def _after(self, pause: float) -> None:
-            seen.append(pause)
+        def _at(self, due: float) -> None:
+            seen.append(round(due - asyncio.get_running_loop().time(), 2))
 
     async def look() -> Looked:
         return results.pop(0)
@@ -53,6 +57,18 @@ def test_a_share_of_the_time() -> None:
 
 def test_within_15_s() -> None:
     """However long it has been quiet: a connection is seen, and joins at the look after that."""
-    *_, longest, seen, _ = pauses(*[NOTHING] * 20, NEW, JOINS)
-    assert longest == LONGEST_S
-    assert longest + seen < 15.0
+    *_, longest, seen, _ = pauses(*[replace(NOTHING, seconds=0.0)] * 20, NEW, JOINS)
+    assert longest <= LONGEST_S
+    assert LONGEST_S + seen < 15.0
+
+
+def test_a_look_that_finds_nothing_wakes_the_processor_with_the_watchdog() -> None:
+    assert f"\nWatchdogSec={2 * LONGEST_S:.0f}\n" in UNIT.read_text()
+    now, before = 1000.3, next_tick(1000.3, LONGEST_S)
+    for _ in range(5):
+        looked, pinged = (next_tick(now, interval) for interval in (LONGEST_S, 24 / 2))
+        assert looked == pinged
+        assert 0 < looked - now <= LONGEST_S
+        assert looked - before in (0, LONGEST_S)
+        before = looked
+        now = looked + SECONDS + SHARE * SECONDS  # which it takes, and rests
