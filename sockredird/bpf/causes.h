@@ -10,7 +10,8 @@
  * RETIRES    an accelerated connection is handed back to TCP
  * PAUSES     a direction sends by TCP until its reader has caught up
  * LISTENER   the listener's connections are left alone, for good: a program there does this
- * UNPROFITABLE the same, for as long as samples say that acceleration costs more than it saves
+ * UNPROFITABLE the same, until enough connections to it are joined, as acceleration costs more than
+ *            it saves
  */
 #pragma once
 
@@ -74,7 +75,7 @@ enum cause {
 #define CAUSE_SLOTS 64 /* a power of two, not less than CAUSES */
 #define IS_UNPROFITABLE(name, flags) ((flags) & UNPROFITABLE && cause == CAUSE_##name) ||
 
-/* Whether a listener was learned for as long as samples say so, and not for good. */
+/* Whether a listener was learned until connections to it are joined, and not for good. */
 inline_fn int is_unprofitable(__u32 cause)
 {
 	return FOR_EACH_CAUSE(IS_UNPROFITABLE) 0;

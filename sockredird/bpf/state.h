@@ -321,18 +321,12 @@ struct listener {
 	__u32 pad;
 };
 
-/*
- * Why and since when the connections of a listener are left alone; of one that is unprofitable,
- * when a connection is accelerated all the same, as a sample.
- */
+/* Why and since when the connections of a listener are left alone. */
 struct learned_entry {
 	__u64 time;	    /* CLOCK_MONOTONIC, ns */
-	__u64 sampled;	    /* when the SYN of a sample was last answered */
-	__u32 cause;	    /* enum cause */
-	__u32 skipped;	    /* connections left alone since that */
 	__u64 cgroup;	    /* id, of the server end's */
+	__u32 cause;	    /* enum cause */
 	struct owner owner; /* who did what was learned; pid 0 if no program did */
-	__u32 pad;
 };
 
 /* The end of a traced connection that closed first. */

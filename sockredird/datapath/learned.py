@@ -52,7 +52,7 @@ class Entry:
 
     @property
     def passing(self) -> bool:
-        """Whether it is learned as long as samples say so, and not for good."""
+        """Whether it is learned until connections to it are joined, and not for good."""
         return self.why in UNPROFITABLE
 
     def sentence(self) -> str:
@@ -219,7 +219,6 @@ def _packed(entry: Entry) -> tuple[bytes, bytes]:
     # the cgroup is known by its path only, which sync() keeps
     return listener_key(entry.netns, entry.port), record("learned_entry").pack(
         time=began,
-        sampled=began,
         cause=CAUSES.index(entry.why),
         owner=record("owner").pack(pid=entry.pid, comm=entry.comm.encode()[:15]),
     )

@@ -88,7 +88,7 @@ COUNTERS = (
     *(f"retired_{name}" for name in RETIRED),
     *(f"paused_{name}" for name in PAUSED),
 )
-# Causes for which a listener is left alone: for good, or as long as samples say so.
+# Causes for which a listener is left alone: for good, or until connections to it are joined.
 LEARNED_FOR_GOOD = tuple(name for name, flags in causes().items() if "LISTENER" in flags)
 UNPROFITABLE = tuple(name for name, flags in causes().items() if "UNPROFITABLE" in flags)
 

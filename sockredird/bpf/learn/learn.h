@@ -7,8 +7,9 @@
  * Others are on it because acceleration costs them more than it saves, for as long as that is so:
  * pairing a connection costs about what PAIRING_COST redirected messages save, and a listener's
  * balance is what its connections saved less what they cost. A listener whose balance falls to
- * -BALANCE_LIMIT is left alone but for samples, and accelerated again when those bring the balance
- * back to 0.
+ * -BALANCE_LIMIT is left alone. A connection to it that lives on and carries messages is joined all
+ * the same (pair/join.c), and once enough of them have been, the balance is 0 again, and connections
+ * to the listener are paired at their handshakes.
  */
 #pragma once
 #include "../peer_state.h"
@@ -17,11 +18,7 @@
 #define PAIRING_COST 4	   /* messages */
 #define EARLY_DATA_COST 16 /* a pair undone: 128 in a row, as with TCP_DEFER_ACCEPT */
 #define BALANCE_LIMIT 2048 /* 1024 connections of one request and one answer in a row */
-#define LOOK_EVERY 4	   /* connections: whether a sample is due, which takes the time of day */
-#define SAMPLE_EVERY 64	   /* connections */
-/* and ten a second: parting a single pair wakes kernel threads, 3 % of what short ones cost */
-#define SAMPLE_GAP_NS 100000000LL
-#define SAMPLE_AFTER_NS 1000000000LL /* at the latest, where they are few */
+#define JOINED_SAVES 256   /* a connection that was joined: eight of them outweigh the limit */
 
 inline_fn struct listener listener_in(const struct flow *flow)
 {
@@ -56,40 +53,6 @@ inline_fn struct learned_entry *learned_of(__u64 netns, __u16 port)
 }
 
 /*
- * Whether it is too early for the next sample. Early data comes from an option of the listener
- * (TCP_DEFER_ACCEPT) more than from what its clients do, and the daemon has to part each such pair.
- */
-inline_fn int too_early(const struct learned_entry *e, __u64 now)
-{
-	__s64 since = now - e->sampled;
-
-	if (since >= SAMPLE_AFTER_NS)
-		return 0;
-	return e->cause == CAUSE_EARLY_DATA || e->skipped < SAMPLE_EVERY || since < SAMPLE_GAP_NS;
-}
-
-/*
- * Whether the connection that begins with this SYN is left alone. Its SYN is not recorded then, so
- * both ends find nothing when they are established.
- */
-inline_fn int left_alone(struct learned_entry *e)
-{
-	__u64 now;
-
-	if (!e)
-		return 0;
-	e->skipped++; /* two CPUs may count one connection for two */
-	if (!is_unprofitable(e->cause) || e->skipped % LOOK_EVERY)
-		return 1;
-	now = recent_time();
-	if (too_early(e, now))
-		return 1;
-	e->skipped = 0;
-	e->sampled = now;
-	return 0;
-}
-
-/*
  * Leaves the listener's connections alone from now on. `o` names who did it, on `side`, or is NULL;
  * `server_sk` is the server end's socket, or 0.
  */
@@ -102,7 +65,6 @@ inline_fn void add_learned(enum cause cause, struct listener *l, struct flow *fl
 	if (old && (!is_unprofitable(old->cause) || is_unprofitable(cause)))
 		return;
 	new.time = bpf_ktime_get_ns();
-	new.sampled = new.time;
 	if (server_sk)
 		new.cgroup = cgroup_of(server_sk);
 	if (o)
@@ -150,6 +112,15 @@ inline_fn void add_to_balance(struct listener *l, struct flow *flow, __u64 serve
 		learned.delete(l);
 		ask(REQUEST_LEARNED);
 	}
+}
+
+/* A connection to a listener that does not pay was joined, so it lives on and carries messages. */
+inline_fn void joined_to(struct listener *l, struct flow *flow)
+{
+	struct learned_entry *e = learned_of(l->netns, l->port);
+
+	if (e && is_unprofitable(e->cause))
+		add_to_balance(l, flow, 0, JOINED_SAVES, CAUSE_NONE);
 }
 
 /*

@@ -164,6 +164,7 @@ inline_fn void complete(struct sock_state *st, const struct joining *j, __u64 sk
 	struct flow flow = j->flow;
 	struct server_address server = j->server;
 	struct counters *c = counters_here();
+	struct listener l = { .netns = server.netns, .port = server.port };
 	__u32 side = j->side & 1;
 
 	if (!hs)
@@ -177,6 +178,7 @@ inline_fn void complete(struct sock_state *st, const struct joining *j, __u64 sk
 		return;
 	count(&c->accelerated_connections, 1);
 	count(&c->joined_connections, 1);
+	joined_to(&l, &flow);
 	report(EVENT_JOINED, 0, &flow, &server, st->since, NULL);
 }
 

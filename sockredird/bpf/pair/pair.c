@@ -412,7 +412,8 @@ inline_fn void syn_received(struct bpf_sock_ops *skops)
 	if (skops->is_fullsock || !accepts(local_port(skops)))
 		return;
 	netns = bpf_get_netns_cookie(skops);
-	if (!left_alone(learned_of(netns, local_port(skops))))
+	/* without a record of the SYN both ends find nothing when they are established */
+	if (!learned_of(netns, local_port(skops)))
 		syn_answered(skops, netns);
 }
 

@@ -16,7 +16,7 @@ from support.processes import inside
 from support.topology import Family
 from support.traffic import connect, listen
 
-OPTION = record("learned_entry").pack(time=1, sampled=1, cause=CAUSES.index("option"))
+OPTION = record("learned_entry").pack(time=1, cause=CAUSES.index("option"))
 
 
 def left_alone(generation: Generation, listener: socket.socket) -> bool:

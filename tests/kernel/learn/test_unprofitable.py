@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import re
 import socket
-import time
 from pathlib import Path
 
 from sockredird.datapath.generation import Generation
+from sockredird.datapath.join import Joiner
 from sockredird.loader.header import BPF_DIR, record
 from sockredird.loader.records import CAUSES, LISTENER
 from support.processes import inside
 from support.traffic import connect, dial, echo, listen
 
 NAMES = dict(re.findall(r"#define (\w+) (\d+)", (BPF_DIR / "learn" / "learn.h").read_text()))
-LIMIT, EVERY = int(NAMES["BALANCE_LIMIT"]), int(NAMES["SAMPLE_EVERY"])
-GAP, SECOND = int(NAMES["SAMPLE_GAP_NS"]) / 1e9, int(NAMES["SAMPLE_AFTER_NS"]) / 1e9
+LIMIT = int(NAMES["BALANCE_LIMIT"])
+JOINED = LIMIT // int(NAMES["JOINED_SAVES"])  # connections that make up for it
 SHORT = LIMIT // (int(NAMES["PAIRING_COST"]) - 2)  # connections of two messages
 EARLY = LIMIT // int(NAMES["EARLY_DATA_COST"])
 TCP_DEFER_ACCEPT = 9
@@ -46,29 +46,35 @@ def test_short_connections(cgroup: Path, generation: Generation) -> None:
             exchange(listener)
         assert accelerated(generation) == SHORT - 1
         assert whys(generation) == []
-        began = time.monotonic()
         exchange(listener)
         assert whys(generation) == ["short_connections"]
-
-        before, number = accelerated(generation), 0
-        while accelerated(generation) < before + 3:
+        for _ in range(100):
             exchange(listener)
-            number += 1
-        took = time.monotonic() - began
-        assert took >= 3 * GAP
-        assert number >= 3 * EVERY or took >= SECOND
-        samples = accelerated(generation) - before
-        assert generation.counters()["declined_learned"] == number - samples
+        assert accelerated(generation) == SHORT
+        assert generation.counters()["declined_learned"] == 100
         # another port has its own account
         exchange(other)
-        assert accelerated(generation) == before + samples + 1
+        assert accelerated(generation) == SHORT + 1
 
-        # messages enough in a sample make up for it
-        before = accelerated(generation)
-        for _ in range(EVERY):
-            if accelerated(generation) > before:
-                break
-            exchange(listener, LIMIT)
+
+@inside(timeout=120)
+def test_connections_that_join_make_up_for_it(cgroup: Path, generation: Generation) -> None:
+    joiner = Joiner()
+    with listen() as listener:
+        for _ in range(SHORT):
+            exchange(listener)
+        kept = []
+        for number in range(JOINED):
+            assert whys(generation) == ["short_connections"]
+            kept.append(connect(listener))
+            for end in (kept[-1].client, kept[-1].server):
+                end.settimeout(20.0)  # O_NONBLOCK, and poll()
+            echo(kept[-1], 1)
+            joiner.look(generation, "loopback")
+            assert generation.counters()["joined_connections"] == number
+            echo(kept[-1], 3)
+            joiner.look(generation, "loopback")
+            assert generation.counters()["joined_connections"] == number + 1
         assert whys(generation) == []
         before = accelerated(generation)
         for _ in range(10):
@@ -110,17 +116,13 @@ def test_early_data(cgroup: Path, generation: Generation) -> None:
 
         for _ in range(EARLY):
             assert whys(generation) == []
-            began = time.monotonic()
             once()
         assert whys(generation) == ["early_data"]
         assert generation.counters()["declined_early_data"] == EARLY
-        # one a second is tried, however many there are
-        number = 0
-        while generation.counters()["declined_early_data"] == EARLY:
+        for _ in range(10):
             once()
-            number += 1
-        assert time.monotonic() - began >= SECOND
-        assert generation.counters()["declined_learned"] == number - 1
+        assert generation.counters()["declined_early_data"] == EARLY
+        assert generation.counters()["declined_learned"] == 10
 
 
 @inside(timeout=120)
