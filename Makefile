@@ -82,10 +82,12 @@ programs: install-deps
 	@$(APT_INSTALL) $(PROGRAM_DEPS)
 	$(ROOT) env PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m pytest -rs tests/bus/programs $(PYTEST_ARGS)
 
-# Two hours or so: kills, upgrades and cycles by the hundreds, where `make test` has a few; programs
-# that check every byte while directions go to TCP and back; sequences of calls.
+# Two hours or so: kills, upgrades and cycles by the hundreds, where `make test` has a few, the last
+# two also under 200 connections of real programs; programs that check every byte while directions
+# go to TCP and back; sequences of calls.
 # SOCKREDIR_SECONDS=300: how long each of those programs runs, instead of two minutes.
 torture: install-deps
+	@$(APT_INSTALL) $(PROGRAM_DEPS)
 	$(ROOT) env PYTHONDONTWRITEBYTECODE=1 SOCKREDIR_TORTURE=1 SOCKREDIR_SECONDS=$(SOCKREDIR_SECONDS) \
 		$(PYTHON) -m pytest tests/bus/lifecycle tests/bus/control/test_disable.py \
 		tests/kernel/carry/test_alternation.py \
