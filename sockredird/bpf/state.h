@@ -158,7 +158,7 @@ struct checkpoint {
  * waiting              the sender                          the peer's sender     the peer's socket lock
  * stop                 the walk                            sender                RCU grace period (epoch)
  * borders_seen ..      the walk                            the walk
- *   border_since
+ *   border_copied
  * guard_cause,         guards, detectors, the walk         sender, walk          announce_change() here,
  *   reset_at                                                                       changed_since() there
  * sample .. listing    listings                            listings              one listing at a time
@@ -200,12 +200,12 @@ struct sock_state {
 	__u64 charged_cgroup; /* key in cgroup_memory, or 0 */
 	__u32 borders;	      /* how often the reader may need waking for TCP data */
 	/* written by the walk */
-	__u32 borders_seen; /* those whose reader needs no more waking */
-	__u32 border_since; /* ms: when a walk met the reader at the others; 0: it has not */
+	__u32 borders_seen;  /* those whose reader needs no more waking */
+	__u32 border_since;  /* ms: when a walk met the reader at the others; 0: it has not */
+	__u32 border_copied; /* the reader's copied_seq then */
 	/* written by guards, and the walk */
 	__u32 guard_cause; /* enum cause: why neither direction may redirect */
 	__u32 reset_at;	   /* ms: when what a program asked for has gone wrong, or 0 */
-	__u32 pad;
 	/* written by full_barrier() only */
 	__u64 barrier;
 	/* written by the sender */

@@ -118,6 +118,12 @@ inline_fn int not_begun(const struct sock_state *st)
 	return !began;
 }
 
+/* Whether the reader has read nothing since a walk met it at a border. */
+inline_fn int has_read_nothing(const struct sock_state *st)
+{
+	return st->border_since && st->border_copied == kernel_copied_seq(st->peer_sk);
+}
+
 /*
  * Whether the reader leaves TCP's data unread although it was woken. Where FIONREAD leaves that out,
  * it may be waiting for FIONREAD to tell of enough, which it does once the pair is off the sockhash.
@@ -125,7 +131,7 @@ inline_fn int not_begun(const struct sock_state *st)
 inline_fn int stays_at_border(const struct sock_state *st)
 {
 #ifdef FIONREAD_OMITS_TCP
-	return st->border_since && st->mode != REDIRECT &&
+	return has_read_nothing(st) && st->mode != REDIRECT &&
 	       (__s32)(now_ms() - st->border_since) >= PASSES_BORDER_MS;
 #else
 	return 0;
@@ -364,8 +370,10 @@ inline_fn int at_border(__u64 sk, struct sock_state *st)
 		if (!idle_sender(sk) || !psock_queue_empty(psock))
 			return BORDER_AHEAD;
 		if (note_unread_left(st->peer_sk, &peer)) {
-			if (!st->border_since)
+			if (!has_read_nothing(st)) {
 				st->border_since = now_ms() | 1;
+				st->border_copied = kernel_copied_seq(st->peer_sk);
+			}
 			return BORDER_REACHED;
 		}
 		if (untold(sk, st))

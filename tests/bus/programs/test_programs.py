@@ -6,6 +6,7 @@ skipped.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from functools import partial
@@ -24,10 +25,15 @@ from support.waiting import eventually
 ALONE = Load(connections=8, pause=0.001)
 TOGETHER = Load(connections=26, pause=0.05)
 STREAMS, STREAM_PAUSE_S = 8, 0.002  # connections, half of them with a stream in both directions
-WITHIN_S = 3.0 * PATIENCE
+WITHIN_S = 3.0 * PATIENCE  # while the processors are not wanted by others
 pytestmark = pytest.mark.parametrize(
     "host", [{"scope": {"blocking_readers": "tcp"}}], indirect=True, ids=["tcp"]
 )
+
+
+def within() -> float:
+    """Seconds: a program that gets a part of a processor needs more for the same few messages."""
+    return WITHIN_S * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 def await_accelerated(client: Client, wanted: set[Ends], traffic: list[Traffic]) -> float:
@@ -67,7 +73,7 @@ def test_connections_of_before(host: Host, client: Client, scratch: Path, progra
             lambda: client.call("Stats")["redirected_messages"] > before + 500, "it is redirected"
         )
         assert traffic.finish() > 100
-        assert took < WITHIN_S
+        assert took < within()
 
 
 def test_all_programs_at_once(
@@ -94,4 +100,4 @@ def test_all_programs_at_once(
         for name, one in programs.items():
             assert one.finish() > 10 * TOGETHER.connections, name
         streams.do(polling.finish)
-    assert took < WITHIN_S
+    assert took < within()

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import socket
+import time
 from pathlib import Path
 
 from sockredird.datapath.generation import Generation
 from sockredird.datapath.join import Joiner
+from support.kernel_facts import FIONREAD_OMITS_TCP
 from support.processes import inside
 from support.traffic import Connection, Stream, listen, pattern, set_nodelay
 
 FIRST, MESSAGE = 3000, 100
+LONGER_S = 0.12  # than PASSES_BORDER_MS in bpf/leave/walk.c
 
 
 class Talk:
@@ -82,4 +85,22 @@ def test_idle_ones_are_not_joined(cgroup: Path, generation: Generation) -> None:
     for _ in range(3):
         assert joiner.look(generation, "loopback").joined == 0
     assert joiner.left == {}
+    talk.both.close()
+
+
+@inside()
+def test_a_reader_that_is_behind_and_one_that_stops(cgroup: Path, generation: Generation) -> None:
+    """Where FIONREAD leaves out TCP's data, the second may wait for it for ever, and is let go."""
+    talk = joined(generation)
+    talk.send()
+    for _ in range(5):
+        talk.send()
+        talk.request.read(talk.server, MESSAGE)  # one message stays unread
+        assert generation.walk().leaving == 0
+        time.sleep(LONGER_S)
+    generation.walk()
+    time.sleep(LONGER_S)
+    walked = generation.walk()
+    assert bool(walked.leaving) == FIONREAD_OMITS_TCP
+    talk.read()
     talk.both.close()
