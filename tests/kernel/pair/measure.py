@@ -340,7 +340,7 @@ def _looks(datapath: Generation, actors: list[Actor], size: int) -> None:
             talk()
         for _ in range(1 if what.endswith("joining") else 3):
             began = time.thread_time()
-            found = sum(1 for _ in datapath._lines("candidates"))
+            found = sum(1 for _ in libbpf.iterate(datapath._pins["candidates"]))
             show(f"{what}: the kernel's part", time.thread_time() - began)
         looked = joiner.look(datapath, "loopback")
         show(f"{what}: a look", looked.seconds)
