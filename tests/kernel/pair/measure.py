@@ -48,7 +48,7 @@ def generation(cgroup: Path, **keywords: object) -> Iterator[Generation]:
             made = Generation.create(Path(name) / "ours", 1, plan(cgroup, **keywords))  # type: ignore[arg-type]
             yield made
             made.stop()
-            assert made.retire(RETIRE_TIMEOUT_S, lambda walked: walked.entries == 0)
+            assert made.members.retire(RETIRE_TIMEOUT_S, lambda walked: walked.entries == 0)
             made.remove()
         finally:
             subprocess.run(["umount", name], check=True)
@@ -144,7 +144,7 @@ def _outside(
         for what in (connects, streams):
             print(f"{addresses:5} {direction:5} {what.__name__:9}", end="")
             _compare(datapath, inside, lambda what=what: what(network, listener))  # type: ignore[misc]
-        assert datapath.walk().entries == 0
+        assert datapath.members.walk().entries == 0
     cgroups.join(other)
 
 
@@ -279,14 +279,14 @@ def _held(datapath: Generation | None, count: int, cgroup: Path) -> dict[str, fl
         figures["bytes each"] = figures["bytes"] / count
         if datapath is None:
             return figures
-        walked = datapath.walk()
+        walked = datapath.members.walk()
         assert (walked.entries, walked.connections) == (2 * count, count), walked
         for _ in range(10):
             each("close", size // 10)
             each("open", size // 10)
             each("talk", size // 10)
         started = time.perf_counter()
-        walked = datapath.walk()
+        walked = datapath.members.walk()
         figures["walked in ms"] = 1000 * (time.perf_counter() - started)
         assert (walked.entries, walked.connections) == (2 * count, count), walked
         counters = {name: value for name, value in datapath.counters().items() if value}

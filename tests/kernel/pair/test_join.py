@@ -96,11 +96,11 @@ def test_a_reader_that_is_behind_and_one_that_stops(cgroup: Path, generation: Ge
     for _ in range(5):
         talk.send()
         talk.request.read(talk.server, MESSAGE)  # one message stays unread
-        assert generation.walk().leaving == 0
+        assert generation.members.walk().leaving == 0
         time.sleep(LONGER_S)
-    generation.walk()
+    generation.members.walk()
     time.sleep(LONGER_S)
-    walked = generation.walk()
+    walked = generation.members.walk()
     assert bool(walked.leaving) == FIONREAD_OMITS_TCP
     talk.read()
     talk.both.close()
