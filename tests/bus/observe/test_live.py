@@ -40,11 +40,9 @@ def test_enable_says_how_many_joined(host: Host, enabled: Client) -> None:
     traffic.do(polling.finish)
 
 
-def test_enable_waits_for_nothing_where_nothing_carries_messages(
-    host: Host, client: Client
-) -> None:
+def test_enable_where_nothing_carries_messages(host: Host, client: Client) -> None:
+    """For how long it waits is in tests/unit/sockredirctl/test_enable.py."""
     assert "\nNo established connection has joined yet; " in host.ctl("enable").stdout
-    assert client.get("LiveConnections")["looks"] == 1
 
 
 def test_no_block(host: Host, client: Client) -> None:
