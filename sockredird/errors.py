@@ -1,6 +1,13 @@
-"""The errors that a caller can get. Each maps to one D-Bus error name."""
+"""The errors that a caller can get, each of which maps to one D-Bus error name; safe log lines."""
 
 from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+LINES = 20
+PERIOD_S = 60.0
 
 
 class SockredirError(Exception):
@@ -54,3 +61,29 @@ def printable(text: str) -> str:
 
 def _escaped(character: str) -> str:
     return "".join(f"\\x{byte:02x}" for byte in character.encode(errors="surrogatepass"))
+
+
+class FewLines:
+    """Logs what programs of any user cause: no more than LINES in PERIOD_S."""
+
+    def __init__(self, log: logging.Logger, clock: Callable[[], float] = time.monotonic) -> None:
+        self._log = log
+        self._clock = clock
+        self._began = clock()
+        self._lines = 0
+
+    def info(self, text: str, *values: object) -> None:
+        self._note(logging.INFO, text, *values)
+
+    def warning(self, text: str, *values: object) -> None:
+        self._note(logging.WARNING, text, *values)
+
+    def _note(self, level: int, text: str, *values: object) -> None:
+        now = self._clock()
+        if now - self._began >= PERIOD_S:
+            if self._lines > LINES:
+                self._log.log(level, "%d more lines like these were left out", self._lines - LINES)
+            self._began, self._lines = now, 0
+        self._lines += 1
+        if self._lines <= LINES:
+            self._log.log(level, text, *values)

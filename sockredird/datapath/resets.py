@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 
 from sockredird.datapath.members import Walked
+from sockredird.errors import FewLines
 from sockredird.kernel import sockdiag
 from sockredird.kernel.addresses import netns_cookie
 from sockredird.kernel.sockdiag import Address
@@ -20,6 +21,7 @@ log = logging.getLogger(__name__)
 class Resets:
     def __init__(self) -> None:
         self._told: frozenset[tuple[bytes, int]] = frozenset()
+        self._lines = FewLines(log)
 
     def then_done(self, walked: Walked) -> bool:
         """Resets what a walk found broken. Returns whether nothing else is leaving."""
@@ -28,7 +30,7 @@ class Resets:
             if (flow, side) not in self._told:
                 ends = Flow.unpack(flow)
                 what = f"cannot be reset ({error}) and may hang" if error else "was reset"
-                log.warning(
+                self._lines.warning(
                     "%s -> %s %s: a program used splice(2) or FIONREAD, see sockredird(8)",
                     *(ends.client, ends.server, what),
                 )

@@ -24,6 +24,7 @@ from sockredird.config import Config
 from sockredird.control.manager import DRAINING, Manager
 from sockredird.datapath import inventory
 from sockredird.datapath.generation import Generation
+from sockredird.datapath.members import WALK_SHARE
 from sockredird.errors import BusUnavailable, InvalidConfig, SockredirError, printable
 from sockredird.kernel import addresses
 from sockredird.loader.records import REQUEST_LEARNED, REQUEST_ULP
@@ -39,6 +40,7 @@ from sockredird.service.worker import Worker
 log = logging.getLogger(__name__)
 
 RETIRE_PAUSE_S = (0.02, 1.0)  # first and longest pause between looks at stalled readers
+LEARN_PAUSE_S = 1.0  # between two looks at what was learned, which write a file
 RECONNECT_PAUSE_S = 1.0
 RESET_S = 5.0  # how long connections that were reset may take to leave the sockhash
 CHECK_MAX_AGE_S = 60.0  # how old the findings may be that others than root get
@@ -88,6 +90,8 @@ class Daemon:
         self._retire_timer: asyncio.TimerHandle | None = None
         self._retire_again = False  # asked for since the walk under way began
         self._retired_at = 0.0  # when the last walk ended
+        self._learn_timer: asyncio.TimerHandle | None = None
+        self._learn_at = 0.0  # not before that time of the loop
         self._drain_began = self._loop.time()
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -424,10 +428,20 @@ class Daemon:
 
     def _request(self, what: int) -> None:
         """Carries out a request of the datapath (enum request)."""
-        if what in (REQUEST_LEARNED, REQUEST_ULP):
-            self._spawn(self._worker.run(self._manager.note_learned))
-        else:
+        if what not in (REQUEST_LEARNED, REQUEST_ULP):
             self._retire_soon()
+        elif self._learn_timer is None:
+            # any user may cause as many as he likes
+            pause = max(0.0, self._learn_at - self._loop.time())
+            self._learn_timer = self._loop.call_later(pause, lambda: self._spawn(self._learn()))
+
+    async def _learn(self) -> None:
+        self._learn_timer = None
+        began = self._loop.time()
+        await self._worker.run(self._manager.note_learned)
+        self._retire_soon()  # a walk accounts for connections that go on, which may end it
+        now = self._loop.time()
+        self._learn_at = now + max(LEARN_PAUSE_S, WALK_SHARE * (now - began))
 
     def _retire_soon(self) -> None:
         self._retire_again = True

@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 from sockredird.errors import Busy
 
 _Result = TypeVar("_Result")
+REST, LONGEST_REST_S = 10, 0.5
 
 
 class Shared(Generic[_Result]):
@@ -53,10 +54,15 @@ class Shared(Generic[_Result]):
 
 
 class Fresh(Generic[_Result]):
-    """As Shared, but every answer is from a run that began after the question."""
+    """As Shared, but every answer is from a run that began after the question.
+
+    Anybody may ask, so a run begins no sooner after the one before than REST times what that took,
+    or LONGEST_REST_S, which is what others then wait.
+    """
 
     def __init__(self, produce: Callable[[], Awaitable[_Result]]) -> None:
         self._produce = produce
+        self._rested_at = 0.0
         self._running: asyncio.Future[_Result] | None = None
         self._next: asyncio.Future[_Result] | None = None  # has not begun
 
@@ -69,8 +75,14 @@ class Fresh(Generic[_Result]):
     async def _run(self) -> _Result:
         if self._running is not None:
             await asyncio.wait({self._running})
+        await asyncio.sleep(self._rested_at - time.monotonic())
         self._running, self._next = self._next, None
-        return await self._produce()
+        began = time.monotonic()
+        try:
+            return await self._produce()
+        finally:
+            now = time.monotonic()
+            self._rested_at = now + min(REST * (now - began), LONGEST_REST_S)
 
 
 def _retrieve_exception(run: asyncio.Future[_Result]) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sockredirctl import render
 from sockredird import __main__ as daemon
-from sockredird.errors import printable
+from sockredird.errors import LINES, PERIOD_S, FewLines, printable
 
 HOSTILE = "\x1b[31mA\nB\x07\x7f\x9b2J\u202e\ud800"
 
@@ -51,3 +51,18 @@ def test_a_record_is_a_line(monkeypatch: pytest.MonkeyPatch, journal: bool) -> N
     assert all(line.isprintable() for line in lines)
     assert lines[0].endswith(r"A\x0aB\x07\x7f\xc2\x9b2J\xe2\x80\xae\xed\xa0\x80 stay on TCP")
     assert lines[2] == "Traceback (most recent call last):"
+
+
+def test_few_lines(caplog: pytest.LogCaptureFixture) -> None:
+    """Of what any user causes there are so many in a minute, and then how many were left out."""
+    now = 0.0
+    lines = FewLines(logging.getLogger("test"), lambda: now)
+    with caplog.at_level(logging.INFO, "test"):
+        for number in range(3 * LINES):
+            lines.info("line %d", number)
+        assert [r.getMessage() for r in caplog.records] == [f"line {n}" for n in range(LINES)]
+        caplog.clear()
+        now = PERIOD_S
+        lines.warning("another")
+        told = [record.getMessage() for record in caplog.records]
+    assert told == [f"{2 * LINES} more lines like these were left out", "another"]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import time
 
 import pytest
 
-from sockredird.service.shared import Fresh
+from sockredird.service.shared import LONGEST_REST_S, REST, Fresh
 
 
 class Clock:
@@ -72,3 +74,22 @@ def test_a_failure_and_one_who_gives_up() -> None:
             await fresh.get()
 
     asyncio.run(main())
+
+
+def test_fresh_rests_between_two_runs() -> None:
+    """Whoever asks all the time has it run for a small part of the time only."""
+    runs: list[tuple[float, float]] = []
+
+    async def take_a_while() -> None:
+        began = time.monotonic()
+        await asyncio.sleep(0.01)
+        runs.append((began, time.monotonic()))
+
+    async def main() -> None:
+        fresh = Fresh(take_a_while)
+        for _ in range(4):
+            await fresh.get()
+
+    asyncio.run(main())
+    for (began, ended), (next_one, _) in itertools.pairwise(runs):
+        assert next_one - ended >= min(0.99 * REST * (ended - began), LONGEST_REST_S) - 0.005
