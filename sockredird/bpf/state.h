@@ -158,7 +158,7 @@ struct checkpoint {
  * waiting              the sender                          the peer's sender     the peer's socket lock
  * stop                 the walk                            sender                RCU grace period (epoch)
  * borders_seen ..      the walk                            the walk
- *   border_copied
+ *   accounted
  * guard_cause,         guards, detectors, the walk         sender, walk          announce_change() here,
  *   reset_at                                                                       changed_since() there
  * sample .. listing    listings                            listings              one listing at a time
@@ -203,9 +203,11 @@ struct sock_state {
 	__u32 borders_seen;  /* those whose reader needs no more waking */
 	__u32 border_since;  /* ms: when a walk met the reader at the others; 0: it has not */
 	__u32 border_copied; /* the reader's copied_seq then */
+	__u32 accounted;     /* its listener's balance has what this connection saved */
 	/* written by guards, and the walk */
 	__u32 guard_cause; /* enum cause: why neither direction may redirect */
 	__u32 reset_at;	   /* ms: when what a program asked for has gone wrong, or 0 */
+	__u32 pad;
 	/* written by full_barrier() only */
 	__u64 barrier;
 	/* written by the sender */
@@ -318,7 +320,7 @@ struct caller {
 struct listener {
 	__u64 netns;
 	__u32 port;
-	__u32 pad;
+	__u32 user; /* of whose clients' connections this is, as uid + 1; 0: of all */
 };
 
 /* Why and since when the connections of a listener are left alone. */
@@ -327,6 +329,8 @@ struct learned_entry {
 	__u64 cgroup;	    /* id, of the server end's */
 	__u32 cause;	    /* enum cause */
 	struct owner owner; /* who did what was learned; pid 0 if no program did */
+	__u32 uid;	    /* the listener's, or of whose clients' connections it is the entry */
+	__u32 pad;
 };
 
 /* The end of a traced connection that closed first. */

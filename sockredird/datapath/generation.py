@@ -324,10 +324,15 @@ class Generation:
         libbpf.update(self._pins["learned"], listener, entry)
 
     def remove_learned(self, listener: bytes) -> None:
-        """Removes it with its balance, or the next connection would bring it back."""
-        for name in ("balances", "learned"):
-            with suppress(FileNotFoundError):
-                libbpf.delete(self._pins[name], listener)
+        """Removes it with its balances, or the next connection would bring it back."""
+        doomed = LISTENER.unpack(listener)
+        for key in list(libbpf.keys(self._pins["balances"], LISTENER.size)):
+            found = LISTENER.unpack(key)
+            if (found.netns, found.port) == (doomed.netns, doomed.port):
+                with suppress(FileNotFoundError):
+                    libbpf.delete(self._pins["balances"], key)
+        with suppress(FileNotFoundError):
+            libbpf.delete(self._pins["learned"], listener)
 
     # -- changes -----------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import defaultdict, deque
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -17,7 +18,7 @@ from typing import Any
 
 from sockredird.datapath.causes import SENTENCES, sentence
 from sockredird.datapath.generation import Generation
-from sockredird.errors import InvalidConfig, LoadFailed
+from sockredird.errors import FewLines, InvalidConfig, LoadFailed
 from sockredird.kernel import files
 from sockredird.kernel.addresses import netns_cookie
 from sockredird.kernel.cgroup import Names
@@ -36,7 +37,8 @@ log = logging.getLogger(__name__)
 
 HOST = "host"  # the daemon's own network namespace
 MOST = CAPACITIES["LEARNED_ENTRIES"]
-ROOM_FOR_OTHERS = MOST * 3 // 4
+ROOM = MOST * 3 // 4  # for the entries of all other namespaces, and for all
+Key = tuple[int, int, int]  # netns, port, user
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -49,6 +51,12 @@ class Entry:
     pid: int  # 0: no program did anything
     comm: str
     cgroup: str  # of the listener, as in /proc/PID/cgroup; empty if not known
+    uid: int = 0  # of the listener, or of the clients whose connections alone are left on TCP
+    user: int = 0  # uid + 1 of those clients; 0: the connections of all
+
+    @property
+    def key(self) -> Key:
+        return self.netns, self.port, self.user
 
     @property
     def passing(self) -> bool:
@@ -58,9 +66,6 @@ class Entry:
     def sentence(self) -> str:
         """What the cause means, with the program that did something as its subject."""
         return sentence(self.why, who=f"{self.comm} (pid {self.pid})" if self.pid else "a program")
-
-
-Key = tuple[int, int]  # netns, port
 
 
 class Learned:
@@ -74,6 +79,7 @@ class Learned:
         self._boot = _BOOT_ID.read_text().strip()
         self._host = netns_cookie()
         self._entries: dict[Key, Entry] = {}
+        self._lines = FewLines(log)
 
     def load(self) -> None:
         """Reads the file; a damaged entry is left out, with a warning."""
@@ -85,26 +91,39 @@ class Learned:
             if entry is None:
                 log.warning("%s: %r is ignored", self._path, raw)
             elif this_boot:
-                self._entries[entry.netns, entry.port] = entry
+                self._entries[entry.key] = entry
             elif entry.netns == host:
-                self._entries[self._host, entry.port] = replace(entry, netns=self._host)
+                entry = replace(entry, netns=self._host)
+                self._entries[entry.key] = entry
 
     def entries(self) -> list[Entry]:
-        return sorted(self._entries.values(), key=lambda entry: (entry.netns, entry.port))
+        return sorted(self._entries.values(), key=lambda entry: entry.key)
 
     def about(self, netns: int, port: int) -> Entry | None:
-        return self._entries.get((netns, port))
+        """The entry for all connections of a listener."""
+        return self._entries.get((netns, port, 0))
+
+    def about_clients(self, netns: int, port: int) -> Entry | None:
+        """An entry for those of some user's clients."""
+        of_port = (x for x in self.entries() if (x.netns, x.port) == (netns, port) and x.user)
+        return next(of_port, None)
 
     def shown(self) -> list[dict[str, Any]]:
         """The entries as Learned() returns them."""
-        return [
-            {"id": self.id_of(entry), **asdict(entry), "detail": SENTENCES[entry.why]}
-            for entry in self.entries()
-        ]
+        return [self._shown(entry) for entry in self.entries()]
+
+    def _shown(self, entry: Entry) -> dict[str, Any]:
+        found = {"id": self.id_of(entry), **asdict(entry), "detail": SENTENCES[entry.why]}
+        del found["user"], found["uid"]
+        return {**found, "client_uid": entry.user - 1} if entry.user else found
 
     def id_of(self, entry: Entry) -> str:
-        """The id that forget() takes: 'host:8080', or the namespace's cookie for host."""
-        return f"{HOST if entry.netns == self._host else entry.netns}:{entry.port}"
+        """The id that forget() takes: 'host:8080', or the namespace's cookie for host.
+
+        'host:8080/1000' if only connections of that user's clients are left on TCP.
+        """
+        of_clients = f"/{entry.user - 1}" if entry.user else ""
+        return f"{HOST if entry.netns == self._host else entry.netns}:{entry.port}{of_clients}"
 
     # -- the datapath ------------------------------------------------------------------------
 
@@ -123,19 +142,20 @@ class Learned:
         listed = list(generation.learned())
         for raw_key, raw in listed:
             entry = _unpacked(raw_key, raw, names)
-            key = entry.netns, entry.port
-            known = self._entries.get(key)
+            known = self._entries.get(entry.key)
             if known is not None and known.why == entry.why:
-                found[key] = known  # its time and cgroup are from when it was learned
+                found[entry.key] = known  # its time and cgroup are from when it was learned
                 continue
-            found[key] = entry
-            log.info(
+            found[entry.key] = entry
+            self._lines.info(
                 "connections to %s stay on TCP from now on: %s",
                 *(self.id_of(entry), entry.sentence()),
             )
         gone = self._entries.keys() - found.keys()
         for key in gone:
-            log.info("connections to %s are accelerated again", self.id_of(self._entries[key]))
+            self._lines.info(
+                "connections to %s are accelerated again", self.id_of(self._entries[key])
+            )
         if found != self._entries:
             self._entries = found
             self._make_room(generation)
@@ -148,8 +168,8 @@ class Learned:
         for raw_key, raw in generation.learned():
             entry = _unpacked(raw_key, raw, names)
             # the live one may have given up an entry that is not for good
-            if (entry.netns, entry.port) not in self._entries and not entry.passing:
-                missing[entry.netns, entry.port] = entry
+            if entry.key not in self._entries and not entry.passing:
+                missing[entry.key] = entry
                 if live is not None:
                     live.add_learned(raw_key, raw)
         if missing:
@@ -170,22 +190,30 @@ class Learned:
         generations = list(generations)
         for entry in doomed:
             for generation in generations:
-                generation.remove_learned(listener_key(entry.netns, entry.port))
-            del self._entries[entry.netns, entry.port]
+                generation.remove_learned(listener_key(*entry.key))
+            del self._entries[entry.key]
         if not self._keep():
             raise LoadFailed(
                 f"removed until sockredird restarts only: {self._path} cannot be written"
             )
 
     def _make_room(self, generation: Generation) -> None:
-        """Removes the oldest entries of namespaces other than the host's.
+        """Removes the oldest entries of namespaces other than the host's, and of whoever has most.
 
-        Such namespaces come and go, and nothing announces that.
+        Such namespaces come and go, and nothing announces that. Any user can make entries.
         """
-        others = sorted((x for x in self.entries() if x.netns != self._host), key=lambda x: x.since)
-        for entry in others[: max(len(others) - ROOM_FOR_OTHERS, 0)]:
-            generation.remove_learned(listener_key(entry.netns, entry.port))
-            del self._entries[entry.netns, entry.port]
+        oldest_first = sorted(self.entries(), key=lambda x: x.since)
+        others = [x for x in oldest_first if x.netns != self._host]
+        doomed = others[: max(len(others) - ROOM, 0)]
+        of_user: defaultdict[int, deque[Entry]] = defaultdict(deque)
+        for entry in oldest_first:
+            if entry not in doomed:
+                of_user[entry.uid].append(entry)
+        for _ in range(len(oldest_first) - len(doomed) - ROOM):
+            doomed.append(max(of_user.values(), key=len).popleft())
+        for entry in doomed:
+            generation.remove_learned(listener_key(*entry.key))
+            del self._entries[entry.key]
 
     def _keep(self) -> bool:
         entries = [asdict(entry) for entry in self.entries()]
@@ -217,8 +245,9 @@ def _packed(entry: Entry) -> tuple[bytes, bytes]:
     ago = time.time_ns() - entry.since * 1000
     began = max(time.monotonic_ns() - ago, 0)
     # the cgroup is known by its path only, which sync() keeps
-    return listener_key(entry.netns, entry.port), record("learned_entry").pack(
+    return listener_key(*entry.key), record("learned_entry").pack(
         time=began,
+        uid=entry.uid,
         cause=CAUSES.index(entry.why),
         owner=record("owner").pack(pid=entry.pid, comm=entry.comm.encode()[:15]),
     )
@@ -237,4 +266,6 @@ def _unpacked(raw_key: bytes, raw: bytes, names: Names) -> Entry:
         found.owner.pid,
         text(found.owner.comm),
         path,
+        found.uid,
+        listener.user,
     )

@@ -231,8 +231,8 @@ def flow_key(client: tuple[bytes, int], server: tuple[bytes, int], netns: int) -
     )
 
 
-def listener_key(netns: int, port: int) -> bytes:
-    return LISTENER.pack(netns=netns, port=port)
+def listener_key(netns: int, port: int, user: int = 0) -> bytes:
+    return LISTENER.pack(netns=netns, port=port, user=user)
 
 
 @dataclass(frozen=True)

@@ -114,6 +114,8 @@ def explain(view: View, keys: dict[str, Any]) -> list[dict[str, Any]]:
         entry = view.learned.about(namespace.cookie, subject.server.port)
         if entry and (state, reason) in (("in_scope", ""), ("tcp", "before_enable")):
             state, reason = "tcp" if subject.client else "out_of_scope", "learned"
+        elif not entry and reason == "learned":
+            entry = view.learned.about_clients(namespace.cookie, subject.server.port)
         answer = _answer(view, subject, state, reason, processes, names)
         if entry and reason == "learned":
             answer["detail"] += f": {entry.sentence()}"

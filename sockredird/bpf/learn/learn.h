@@ -27,6 +27,15 @@ inline_fn struct listener listener_in(const struct flow *flow)
 	return l;
 }
 
+/* The same, for what is kept of the connections of one user's clients. */
+inline_fn struct listener listener_for_user_of(const struct listener *l, __u64 client_sk)
+{
+	struct listener one = { .netns = l->netns, .port = l->port };
+
+	one.user = kernel_uid(client_sk) + 1;
+	return one;
+}
+
 /* As the server end sees itself; as the client does where that is not known (yet). */
 inline_fn struct listener listener_of(const struct sock_state *st)
 {
@@ -52,6 +61,14 @@ inline_fn struct learned_entry *learned_of(__u64 netns, __u16 port)
 	return learned.lookup(&l);
 }
 
+/* The entry of a listener for the connections of the user who has this client end. */
+inline_fn struct learned_entry *learned_of_user(const struct flow *flow, __u64 client_sk)
+{
+	struct listener l = listener_in(flow), one = listener_for_user_of(&l, client_sk);
+
+	return learned.lookup(&one);
+}
+
 /*
  * Leaves the listener's connections alone from now on. `o` names who did it, on `side`, or is NULL;
  * `server_sk` is the server end's socket, or 0.
@@ -65,8 +82,12 @@ inline_fn void add_learned(enum cause cause, struct listener *l, struct flow *fl
 	if (old && (!is_unprofitable(old->cause) || is_unprofitable(cause)))
 		return;
 	new.time = bpf_ktime_get_ns();
-	if (server_sk)
+	if (server_sk) {
 		new.cgroup = cgroup_of(server_sk);
+		new.uid = kernel_uid(server_sk);
+	}
+	if (l->user)
+		new.uid = l->user - 1;
 	if (o)
 		new.owner = *o;
 	learned.update(l, &new);
@@ -74,9 +95,35 @@ inline_fn void add_learned(enum cause cause, struct listener *l, struct flow *fl
 	ask(REQUEST_LEARNED);
 }
 
+inline_fn __s32 bounded(__s32 balance)
+{
+	if (balance > BALANCE_LIMIT)
+		return BALANCE_LIMIT;
+	return balance < -BALANCE_LIMIT ? -BALANCE_LIMIT : balance;
+}
+
+/*
+ * What is left of `saved` once the clients of that user have moved the listener's balance as far as
+ * one user may: others can make up for it, and nobody turns acceleration off for them for good.
+ */
+inline_fn __s32 share_of_user(const struct listener *l, __u64 client_sk, __s32 saved)
+{
+	struct listener one = listener_for_user_of(l, client_sk);
+	__s32 before = 0, after, *known = balances.lookup(&one);
+
+	if (known)
+		before = *known;
+	after = bounded(before + saved);
+	if (known)
+		*known = after;
+	else
+		balances.update(&one, &after);
+	return after - before;
+}
+
 /* Adds `saved` messages, or fewer than 0, to a listener's balance. Once per connection. */
-inline_fn void add_to_balance(struct listener *l, struct flow *flow, __u64 server_sk, __s32 saved,
-			      enum cause cause)
+inline_fn void add_to_balance(struct listener *l, struct flow *flow, __u64 server_sk,
+			      __u64 client_sk, __s32 saved, enum cause cause)
 {
 	struct learned_entry *entry;
 	__s32 before = 0, after, *known;
@@ -94,11 +141,8 @@ inline_fn void add_to_balance(struct listener *l, struct flow *flow, __u64 serve
 			before = -BALANCE_LIMIT;
 	}
 	/* two CPUs may lose one of two amounts: this is an estimate */
-	after = before + saved;
-	if (after > BALANCE_LIMIT)
-		after = BALANCE_LIMIT;
-	if (after <= -BALANCE_LIMIT) {
-		after = -BALANCE_LIMIT;
+	after = bounded(before + share_of_user(l, client_sk, saved));
+	if (after == -BALANCE_LIMIT) {
 		add_learned(cause, l, flow, server_sk, SERVER, NULL);
 	}
 	if (known)
@@ -115,12 +159,34 @@ inline_fn void add_to_balance(struct listener *l, struct flow *flow, __u64 serve
 }
 
 /* A connection to a listener that does not pay was joined, so it lives on and carries messages. */
-inline_fn void joined_to(struct listener *l, struct flow *flow)
+inline_fn void joined_to(struct listener *l, struct flow *flow, __u64 client_sk)
 {
 	struct learned_entry *e = learned_of(l->netns, l->port);
 
 	if (e && is_unprofitable(e->cause))
-		add_to_balance(l, flow, 0, JOINED_SAVES, CAUSE_NONE);
+		add_to_balance(l, flow, 0, client_sk, JOINED_SAVES, CAUSE_NONE);
+}
+
+/*
+ * Messages that a pair saved, as the server end's state and its peer's say; -1 if there is no saying,
+ * or it has been accounted for.
+ */
+inline_fn __s64 saved_by(const struct sock_state *st)
+{
+	struct end peer = st->peer;
+	__u64 messages = 0, peer_st = st->peer_st;
+	__u8 mode = BY_TCP;
+
+	if (st->self.side != SERVER || st->mode == NATIVE || st->guard_cause || st->accounted ||
+	    !is_state_of(peer_st, &peer))
+		return -1;
+	/* one that is leaving is no fair sample */
+	STATE_FIELD(mode, peer_st, mode);
+	STATE_FIELD(messages, peer_st, sent_messages);
+	messages += st->sent_messages;
+	if (mode == NATIVE)
+		return -1;
+	return messages > BALANCE_LIMIT + PAIRING_COST ? BALANCE_LIMIT + PAIRING_COST : messages;
 }
 
 /*
@@ -133,29 +199,30 @@ inline_fn void account_connection(struct bpf_sock_ops *skops)
 	struct sock_state *st;
 	struct tcp_sock *tp;
 	struct listener l;
-	struct end peer;
-	__u64 messages = 0, peer_st;
-	__u8 mode = BY_TCP;
+	__s64 saved;
 
 	if (!sk)
 		return;
 	st = sockets.sk_storage_get(sk, NULL, 0);
 	tp = bpf_skc_to_tcp_sock(sk);
-	if (!st || !tp || st->self.side != SERVER || st->mode == NATIVE || st->guard_cause)
+	if (!st || !tp)
 		return;
-	peer = st->peer;
-	peer_st = st->peer_st;
-	if (!is_state_of(peer_st, &peer))
+	saved = saved_by(st);
+	if (saved < 0)
 		return;
-	/* one that is leaving is no fair sample */
-	STATE_FIELD(mode, peer_st, mode);
-	STATE_FIELD(messages, peer_st, sent_messages);
-	messages += st->sent_messages;
-	if (mode == NATIVE)
-		return;
-	if (messages > BALANCE_LIMIT + PAIRING_COST)
-		messages = BALANCE_LIMIT + PAIRING_COST;
 	l = listener_of(st);
-	add_to_balance(&l, &st->flow, (__u64)tp, (__s32)messages - PAIRING_COST,
+	add_to_balance(&l, &st->flow, (__u64)tp, st->peer_sk, (__s32)saved - PAIRING_COST,
 		       CAUSE_SHORT_CONNECTIONS);
+}
+
+/* The same for one that goes on, once it alone has made up for all that short ones may cost. */
+inline_fn void account_live(__u64 sk, struct sock_state *st)
+{
+	struct listener l;
+
+	if (saved_by(st) < BALANCE_LIMIT + PAIRING_COST)
+		return;
+	st->accounted = 1;
+	l = listener_of(st);
+	add_to_balance(&l, &st->flow, sk, st->peer_sk, BALANCE_LIMIT, CAUSE_SHORT_CONNECTIONS);
 }

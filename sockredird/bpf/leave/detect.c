@@ -2,7 +2,8 @@
 /*
  * fentry and fexit, on kernels with ftrace: a program uses an accelerated socket in a way that no
  * setsockopt announces and that no member of a sockhash can do. No message is redirected to it from
- * then on, the daemon takes the pair off the map, and the listener is learned.
+ * then on, the daemon takes the pair off the map, and the listener is learned: for all if its own
+ * program did it, for the connections of that user's clients if a client did.
  *
  * What arrives after that is TCP's, and the call that was seen waits for it as it should. Only what
  * was in the queue before can go wrong: splice(2) and MSG_OOB do not find it. TCP must not overtake
@@ -54,10 +55,15 @@ inline_fn void detect(struct sock *sk, enum cause cause, __u32 patience)
 	if (patience)
 		WRITE_ONCE(st->reset_at, (now_ms() + patience) | 1);
 	refuse(st, cause);
-	l = listener_of(st);
 	owner_of_task(&o, bpf_get_current_task());
-	add_learned(cause, &l, &st->flow, st->self.side == SERVER ? (__u64)sk : server_of(st),
-		    st->self.side & 1, &o);
+	if (st->self.side == SERVER) {
+		l = listener_of(st);
+		add_learned(cause, &l, &st->flow, (__u64)sk, SERVER, &o);
+	} else {
+		l = listener_in(&st->flow);
+		l = listener_for_user_of(&l, (__u64)sk);
+		add_learned(cause, &l, &st->flow, server_of(st), CLIENT, &o);
+	}
 }
 
 int sockredir_spliced(unsigned long long *ctx)

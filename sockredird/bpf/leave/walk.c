@@ -429,6 +429,7 @@ int sockredir_walk(struct bpf_iter__sockmap *ctx)
 		return 0;
 	}
 	m.self = st->self;
+	account_live((__u64)sk, st);
 	left = retire((__u64)sk, st, s);
 	if (left) {
 		m.leaving = left;

@@ -178,7 +178,7 @@ inline_fn void complete(struct sock_state *st, const struct joining *j, __u64 sk
 		return;
 	count(&c->accelerated_connections, 1);
 	count(&c->joined_connections, 1);
-	joined_to(&l, &flow);
+	joined_to(&l, &flow, hs->client_sk);
 	report(EVENT_JOINED, 0, &flow, &server, st->since, NULL);
 }
 
@@ -195,6 +195,8 @@ inline_fn enum cause may_join(struct sock *sk, struct tcp_sock *tp, const struct
 	struct learned_entry *e = learned_of(j->server.netns, j->server.port);
 
 	if (e && !is_unprofitable(e->cause))
+		return CAUSE_LEARNED;
+	if (j->side == CLIENT && learned_of_user(&j->flow, (__u64)tp))
 		return CAUSE_LEARNED;
 	return unfit_to_join(sk, tp);
 }

@@ -206,6 +206,8 @@ inline_fn void client_established(struct bpf_sock_ops *skops, __u64 netns)
 	reason = unsuitable(tp);
 	if (!reason)
 		reason = asked_while_connecting(sk);
+	if (!reason && learned_of_user(&hs.flow, (__u64)tp))
+		reason = CAUSE_LEARNED;
 #ifdef FIONREAD_OMITS_TCP
 	if (!reason && own_write_seq(tp) != pair.client_seq)
 		reason = CAUSE_EARLY_DATA;
@@ -299,13 +301,15 @@ inline_fn void part(enum cause cause, struct handshake *hs, const struct pair *p
 {
 	struct end client = { .pair = *pair, .side = CLIENT };
 	struct flow client_flow = hs->flow;
+	__u64 client_sk = hs->client_sk;
 
 	peers.delete(&client);
 	handshakes.delete((struct pair *)pair);
 	if (cause == CAUSE_EARLY_DATA) {
 		struct listener l = listener_in(flow);
 
-		add_to_balance(&l, &client_flow, (__u64)tp, -EARLY_DATA_COST, CAUSE_EARLY_DATA);
+		add_to_balance(&l, &client_flow, (__u64)tp, client_sk, -EARLY_DATA_COST,
+			       CAUSE_EARLY_DATA);
 	}
 	decline_both(cause, &client_flow, flow);
 }

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from sockredird.datapath.generation import Generation
 from sockredird.datapath.join import Joiner
 from sockredird.loader.header import BPF_DIR, record
 from sockredird.loader.records import CAUSES, LISTENER
+from support.daemon.users import DAEMON, NOBODY
 from support.processes import inside
 from support.traffic import connect, dial, echo, listen
 
@@ -90,6 +94,64 @@ def test_long_connections_are_not_learned(cgroup: Path, generation: Generation) 
             exchange(listener, 1 if number % 10 else 16)
         assert accelerated(generation) == 2 * SHORT
         assert whys(generation) == []
+
+
+@contextmanager
+def client_of(uid: int) -> Iterator[None]:
+    """Sockets that are made inside the with block are that user's."""
+    os.seteuid(uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@inside(timeout=120)
+def test_one_user_does_not_decide_for_another(cgroup: Path, generation: Generation) -> None:
+    """What his clients cost counts up to a limit, which the gain of others makes up for."""
+    with listen() as listener:
+        with client_of(NOBODY):
+            for _ in range(3 * SHORT):
+                exchange(listener)
+        assert whys(generation) == ["short_connections"]
+        before = accelerated(generation)
+        with client_of(DAEMON):
+            while accelerated(generation) == before:
+                exchange(listener, LIMIT)
+        assert whys(generation) == []
+        with client_of(NOBODY):
+            for _ in range(2 * SHORT):
+                exchange(listener)
+        assert whys(generation) == []
+        with client_of(DAEMON):
+            for _ in range(2 * SHORT):
+                exchange(listener)
+        assert whys(generation) == ["short_connections"]
+
+
+@inside(timeout=120)
+def test_a_connection_that_goes_on_makes_up_for_it(cgroup: Path, generation: Generation) -> None:
+    """Its end is not waited for; but it counts once, and what two users lose is more."""
+    with listen() as listener:
+        both = connect(listener)
+        echo(both, LIMIT)
+        with client_of(NOBODY):
+            for _ in range(2 * SHORT):
+                exchange(listener)
+        assert whys(generation) == ["short_connections"]
+        generation.members.walk()
+        assert whys(generation) == []
+        with client_of(NOBODY):
+            for _ in range(2 * SHORT):
+                exchange(listener)
+        assert whys(generation) == []
+        with client_of(DAEMON):
+            for _ in range(2 * SHORT):
+                exchange(listener)
+        assert whys(generation) == ["short_connections"]
+        echo(both, LIMIT)
+        generation.members.walk()
+        assert whys(generation) == ["short_connections"]
 
 
 @inside(timeout=120)

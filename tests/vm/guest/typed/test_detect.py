@@ -148,6 +148,40 @@ def test_splice(early: bool) -> None:
         check_untouched_later(exchange, "splice", port)
 
 
+def test_what_a_client_does() -> None:
+    """It counts for the connections of that user's clients, and for nobody else's."""
+
+    def serve(server: socket.socket) -> None:
+        server.sendall(b"hello")
+        while ready(server) and (data := server.recv(100)):
+            server.sendall(data)
+
+    def ready(sock: socket.socket) -> bool:
+        waiter = select.poll()
+        waiter.register(sock, select.POLLIN)
+        return bool(waiter.poll(30_000))
+
+    def exchange(use: bool = True) -> None:
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
+            for _ in range(5):
+                assert ready(client)
+                assert client.recv(100, socket.MSG_TRUNC if use else 0)
+                client.sendall(b"x" * 50)
+
+    with serving(serve) as port:
+        check_untouched_later(exchange, "trunc", port)
+        assert learned()[port]["client_uid"] == os.geteuid() == 0
+        before = counters()
+        os.seteuid(65534)
+        try:
+            exchange(use=False)
+        finally:
+            os.seteuid(0)
+        after = counters()
+        assert after["redirected_messages"] >= before["redirected_messages"] + 8
+        assert after["declined_learned"] == before["declined_learned"]
+
+
 def test_wait_all() -> None:
     def serve(server: socket.socket) -> None:
         data = server.recv(len(DATA), socket.MSG_WAITALL)
