@@ -2,13 +2,14 @@
 # make unit     those of the tests that need no root: as the user who calls it, in half a minute
 # make fuzz     an hour of made-up messages, configurations and state files; FUZZ_S=60: a minute for each
 # make programs connections of real programs, with all that are not needed for make test
+# make attack   a user without privileges tries everything at once, for minutes; beside plain TCP
 # make torture  lifecycle, alternation and sequences, for two hours
 # make bench    figures for docs/benchmarks and the README, in ten minutes; QUICK=1: in one, beside them
 # make vm-test  the package on Debian kernels in virtual machines; KERNEL=6.1, 6.12, 7.3 or all
 # make semantics  docs/semantics.md, from what the conformance suite finds on this kernel
 # make kernels  docs/kernels.md, from what the virtual machines found; semantics.md, too
 # make first-day  docs/first-day.md, from what was typed in the one with 6.12
-# make release-test  torture, fuzzer, programs and all virtual machines: what .ci/run has no time for
+# make release-test  torture, fuzzer, attack, programs and all virtual machines: what .ci/run has no time for
 # make check    static checks: Python, manual pages, unit, D-Bus policy
 # make deb      dist/sockredird_*.deb
 # make reproducible  builds it twice, in different surroundings, and compares
@@ -50,7 +51,7 @@ SOURCES := $(wildcard sockredird sockredirctl tests bench) \
 	$(shell grep -lsE '^\#!.*python3' packaging/* tools/*)
 MANPAGES := $(wildcard man/*.[58])
 
-.PHONY: all release-test install-deps test unit fuzz programs torture semantics bench \
+.PHONY: all release-test install-deps test unit fuzz attack programs torture semantics bench \
 	vm-test vm-deps vm-roots kernels first-day \
 	check check-deps check-python check-c check-man check-systemd check-dbus check-packaging \
 	deb lintian reproducible apt-repo demo clean
@@ -76,6 +77,12 @@ FUZZ_S := 600
 fuzz: install-deps
 	$(ROOT) env PYTHONDONTWRITEBYTECODE=1 SOCKREDIR_FUZZ_S=$(FUZZ_S) $(PYTHON) -m pytest \
 		tests/unit/test_fuzz.py $(PYTEST_ARGS)
+
+# Seconds of attack on accelerated connections, and as many on plain TCP. `make test` has a short one.
+ATTACK_S := 60
+attack: install-deps
+	$(ROOT) env PYTHONDONTWRITEBYTECODE=1 SOCKREDIR_ATTACK_S=$(ATTACK_S) $(PYTHON) -m pytest -s \
+		tests/bus/service/test_attack.py tests/bus/service/test_trickle.py $(PYTEST_ARGS)
 
 # What is installed of these, `make test` runs as well.
 programs: install-deps
@@ -135,7 +142,7 @@ first-day:
 	PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=.:tests $(PYTHON) -m vm.first_day
 
 # What .ci/run has no time for, see RELEASE.md.
-release-test: torture fuzz programs
+release-test: torture fuzz attack programs
 	$(MAKE) vm-test KERNEL=all
 
 # From the results of the last `make vm-test`.

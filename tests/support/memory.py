@@ -1,9 +1,29 @@
-"""What unread data costs the kernel."""
+"""What unread data costs the kernel, and limits of memory."""
 
 from __future__ import annotations
 
+import itertools
+import os
 import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+MEMORY = Path("/sys/fs/cgroup/memory")  # version 1
+SOCKETS, ALL = "memory.kmem.tcp.limit_in_bytes", "memory.limit_in_bytes"
+_numbers = itertools.count()
+
+
+@contextmanager
+def memory_cgroup(kind: str, limit: int) -> Iterator[Path]:
+    """A cgroup whose processes get no more memory of that kind together."""
+    path = MEMORY / f"srt-{os.getpid()}-{next(_numbers)}"
+    path.mkdir()
+    try:
+        (path / kind).write_text(str(limit))
+        yield path
+    finally:
+        path.rmdir()
 
 
 def _meminfo(field: str) -> int:

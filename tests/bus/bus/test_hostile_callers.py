@@ -7,7 +7,6 @@ is held against the daemon is its own processor time, and what others wait where
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,20 +51,6 @@ def nobody(host: Host, daemon: DaemonProcess) -> Iterator[Actor]:
     yield actor
 
 
-def rss(daemon: DaemonProcess) -> int:
-    """In bytes."""
-    text = Path(f"/proc/{daemon.pid}/status").read_text()
-    found = re.search(r"VmRSS:\s+(\d+) kB", text)
-    assert found
-    return int(found[1]) << 10
-
-
-def cpu(daemon: DaemonProcess) -> float:
-    """Seconds."""
-    fields = Path(f"/proc/{daemon.pid}/stat").read_text().rpartition(")")[2].split()
-    return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
-
-
 def waited(client: Client) -> float:
     """How long an answer takes, in seconds."""
     began = time.monotonic()
@@ -78,26 +63,26 @@ def waited(client: Client) -> float:
 def test_a_large_message(
     daemon: DaemonProcess, client: Client, nobody: Actor, signature: str, size: int
 ) -> None:
-    before = cpu(daemon)
+    before = daemon.cpu_seconds
     nobody.begin(send_large, signature, size)
     if size < 2_000_000 or signature == "an":
         assert waited(client) < ANSWER_S
     assert nobody.finish() == [LIMITS_EXCEEDED]
     assert waited(client) < ANSWER_S
-    assert cpu(daemon) - before < 1
-    assert rss(daemon) < RSS_LIMIT
+    assert daemon.cpu_seconds - before < 1
+    assert daemon.resident_bytes < RSS_LIMIT
 
 
 def test_ten_at_once(host: Host, daemon: DaemonProcess, client: Client) -> None:
     nobody = host.stack.enter_context(Actor())
     nobody.do(connect, host.bus, 10)
-    before = cpu(daemon)
+    before = daemon.cpu_seconds
     nobody.begin(send_large, "an", 33_000_000)
     waits = [waited(client) for _ in range(20)]
     assert nobody.finish() == [LIMITS_EXCEEDED] * 10
     assert max(waits) < ANSWER_S
-    assert cpu(daemon) - before < 2
-    assert rss(daemon) < RSS_LIMIT
+    assert daemon.cpu_seconds - before < 2
+    assert daemon.resident_bytes < RSS_LIMIT
 
 
 def send_long_path() -> int:
@@ -120,7 +105,7 @@ def test_a_long_header(host: Host, daemon: DaemonProcess, client: Client, nobody
     assert len(os.listdir(f"/proc/{daemon.pid}/fd")) == held  # noqa: PTH208
     assert waited(client) < ANSWER_S
     assert "header is malformed, or over 8192 bytes" in daemon.stderr
-    assert rss(daemon) < RSS_LIMIT
+    assert daemon.resident_bytes < RSS_LIMIT
 
 
 def send_many(member: str, number: int, flags: int, signature: str = "", body: bytes = b"") -> None:
@@ -156,7 +141,7 @@ def test_a_flood_of_calls_that_want_no_answer(
     waits.append(waited(client))
     assert max(waits) < 5 * ANSWER_S  # the bus hands on what came before
     assert waited(client) < ANSWER_S
-    assert rss(daemon) < RSS_LIMIT
+    assert daemon.resident_bytes < RSS_LIMIT
     assert daemon.stderr.count("\n") - before <= 1
 
 
@@ -176,12 +161,12 @@ def test_nothing_is_unmarshalled_for_who_may_not_manage(
 ) -> None:
     """100 bodies of 60 KB would take dbus-next 5 s."""
     client.call("Stats")
-    before = cpu(daemon)
+    before = daemon.cpu_seconds
     nobody.begin(send_many_bodies, 60_000)
     waits = [waited(client) for _ in range(20)]
     assert set(nobody.finish()) <= {LIMITS_EXCEEDED, "org.sockredir.Error.AccessDenied"}
     assert max(waits) < ANSWER_S
-    assert cpu(daemon) - before < 1
+    assert daemon.cpu_seconds - before < 1
 
 
 def send_malformed() -> list[str]:

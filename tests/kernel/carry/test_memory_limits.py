@@ -27,10 +27,10 @@ from support.background import retiring
 from support.child import Child
 from support.datapath import Datapath
 from support.emulated import PATIENCE
+from support.memory import MEMORY, SOCKETS, memory_cgroup
 from support.traffic import Connection, connect, listen, pattern
 
 KIB, MIB = 1 << 10, 1 << 20
-MEMORY = Path("/sys/fs/cgroup/memory")  # version 1: the limit of sockets alone
 LIMIT = MIB
 CHUNK = 16 * KIB
 ATTEMPTS = 2000  # 32 MiB
@@ -40,7 +40,7 @@ ROUND = 1000
 _numbers = itertools.count()
 
 limits_sockets = pytest.mark.skipif(
-    not (MEMORY / "memory.kmem.tcp.limit_in_bytes").exists(),
+    not (MEMORY / SOCKETS).exists(),
     reason="no cgroup v1 memory controller: no limit of sockets alone",
 )
 # tcp_mem is the whole host's: in guests, and where somebody says that nobody else is there
@@ -48,18 +48,6 @@ whole_host = pytest.mark.skipif(
     "SOCKREDIR_WHOLE_HOST" not in os.environ,
     reason="lowers net.ipv4.tcp_mem for all of the host (SOCKREDIR_WHOLE_HOST)",
 )
-
-
-@contextmanager
-def memory_cgroup(limit: int) -> Iterator[Path]:
-    """A cgroup whose sockets together get no more memory than that."""
-    path = MEMORY / f"srt-{os.getpid()}-{next(_numbers)}"
-    path.mkdir()
-    try:
-        (path / "memory.kmem.tcp.limit_in_bytes").write_text(str(limit))
-        yield path
-    finally:
-        path.rmdir()
 
 
 def name_of(error: OSError) -> str:
@@ -118,7 +106,10 @@ def stalled_reader(memory: Path, blocking: bool, turned: bool) -> list[Any]:
 
 @limits_sockets
 def test_the_textbook_fails(cgroup: Path, bpffs: Path) -> None:
-    with textbook.attached(bpffs / "textbook-limits", cgroup), memory_cgroup(LIMIT) as memory:
+    with (
+        textbook.attached(bpffs / "textbook-limits", cgroup),
+        memory_cgroup(SOCKETS, LIMIT) as memory,
+    ):
         seen = processes.run(stalled_reader, memory, False, False, cgroup=cgroup)
         assert seen[1] == "ENOMEM"
 
@@ -130,7 +121,7 @@ def test_the_textbook_fails(cgroup: Path, bpffs: Path) -> None:
 def test_a_limit_of_sockets(
     cgroup: Path, generation: Generation, limit: int, blocking: bool, turned: bool
 ) -> None:
-    with memory_cgroup(limit) as memory:
+    with memory_cgroup(SOCKETS, limit) as memory:
         plain = processes.run(stalled_reader, memory, blocking, turned)
         assert plain == [True, "EAGAIN", True, True, 1000]
         seen = processes.run(stalled_reader, memory, blocking, turned, cgroup=cgroup)
@@ -231,7 +222,7 @@ def check_bystander(run: Callable[[Path | None], tuple[int, list[str]]], cgroup:
 def test_bystanders_in_a_limited_cgroup(
     cgroup: Path, generation: Generation, hog_inside: bool, made_before: bool
 ) -> None:
-    with memory_cgroup(8 * MIB) as memory, retiring(generation):
+    with memory_cgroup(SOCKETS, 8 * MIB) as memory, retiring(generation):
         check_bystander(
             lambda place: processes.run(bystander, memory, place, hog_inside, made_before), cgroup
         )
