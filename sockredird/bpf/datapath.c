@@ -32,5 +32,6 @@
 #include "carry/redirect.c"
 #include "leave/guard.c"
 #include "leave/detect.c"
+#include "leave/fionread.c"
 #include "leave/walk.c"
 #include "pair/join.c"

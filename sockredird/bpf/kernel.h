@@ -138,6 +138,8 @@ KERNEL(__u32, last_sent, tcp_sock, lsndtime)
 KERNEL(__u32, copied_seq, tcp_sock, copied_seq)
 KERNEL(__u32, rcv_nxt, tcp_sock, rcv_nxt)
 KERNEL(__u16, urg_data, tcp_sock, urg_data)
+KERNEL(__u32, urg_seq, tcp_sock, urg_seq)
+KERNEL(__u64, flags, sock, skc_flags)
 KERNEL(__u64, bytes_acked, tcp_sock, bytes_acked)
 KERNEL(__u64, user_data, sock, sk_user_data)
 KERNEL(__u64, wq, sock, sk_wq)
@@ -146,7 +148,8 @@ KERNEL(__u64, receive_queue_next, sock, sk_receive_queue)
 
 /*
  * FIONREAD on a member counts its psock queue only (tcp_bpf_ioctl(), Linux 6.6.128, 6.12.75,
- * 6.18.14 and later): a reader that asks it does not learn of what came by TCP.
+ * 6.18.14 and later): a reader that asks it does not learn of what came by TCP, unless
+ * leave/fionread.c puts that right.
  */
 #ifdef ARGS_tcp_bpf_ioctl
 #define FIONREAD_OMITS_TCP
@@ -160,6 +163,8 @@ KERNEL(__u64, psock_saved_data_ready, sk_psock, saved_data_ready)
 #ifdef OFF_sk_psock_msg_tot_len
 #define PSOCK_COUNTS_BYTES
 KERNEL(__u32, psock_msg_tot_len, sk_psock, msg_tot_len)
+#else
+KERNEL(__u32, msg_size, sk_msg, size) /* what is unread of it */
 #endif
 
 /* struct task_struct */

@@ -85,6 +85,22 @@ inline_fn void announce_change(struct sock_state *st)
 	full_barrier(st);
 }
 
+/*
+ * Whether a program that asks FIONREAD at a member is not told of what came by TCP, so that it may
+ * stop reading too early, or wait for ever.
+ */
+inline_fn int fionread_omits_tcp(void)
+{
+#ifdef FIONREAD_OMITS_TCP
+	int zero = 0;
+	struct settings *s = settings.lookup(&zero);
+
+	return !s || !s->answers_fionread;
+#else
+	return 0;
+#endif
+}
+
 /* The server end's socket; 0 if it is not known yet, or gone. */
 inline_fn __u64 server_of(const struct sock_state *st)
 {

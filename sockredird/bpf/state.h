@@ -258,20 +258,21 @@ struct settings {
 	__u32 stopped_in; /* epoch of that */
 	__u32 epoch;	  /* grows by one after each RCU grace period the daemon waited for */
 	__u32 window_bytes;
-	__u32 trace;	    /* someone subscribed to events */
-	__u32 listing;	    /* number of the listing under way; 0: walks retire instead */
-	__u32 addresses;    /* enum addresses */
-	__u32 excludes;	    /* number of excluded cgroups */
-	__u32 learn;	    /* leave listeners alone that gain nothing */
-	__u32 ktls;	    /* the kernel has TCP_ULP "tls", as far as the daemon has seen */
-	__u32 blocking;	    /* [scope] blocking_readers = "accelerate" */
-	__u32 recent;	    /* jiffies: a candidate has sent or received within these */
-	__u32 revalidate;   /* jiffies: how often a busy direction sends a message by TCP */
-	__u32 grants;	    /* a budget of another number is not valid any more */
-	__u64 memory_bytes; /* the most that is unread, overhead included, of all connections */
-	__u64 make_room;    /* idle pairs that this walk may take off; it counts down */
-	__u64 trial;	    /* id of a cgroup left to a datapath that is being tried; 0: none */
-	__u64 seed;	    /* so that nobody knows which addresses share a slot */
+	__u32 trace;		/* someone subscribed to events */
+	__u32 listing;		/* number of the listing under way; 0: walks retire instead */
+	__u32 addresses;	/* enum addresses */
+	__u32 excludes;		/* number of excluded cgroups */
+	__u32 learn;		/* leave listeners alone that gain nothing */
+	__u32 ktls;		/* the kernel has TCP_ULP "tls", as far as the daemon has seen */
+	__u32 blocking;		/* [scope] blocking_readers = "accelerate" */
+	__u32 recent;		/* jiffies: a candidate has sent or received within these */
+	__u32 revalidate;	/* jiffies: how often a busy direction sends a message by TCP */
+	__u32 grants;		/* a budget of another number is not valid any more */
+	__u32 answers_fionread; /* leave/fionread.c puts right what FIONREAD answers */
+	__u64 memory_bytes;	/* the most that is unread, overhead included, of all connections */
+	__u64 make_room;	/* idle pairs that this walk may take off; it counts down */
+	__u64 trial;		/* id of a cgroup left to a datapath that is being tried; 0: none */
+	__u64 seed;		/* so that nobody knows which addresses share a slot */
 };
 
 enum addresses { ADDRESSES_LOOPBACK, ADDRESSES_HOST, ADDRESSES_ANY };

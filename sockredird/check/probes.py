@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from sockredird.check.findings import FAIL, PASS, WARN, Finding
 from sockredird.check.sandbox import Sandbox, Unavailable
+from sockredird.datapath import detectors
 from sockredird.datapath.generation import Generation
 from sockredird.datapath.members import Walked
 from sockredird.errors import LoadFailed, SockredirError, UnsupportedKernel
@@ -28,6 +29,10 @@ class Subject(Protocol):
 
     def attached(self, cgroup: Path, port: int) -> AbstractContextManager[None]:
         """Within the with block, the datapath accelerates connections to `port` in `cgroup`."""
+
+    @property
+    def answers_fionread(self) -> bool:
+        """Whether it puts right what FIONREAD answers."""
 
     def members(self) -> Walked | None:
         """What its iterator counts; None if it has no iterator."""
@@ -46,6 +51,10 @@ class Candidate:
 
     def attached(self, cgroup: Path, port: int) -> AbstractContextManager[None]:
         return self.generation.tried_in(cgroup, port, WINDOW_BYTES)
+
+    @property
+    def answers_fionread(self) -> bool:
+        return detectors.FIONREAD in self.generation.manifest["detectors"]
 
     def members(self) -> Walked:
         return self.generation.members.walk()
@@ -110,6 +119,15 @@ _SEEN_OR_NOT = (
 )
 
 
+_COULD_COUNT = "; sockredird(8), FIONREAD, says how to have that put right"
+
+
+def _counted(trial: _Trial, detail: str) -> Verdict:
+    if trial.subject.answers_fionread:
+        detail = "sockredird puts the answer of FIONREAD right: it counts all that can be read"
+    return PASS, detail
+
+
 def _redirected_data(trial: _Trial) -> Iterator[tuple[str, Verdict]]:
     answer = trial.sandbox.order("inspect")
     trial.sandbox.order("close")
@@ -121,14 +139,14 @@ def _redirected_data(trial: _Trial) -> Iterator[tuple[str, Verdict]]:
     if wrong:
         yield "fionread_redirected", (FAIL, f"{wrong} after FIONREAD or splice(2)")
     elif answer["fionread"] == answer["size"]:
-        yield "fionread_redirected", (PASS, "FIONREAD counts redirected data")
+        yield "fionread_redirected", _counted(trial, "FIONREAD counts redirected data")
     else:
         yield (
             "fionread_redirected",
             (
                 WARN,
                 f"FIONREAD reports {answer['fionread']} of {answer['size']} redirected bytes: "
-                f"programs that use it before they read (nginx) {_SEEN_OR_NOT}",
+                f"programs that use it before they read (nginx) {_SEEN_OR_NOT}{_COULD_COUNT}",
             ),
         )
     if not wrong and answer["spliced"] == answer["size"]:
@@ -220,14 +238,16 @@ def _unload(trial: _Trial) -> Iterator[tuple[str, Verdict]]:
     else:
         yield "unload", (PASS, "connections go back to TCP without losing anything")
     if unread["fionread"] == unread["size"]:
-        yield "fionread_tcp", (PASS, "FIONREAD counts TCP data while a connection goes back to TCP")
+        counted = "FIONREAD counts TCP data while a connection goes back to TCP"
+        yield "fionread_tcp", _counted(trial, counted)
     else:
         yield (
             "fionread_tcp",
             (
                 WARN,
                 f"FIONREAD reports {unread['fionread']} of {unread['size']} bytes of TCP data "
-                "until a connection has left the sockhash, which usually takes milliseconds",
+                "until a connection has left the sockhash, which usually takes milliseconds"
+                f"{_COULD_COUNT}",
             ),
         )
 

@@ -44,6 +44,7 @@ def fill(staging: Path, plan: Plan) -> None:
         )
     for step, leads_to in excluded.items():
         libbpf.update(pins["excluded"], step, leads_to.to_bytes(4, sys.byteorder))
+    attached = detectors.attach(staging)
     settings = Settings(
         stopped=1,
         window_bytes=plan.window_bytes,
@@ -55,6 +56,7 @@ def fill(staging: Path, plan: Plan) -> None:
         recent=round(RECENT_S * hz()),
         revalidate=max(1, round(plan.revalidate_s * hz())),
         memory_bytes=plan.memory,
+        answers_fionread=int(detectors.FIONREAD in attached),
     )
     libbpf.update(pins["settings"], _ZERO, settings.pack())
     write_own_addresses(pins["own_addresses"])
@@ -64,7 +66,7 @@ def fill(staging: Path, plan: Plan) -> None:
         "created": time.time_ns() // 1000,
         "cgroups": {},
         "tags": {name: libbpf.prog_tag(pins[name]) for name in PROGRAMS},
-        "detectors": detectors.attach(staging),
+        "detectors": attached,
     }
     write_manifest(pins["manifest"], manifest)
     for fd in pins.values():

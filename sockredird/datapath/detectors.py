@@ -18,7 +18,8 @@ from sockredird.loader.records import DETECTOR_PREFIX, DETECTORS, detector_pin
 
 log = logging.getLogger(__name__)
 
-_NOT_ALWAYS = {"fionread"}  # there is nothing to see where the kernel counts redirected data
+FIONREAD = "fionread_answer"  # puts right what FIONREAD answers
+_NOT_ALWAYS = {"fionread", FIONREAD}  # there is nothing to see where the kernel counts all
 _SEEN = {  # what a user knows of what they see
     "splice": "splice(2)",
     "recv": "MSG_WAITALL, MSG_TRUNC and MSG_OOB in recv(2)",
@@ -44,6 +45,8 @@ def attach(directory: Path) -> dict[str, int]:
             continue
         with libbpf.open_pin(path) as program:
             path.unlink()
+            if name == "fionread" and FIONREAD in attached:
+                continue
             try:
                 link = libbpf.create_tracing_link(program, shape.attach_type)
             except OSError as error:
@@ -59,6 +62,8 @@ def attach(directory: Path) -> dict[str, int]:
             "leave programs that use them out of scope, see sockredird(8), LIMITATIONS",
             "; ".join(_SEEN[name] for name in missing),
         )
+    if FIONREAD in attached:
+        log.info("what FIONREAD answers on accelerated sockets is put right: it counts all")
     return attached
 
 

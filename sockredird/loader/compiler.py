@@ -187,7 +187,7 @@ def _compile(flags: list[str]) -> Objects:
             shape.function,
             objects.with_maps(code, places),
             shape.attach_type,
-            shape.target,
+            shape.targets,
             optional=pin not in PROGRAMS,
         )
     module.cleanup()

@@ -42,7 +42,7 @@ class Program:
     name: str
     code: bytes  # refers to maps by their number in Objects.maps
     attach_type: int = 0
-    target: str = ""  # the kernel function that a tracing program is for
+    targets: tuple[str, ...] = ()  # a tracing program is for the first that the kernel has
     optional: bool = False  # left out if the kernel does not accept it
 
 
@@ -152,10 +152,10 @@ def _make(raw: bytes, entries: int) -> Fd:
 
 def _load(program: Program, places: Mapping[int, int], kernel: KernelTypes) -> Fd:
     target = 0
-    if program.target:
-        found = kernel.function(program.target)
+    if program.targets:
+        found = next(filter(None, map(kernel.function, program.targets)), None)
         if found is None:
-            raise LoadFailed(f"{program.target}() is not in the kernel's BTF")
+            raise LoadFailed(f"{program.targets[-1]}() is not in the kernel's BTF")
         target = found
     try:
         return libbpf.load_program(
@@ -178,8 +178,8 @@ def _map(text: str) -> bytes:
     return raw
 
 
-def _program(kind: int, code: str, **others: Any) -> Program:
-    return Program(kind=ProgType(kind), code=b64decode(code), **others)
+def _program(kind: int, code: str, targets: list[str], **others: Any) -> Program:
+    return Program(kind=ProgType(kind), code=b64decode(code), targets=tuple(targets), **others)
 
 
 def _digest(content: bytes) -> bytes:

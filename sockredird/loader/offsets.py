@@ -37,6 +37,7 @@ _REQUIRED = (
     ("tcp_sock", "lsndtime"),
     ("tcp_sock", "rcv_nxt"),
     ("tcp_sock", "urg_data"),
+    ("tcp_sock", "urg_seq"),
     ("tcp_sock", "notsent_lowat"),
     ("sock", "sk_user_data"),
     ("sock", "sk_shutdown"),
@@ -71,6 +72,8 @@ _REQUIRED = (
     ("sk_psock", "ingress_msg"),
     ("sk_psock", "refcnt"),
     ("sk_psock", "saved_data_ready"),
+    ("sk_msg", "list"),
+    ("sk_msg", "sg.size"),
     ("socket_wq", "wait.head"),
     ("wait_queue_entry", "private"),
     ("wait_queue_entry", "entry"),
@@ -102,7 +105,7 @@ _OPTIONAL = (
 # Structs that kernel.h reads through bpf_rdonly_cast(), where the kernel has it.
 _CAST = (
     *("sock", "inet_connection_sock", "tcp_sock", "sk_psock", "task_struct"),
-    *("wait_queue_entry", "list_head", "proto", "page_counter"),
+    *("wait_queue_entry", "list_head", "proto", "page_counter", "sk_msg"),
 )
 # An armed timer holds a reference to its socket. Kernels have different timers: 6.12.117 has one
 # for keepalive that 6.12.107 does not have, and 6.19 moved two.

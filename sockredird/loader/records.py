@@ -20,11 +20,11 @@ class ProgramShape:
     function: str  # in the C source
     kind: ProgType
     attach_type: AttachType
-    target: str = ""  # kernel function that a tracing program is for
+    targets: tuple[str, ...] = ()  # a tracing program is for the first that the kernel has
 
 
-def _tracing(function: str, attach_type: AttachType, target: str) -> ProgramShape:
-    return ProgramShape(function, ProgType.TRACING, attach_type, target)
+def _tracing(function: str, attach_type: AttachType, *targets: str) -> ProgramShape:
+    return ProgramShape(function, ProgType.TRACING, attach_type, targets)
 
 
 # By the names of their pins; iterators are for functions that do nothing (DEFINE_BPF_ITER_FUNC()).
@@ -38,12 +38,16 @@ PROGRAMS = {
     "join": _tracing("sockredir_join", AttachType.TRACE_ITER, "bpf_iter_task_file"),
     "rewake": _tracing("sockredir_rewake", AttachType.TRACE_ITER, "bpf_iter_tcp"),
 }
-# Programs of leave/detect.c, where the kernel has fentry, by the words for what they see.
+# Programs of leave/detect.c and fionread.c, where the kernel has fentry, by the words for what
+# they see.
 DETECTORS = {
     "splice": _tracing("sockredir_spliced", AttachType.TRACE_FENTRY, "tcp_splice_read"),
     "recv": _tracing("sockredir_receiving", AttachType.TRACE_FENTRY, "tcp_bpf_recvmsg"),
     "received": _tracing("sockredir_received", AttachType.TRACE_FEXIT, "tcp_bpf_recvmsg"),
     "send": _tracing("sockredir_sending", AttachType.TRACE_FENTRY, "tcp_bpf_sendmsg"),
+    "fionread_answer": _tracing(
+        "sockredir_answered", AttachType.TRACE_FEXIT, "sk_ioctl", "tcp_ioctl"
+    ),
     "fionread": _tracing("sockredir_asking", AttachType.TRACE_FENTRY, "tcp_ioctl"),
 }
 DETECTOR_PREFIX = "detector-"
@@ -202,6 +206,7 @@ class Settings:
     recent: int = 0  # jiffies
     revalidate: int = 0  # jiffies
     grants: int = 0
+    answers_fionread: int = 0
     memory_bytes: int = 0
     make_room: int = 0  # pairs
     trial: int = 0

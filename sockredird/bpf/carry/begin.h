@@ -79,14 +79,14 @@ inline_fn int find_peer(struct sock_state *st)
  */
 inline_fn void by_tcp_on_member(struct sock_state *st)
 {
-#ifdef FIONREAD_OMITS_TCP
 	__u32 borders = st->borders;
 
+	if (!fionread_omits_tcp())
+		return;
 	WRITE_ONCE(st->borders, borders + 1);
 	full_barrier(st);
 	if (READ_ONCE(st->borders_seen) == borders)
 		ask(REQUEST_WALK);
-#endif
 }
 
 /*

@@ -19,7 +19,6 @@
 #define MSG_DONTWAIT 0x40
 #define MSG_WAITALL 0x100
 #define EAGAIN 11
-#define FIONREAD 0x541b
 #define FOR_EVER 0x7fffffffffffffffLL /* MAX_SCHEDULE_TIMEOUT: no SO_RCVTIMEO */
 
 #ifndef ARGS_tcp_bpf_recvmsg
@@ -113,18 +112,3 @@ int sockredir_received(unsigned long long *ctx)
 		detect(sk, CAUSE_WOKEN, NEVER);
 	return 0;
 }
-
-#ifndef ARGS_tcp_bpf_ioctl /* where it counts redirected data, a member has that function */
-/*
- * A program that reads on edges may believe that nothing is left, and wait for the next edge
- * (nginx). Most only want to know how much to read, and poll first, so there is time to see.
- */
-int sockredir_asking(unsigned long long *ctx)
-{
-	struct sock *sk = (void *)ctx[0];
-
-	if ((__u32)ctx[1] == FIONREAD && has_unread(sk))
-		detect(sk, CAUSE_FIONREAD, IF_STUCK);
-	return 0;
-}
-#endif

@@ -130,12 +130,8 @@ inline_fn int has_read_nothing(const struct sock_state *st)
  */
 inline_fn int stays_at_border(const struct sock_state *st)
 {
-#ifdef FIONREAD_OMITS_TCP
-	return has_read_nothing(st) && st->mode != REDIRECT &&
+	return has_read_nothing(st) && st->mode != REDIRECT && fionread_omits_tcp() &&
 	       (__s32)(now_ms() - st->border_since) >= PASSES_BORDER_MS;
-#else
-	return 0;
-#endif
 }
 
 /* CAUSE_NONE, or why a pair begins to leave, as far as this end shows. */
@@ -341,11 +337,7 @@ inline_fn int retire(__u64 sk, struct sock_state *st, struct settings *s)
 /* Whether TCP data is still to come that a reader which asks FIONREAD is not told of. */
 inline_fn int untold(__u64 sk, const struct sock_state *st)
 {
-#ifdef FIONREAD_OMITS_TCP
-	return kernel_copied_seq(st->peer_sk) != kernel_write_seq(sk);
-#else
-	return 0;
-#endif
+	return fionread_omits_tcp() && kernel_copied_seq(st->peer_sk) != kernel_write_seq(sk);
 }
 
 /*

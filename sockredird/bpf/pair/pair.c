@@ -208,10 +208,8 @@ inline_fn void client_established(struct bpf_sock_ops *skops, __u64 netns)
 		reason = asked_while_connecting(sk);
 	if (!reason && learned_of_user(&hs.flow, (__u64)tp))
 		reason = CAUSE_LEARNED;
-#ifdef FIONREAD_OMITS_TCP
-	if (!reason && own_write_seq(tp) != pair.client_seq)
+	if (!reason && own_write_seq(tp) != pair.client_seq && fionread_omits_tcp())
 		reason = CAUSE_EARLY_DATA;
-#endif
 	if (!reason)
 		reason = join(skops, sk, tp, CLIENT, &hs.flow, &pair, &hs);
 	if (!reason)
@@ -272,11 +270,8 @@ inline_fn void client_outside(const struct pair *pair, struct flow *flow, enum r
 inline_fn int has_early_data(struct bpf_sock_ops *skops, const struct handshake *hs,
 			     const struct pair *pair)
 {
-#ifdef FIONREAD_OMITS_TCP
-	return segment_has_data(skops) || kernel_write_seq(hs->client_sk) != pair->client_seq;
-#else
-	return 0;
-#endif
+	return (segment_has_data(skops) || kernel_write_seq(hs->client_sk) != pair->client_seq) &&
+	       fionread_omits_tcp();
 }
 
 /* CAUSE_NONE, or why the server end does not join the client end that has left `hs`. */

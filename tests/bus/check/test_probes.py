@@ -39,6 +39,7 @@ class Textbook:
 
     directory: Path
     members_fd: int = -1
+    answers_fionread: bool = False
 
     @contextmanager
     def attached(self, cgroup: Path, port: int) -> Iterator[None]:
@@ -57,6 +58,8 @@ class Textbook:
 
 class Nothing:
     """No datapath: sockets are TCP's."""
+
+    answers_fionread = False
 
     def attached(self, cgroup: Path, port: int) -> nullcontext[None]:
         return nullcontext()
@@ -114,7 +117,7 @@ def test_ours(host: Host) -> None:
 
 
 ORDER: list[Edit] = [
-    ("bpf/pair/pair.c", "return segment_has_data(skops) ||", "return 0 &&"),
+    ("bpf/pair/pair.c", "return (segment_has_data(skops) ||", "return 0 && ("),
     ("bpf/carry/begin.h", "|| copied != own_write_seq(tp) ||", "||"),
 ]  # fmt: skip
 _ASK = 'pair.client.setsockopt(socket.IPPROTO_TCP, TCP_ULP, b"tls")'

@@ -13,14 +13,19 @@ from dataclasses import dataclass
 from kernel.conformance import results
 from kernel.conformance.catalogue import FRESH, JOINED, LEFT, SIDES, USED, Behaviour, Variant
 from kernel.conformance.results import Kernel, Series, Version
+from sockredird.datapath import detectors
 from sockredird.datapath.generation import Generation
 
 TCP_ULP = 31  # <linux/tcp.h>
 
 
 def running(generation: Generation) -> Kernel:
+    attached = generation.manifest["detectors"]
     return Kernel(
-        results.running_version(), sees=bool(generation.manifest["detectors"]), ktls=_has_ktls()
+        results.running_version(),
+        sees=bool(attached),
+        ktls=_has_ktls(),
+        counts=detectors.FIONREAD in attached,
     )
 
 
@@ -134,7 +139,8 @@ REASONS = {
         "Before 6.6.128, 6.12.75 and 6.18.14 a member of a sockhash answers FIONREAD as TCP does "
         "(`tcp_ioctl()`), from its receive queue, where redirected data is not.",
         "Where the kernel has ftrace, the call is seen: later connections to the listener stay on "
-        "TCP, and this one is reset if the data is still unread a second later.",
+        "TCP, and this one is reset if the data is still unread a second later. With CAP_SYS_ADMIN "
+        "the answer is put right instead (sockredird(8), FIONREAD).",
     ),
     "no kTLS": Reason(
         "Kernel TLS",
@@ -159,7 +165,8 @@ class Difference:
     """`only`: variants, where not all of `states` differ.
 
     On kernels before `until`, and of earlier series before the releases in `backported`.
-    `unseen`: only where fentry programs do not see it; `with_ktls`: only where the kernel has it.
+    `unseen`: only where fentry programs do not see it; `uncounted`: only where FIONREAD's answer is
+    the kernel's own; `with_ktls`: only where the kernel has it.
     """
 
     reason: str
@@ -168,12 +175,15 @@ class Difference:
     until: Series = (999, 0)
     backported: tuple[Version, ...] = ()
     unseen: bool = False
+    uncounted: bool = False
     with_ktls: bool = False
 
     def applies(self, variant: Variant, kernel: Kernel) -> bool:
         if variant.state not in kernel.states:
             return False
         if kernel.series >= self.until or (self.unseen and kernel.sees):
+            return False
+        if self.uncounted and kernel.counts:
             return False
         if any(v[:2] == kernel.series and kernel.version >= v for v in self.backported):
             return False
@@ -215,10 +225,12 @@ DIFFERENCES = {
             "read_by_events_and_fionread",
             "read_much_by_events_and_fionread",
         ),
-        Difference("not counted", until=(6, 6)),
+        Difference("not counted", until=(6, 6), uncounted=True),
     ),
     "upper_layer_protocol": Difference("no kTLS", with_ktls=True),
-    "fionread_while_leaving": Difference("leaving", until=(7, 3), backported=((6, 12, 117),)),
+    "fionread_while_leaving": Difference(
+        "leaving", until=(7, 3), backported=((6, 12, 117),), uncounted=True
+    ),
     "truncate": Difference("flags"),
     "wait_all": Difference("flags"),
     "out_of_band": Difference("urgent"),

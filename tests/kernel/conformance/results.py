@@ -29,6 +29,7 @@ class Kernel:
     version: Version
     sees: bool  # fentry programs notice what no setsockopt announces
     ktls: bool
+    counts: bool = False  # FIONREAD's answer is put right (bpf/leave/fionread.c)
     states: tuple[str, ...] = STATES  # in which the suite was run there
 
     @property
@@ -78,6 +79,7 @@ def recorded_kernel(series: Series) -> Kernel:
     return Kernel(
         (*series, facts["version"][2]),
         sees=facts["sees"],
+        counts=facts.get("counts", False),
         ktls=facts["ktls"],
         states=tuple(facts.get("states", BEFORE_JOINED)),
     )

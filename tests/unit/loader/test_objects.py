@@ -23,7 +23,7 @@ _PROGRAMS = st.builds(
     st.text(),
     _CODE,
     st.integers(0, 60),
-    st.text(),
+    st.lists(st.text()).map(tuple),
     st.booleans(),
 )
 _OBJECTS = st.builds(

@@ -1,6 +1,7 @@
 """Programs that need what no member of a sockhash can do: seen by fentry on Debian kernels.
 
 At most their first connection is reset; later ones run untouched, and `learned` names who did what.
+FIONREAD is put right where the service may do that, and then its users stay accelerated.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import select
 import signal
 import socket
 import subprocess
+import sys
 import termios
 import threading
 import time
@@ -283,7 +285,38 @@ def read_as_nginx(sock: socket.socket) -> bytes:
     return received
 
 
-def test_fionread() -> None:
+DROP_IN = Path("/etc/systemd/system/sockredird.service.d/fionread.conf")
+PUT_RIGHT_OR_NOT = pytest.mark.parametrize(
+    "put_right", [False, True], ids=["", "put right"], indirect=True
+)
+
+
+def begin_again() -> None:
+    sh(BUSCTL.format("call", "Disable"))
+    sh("systemctl daemon-reload && systemctl restart sockredird")
+    sh(BUSCTL.format("call", "Enable"))
+
+
+@pytest.fixture
+def put_right_for_all() -> Iterator[None]:
+    """With the capability that this takes, as sockredird(8) says."""
+    DROP_IN.parent.mkdir(exist_ok=True)
+    DROP_IN.write_text("[Service]\nCapabilityBoundingSet=CAP_SYS_ADMIN\n")
+    begin_again()
+    yield
+    DROP_IN.unlink()
+    begin_again()
+
+
+@pytest.fixture
+def put_right(request: pytest.FixtureRequest) -> bool:
+    if request.param:
+        request.getfixturevalue("put_right_for_all")
+    return bool(request.param)
+
+
+@PUT_RIGHT_OR_NOT
+def test_fionread(put_right: bool) -> None:
     """Where it does not count redirected data, who believes it is not left waiting for ever."""
     question = b"x" * 10_000 + b"."
 
@@ -302,13 +335,68 @@ def test_fionread() -> None:
             read_exactly(client, 6)
 
     with serving(serve) as port:
-        if COUNTS_REDIRECTED_DATA:
-            before = counters()["redirected_messages"]
-            exchange()
-            assert counters()["redirected_messages"] == before + 3
+        if COUNTS_REDIRECTED_DATA or put_right:
+            before = counters()
+            for _ in range(5):
+                exchange()
+            after = counters()
+            assert after["redirected_messages"] == before["redirected_messages"] + 3 * 5
             assert port not in learned()
         else:
             check_untouched_later(exchange, "fionread", port)
+
+
+MESSAGES = [
+    os.urandom(1000) for _ in range(100)
+]  # more than the window at first: the rest is TCP's
+
+
+def waiting(sock: socket.socket) -> int:
+    raw = fcntl.ioctl(sock, termios.FIONREAD, bytes(4))
+    return int.from_bytes(raw, sys.byteorder)
+
+
+def read_when_all_is_there(sock: socket.socket, size: int) -> bytes:
+    """Java's available(), until it tells of enough. Empty if it never does."""
+    deadline = time.monotonic() + 30
+    while waiting(sock) < size:
+        if time.monotonic() > deadline:
+            return b""
+        time.sleep(0.05)
+    return read_exactly(sock, size)
+
+
+@PUT_RIGHT_OR_NOT
+def test_a_reader_that_waits_until_all_is_there(put_right: bool) -> None:
+    """A part of it was redirected, and the rest went by TCP."""
+    data = b"".join(MESSAGES)
+
+    def serve(server: socket.socket) -> None:
+        server.settimeout(60)  # which makes it poll
+        server.sendall(b"ready")
+        server.sendall(b"right" if read_when_all_is_there(server, len(data)) == data else b"wrong")
+
+    with serving(serve) as port:
+        before = counters()
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as client:
+            assert read_exactly(client, 5) == b"ready"
+            for message in MESSAGES:
+                client.sendall(message)
+            try:
+                answer = read_exactly(client, 5)
+            except OSError:  # the guard has reset it
+                answer = b""
+        after = counters()
+        assert (answer == b"right") == put_right
+        assert after["redirected_messages"] - before["redirected_messages"] > 10
+        if put_right:
+            assert port not in learned()
+            for why in ("fionread", "tcp_unread"):
+                assert after[f"retired_{why}"] == before[f"retired_{why}"]
+
+
+def test_check_tells_of_fionread(put_right_for_all: None) -> None:
+    assert "puts the answer of FIONREAD right" in sh("sockredirctl check || true")
 
 
 @contextmanager
