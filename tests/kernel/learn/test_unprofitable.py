@@ -15,7 +15,7 @@ from sockredird.loader.header import BPF_DIR, record
 from sockredird.loader.records import CAUSES, LISTENER
 from support.daemon.users import DAEMON, NOBODY
 from support.processes import inside
-from support.traffic import connect, dial, echo, listen
+from support.traffic import Connection, connect, dial, echo, listen
 
 NAMES = dict(re.findall(r"#define (\w+) (\d+)", (BPF_DIR / "learn" / "learn.h").read_text()))
 LIMIT = int(NAMES["BALANCE_LIMIT"])
@@ -41,6 +41,20 @@ def exchange(listener: socket.socket, rounds: int = 1) -> None:
     while both.server.recv(1):
         pass
     both.server.close()
+
+
+def joined(generation: Generation) -> int:
+    return generation.counters()["joined_connections"]
+
+
+def join(generation: Generation, joiner: Joiner, both: Connection) -> None:
+    """Has it carry messages between two looks."""
+    for end in (both.client, both.server):
+        end.settimeout(20.0)  # O_NONBLOCK, and poll()
+    echo(both, 1)
+    joiner.look(generation, "loopback")
+    echo(both, 3)
+    joiner.look(generation, "loopback")
 
 
 @inside(timeout=120)
@@ -71,14 +85,9 @@ def test_connections_that_join_make_up_for_it(cgroup: Path, generation: Generati
         for number in range(JOINED):
             assert whys(generation) == ["short_connections"]
             kept.append(connect(listener))
-            for end in (kept[-1].client, kept[-1].server):
-                end.settimeout(20.0)  # O_NONBLOCK, and poll()
-            echo(kept[-1], 1)
-            joiner.look(generation, "loopback")
-            assert generation.counters()["joined_connections"] == number
-            echo(kept[-1], 3)
-            joiner.look(generation, "loopback")
-            assert generation.counters()["joined_connections"] == number + 1
+            assert joined(generation) == number
+            join(generation, joiner, kept[-1])
+            assert joined(generation) == number + 1
         assert whys(generation) == []
         before = accelerated(generation)
         for _ in range(10):
@@ -114,10 +123,12 @@ def test_one_user_does_not_decide_for_another(cgroup: Path, generation: Generati
             for _ in range(3 * SHORT):
                 exchange(listener)
         assert whys(generation) == ["short_connections"]
-        before = accelerated(generation)
+        joiner = Joiner()
         with client_of(DAEMON):
-            while accelerated(generation) == before:
-                exchange(listener, LIMIT)
+            kept = [connect(listener) for _ in range(JOINED)]
+        for both in kept:
+            join(generation, joiner, both)
+        assert joined(generation) == JOINED
         assert whys(generation) == []
         with client_of(NOBODY):
             for _ in range(2 * SHORT):

@@ -30,7 +30,7 @@ class Datapath:
 
     def learn(self, port: int, uid: int, time: int, user: int = 0) -> None:
         self.entries[listener_key(netns_cookie(), port, user)] = record("learned_entry").pack(
-            time=time * 10**6, sampled=0, cause=CAUSES.index("splice"), uid=uid
+            time=time * 10**6, cause=CAUSES.index("splice"), uid=uid
         )
 
 
