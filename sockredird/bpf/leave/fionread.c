@@ -8,7 +8,7 @@
  * written for the program: leave/detect.c has nothing to see then, and no direction has to keep TCP's
  * data away from such a reader (peer_state.h: fionread_omits_tcp()). It needs ftrace,
  * CAP_SYS_ADMIN, and a kernel that is not locked down, as the helper writes to a program's memory.
- * Kernels before 6.14 print one line to the kernel's log when it is loaded.
+ * Linux 6.1 says in the kernel's log that it is loaded, a few times over; 7.3 does not.
  */
 #pragma once
 #include "detect.c"

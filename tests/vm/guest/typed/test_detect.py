@@ -340,7 +340,10 @@ def test_fionread(put_right: bool) -> None:
             for _ in range(5):
                 exchange()
             after = counters()
-            assert after["redirected_messages"] == before["redirected_messages"] + 3 * 5
+            # one that finds its reader inside recv() goes by TCP, and the direction begins later
+            assert after["redirected_messages"] - before["redirected_messages"] >= 3 * 5 - 3
+            for why in ("fionread", "tcp_unread"):
+                assert after[f"retired_{why}"] == before[f"retired_{why}"]
             assert port not in learned()
         else:
             check_untouched_later(exchange, "fionread", port)
