@@ -11,7 +11,7 @@ import pytest
 
 from support.daemon import load, pins
 from support.daemon.bus import SHIPPED_POLICY, private_bus
-from support.daemon.client import Client
+from support.daemon.client import TIMEOUT_S, Client
 from support.daemon.host import Host
 from support.systemd import NAME, Systemd
 
@@ -78,6 +78,23 @@ def test_the_scope_is_said_back(host: Host, client: Client) -> None:
     assert "From options: only_ports; from the file: cgroup" in status
     assert "(options last until disable)" in status
     assert json.loads(host.ctl("status", "--json").stdout)["Sources"] == sources
+
+
+def test_two_scopes_at_once(host: Host, client: Client) -> None:
+    """One of them is in force in the end, and each caller is told whether it is his."""
+    with (
+        host.ctl_process("enable", "--no-block", "--port", "7") as one,
+        host.ctl_process("enable", "--no-block", "--port", "8") as two,
+    ):
+        said = {7: one.communicate(timeout=TIMEOUT_S), 8: two.communicate(timeout=TIMEOUT_S)}
+    assert (one.returncode, two.returncode) == (0, 0), said
+    (in_force,) = client.get("Scope")["only_ports"]
+    for port, (output, errors) in said.items():
+        own = f"port {port} only" in output
+        assert own or "somebody else has changed the scope in the meantime" in errors, said
+        assert own or port != in_force
+    assert client.get("State") == "enabled"
+    assert len(pins.directories(host.root)) == 1
 
 
 def test_what_was_given_lasts_until_it_is_dropped(host: Host, client: Client) -> None:
