@@ -84,10 +84,11 @@ attack: install-deps
 	$(ROOT) env PYTHONDONTWRITEBYTECODE=1 SOCKREDIR_ATTACK_S=$(ATTACK_S) $(PYTHON) -m pytest -s \
 		tests/bus/service/test_attack.py tests/bus/service/test_trickle.py $(PYTEST_ARGS)
 
-# What is installed of these, `make test` runs as well.
+# What is installed of these, `make test` runs as well, without a limit of three seconds to join.
 programs: install-deps
 	@$(APT_INSTALL) $(PROGRAM_DEPS)
-	$(ROOT) env PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m pytest -rs tests/bus/programs $(PYTEST_ARGS)
+	$(ROOT) env PYTHONDONTWRITEBYTECODE=1 SOCKREDIR_QUIET=1 $(PYTHON) -m pytest -rs \
+		tests/bus/programs $(PYTEST_ARGS)
 
 # Two hours or so: kills, upgrades and cycles by the hundreds, where `make test` has a few, the last
 # two also under 200 connections of real programs; programs that check every byte while directions
