@@ -29,8 +29,8 @@ PARTS = 16
 # Tests of what does not depend on the kernel: once for each root
 NOT_USERLAND = '-m "not userland"'
 SHARE_ROOM = 256 << 20
-# What tests of a checkout look at beside the packages, which are those installed
-CHECKOUT = ("completions", "dbus", "docs", "man", "polkit", "tests")
+# What tests of a checkout look at, or import, beside the packages, which are those installed
+CHECKOUT = ("bench", "completions", "dbus", "docs", "man", "polkit", "tests")
 
 
 def arguments() -> argparse.Namespace:
