@@ -107,13 +107,14 @@ def test_enable_for_units() -> None:
 
 def test_trace() -> None:
     transcript.chapter(
-        "Watch", "The app is restarted meanwhile. Ctrl-C ends the trace; here timeout(1) does."
+        "Watch",
+        "The app is restarted meanwhile. The end of connections that are older than acceleration "
+        "is not reported. Ctrl-C ends the trace; here timeout(1) does.",
     )
     said = typed(
         "timeout --preserve-status -s INT 120 sockredirctl trace",
         once=("waiting for", lambda: sh("systemctl restart app")),
     )
-    assert said.count(" closed ") == 4
     assert said.count(" accelerated ") == 4
     soon(lambda: accelerated_now() == 4, "the app's new connections are accelerated")
     said = typed("sockredirctl stats | grep -E 'connections|redirected'")
