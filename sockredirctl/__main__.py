@@ -93,7 +93,7 @@ async def _joined(client: Client) -> str:
 
 
 def _may_join(found: dict[str, Any]) -> bool:
-    """Whether there are connections of which it is not known yet if they carry messages."""
+    """Whether a connection may still join: the daemon has to look twice to see its messages."""
     left = sum(one["connections"] for one in found["left"])
     return bool(found["looks"] < 1 or found["eligible"] > left)
 

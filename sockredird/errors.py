@@ -1,4 +1,7 @@
-"""The errors that a caller can get, each of which maps to one D-Bus error name; safe log lines."""
+"""What users are told: the errors that a caller can get, and texts that are safe to log.
+
+Each error maps to one D-Bus error name.
+"""
 
 from __future__ import annotations
 

@@ -86,8 +86,8 @@ inline_fn void announce_change(struct sock_state *st)
 }
 
 /*
- * Whether a program that asks FIONREAD at a member is not told of what came by TCP, so that it may
- * stop reading too early, or wait for ever.
+ * Whether FIONREAD at a member leaves out what came by TCP. A program that asks it may stop reading
+ * too early there, or wait for ever.
  */
 inline_fn int fionread_omits_tcp(void)
 {

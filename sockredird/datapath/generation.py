@@ -323,16 +323,19 @@ class Generation:
     def add_learned(self, listener: bytes, entry: bytes) -> None:
         libbpf.update(self._pins["learned"], listener, entry)
 
-    def remove_learned(self, listener: bytes) -> None:
-        """Removes it with its balances, or the next connection would bring it back."""
-        doomed = LISTENER.unpack(listener)
+    def remove_learned(self, *listeners: bytes) -> None:
+        """Removes them with their balances, or the next connection would bring them back."""
+        if not listeners:
+            return
+        ports = {(doomed.netns, doomed.port) for doomed in map(LISTENER.unpack, listeners)}
         for key in list(libbpf.keys(self._pins["balances"], LISTENER.size)):
             found = LISTENER.unpack(key)
-            if (found.netns, found.port) == (doomed.netns, doomed.port):
+            if (found.netns, found.port) in ports:
                 with suppress(FileNotFoundError):
                     libbpf.delete(self._pins["balances"], key)
-        with suppress(FileNotFoundError):
-            libbpf.delete(self._pins["learned"], listener)
+        for listener in listeners:
+            with suppress(FileNotFoundError):
+                libbpf.delete(self._pins["learned"], listener)
 
     # -- changes -----------------------------------------------------------------------------
 

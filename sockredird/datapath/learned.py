@@ -129,8 +129,7 @@ class Learned:
 
     def add_to(self, generation: Generation, *, passing: bool) -> None:
         """Adds the entries to a generation that sees no connection yet."""
-        for listener, _ in list(generation.learned()):  # left by its trial
-            generation.remove_learned(listener)
+        generation.remove_learned(*(key for key, _ in generation.learned()))  # left by its trial
         for entry in self._entries.values():
             if passing or not entry.passing:
                 generation.add_learned(*_packed(entry))
@@ -187,10 +186,9 @@ class Learned:
             raise InvalidConfig(
                 f"there is no learned listener {identity!r}: sockredirctl learned lists them"
             )
-        generations = list(generations)
+        for generation in generations:
+            generation.remove_learned(*(listener_key(*entry.key) for entry in doomed))
         for entry in doomed:
-            for generation in generations:
-                generation.remove_learned(listener_key(*entry.key))
             del self._entries[entry.key]
         if not self._keep():
             raise LoadFailed(
@@ -206,13 +204,14 @@ class Learned:
         others = [x for x in oldest_first if x.netns != self._host]
         doomed = others[: max(len(others) - ROOM, 0)]
         of_user: defaultdict[int, deque[Entry]] = defaultdict(deque)
+        going = {entry.key for entry in doomed}
         for entry in oldest_first:
-            if entry not in doomed:
+            if entry.key not in going:
                 of_user[entry.uid].append(entry)
         for _ in range(len(oldest_first) - len(doomed) - ROOM):
             doomed.append(max(of_user.values(), key=len).popleft())
+        generation.remove_learned(*(listener_key(*entry.key) for entry in doomed))
         for entry in doomed:
-            generation.remove_learned(listener_key(*entry.key))
             del self._entries[entry.key]
 
     def _keep(self) -> bool:

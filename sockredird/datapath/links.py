@@ -29,16 +29,11 @@ def _name(program: str, number: int) -> str:
     return f"attached-{program}-{number}"
 
 
-def _program(name: str) -> str:
+def _parts(name: str) -> tuple[str, int]:
+    """The program, and the id of the cgroup, that a link is named after."""
     match = _NAME.fullmatch(name)
     assert match is not None
-    return match[1]
-
-
-def _number(name: str) -> int:
-    match = _NAME.fullmatch(name)
-    assert match is not None
-    return int(match[2])
+    return match[1], int(match[2])
 
 
 def is_link(name: str) -> bool:
@@ -61,7 +56,7 @@ def refuse(path: Path, found: object, expected: object) -> LoadFailed:
 def check(directory: Path, pins: dict[str, Fd]) -> None:
     """Raises LoadFailed unless each link is of the program and the cgroup it is named after."""
     for path in pinned(directory):
-        program, number = _program(path.name), _number(path.name)
+        program, number = _parts(path.name)
         with libbpf.open_pin(path) as fd:
             if libbpf.object_kind(fd) != "link":
                 raise refuse(path, libbpf.object_kind(fd), "link")
@@ -77,7 +72,7 @@ def check(directory: Path, pins: dict[str, Fd]) -> None:
 
 def runs(directory: Path, program: str) -> bool:
     """Whether the sockets of any cgroup run the program."""
-    return any(_program(name) == program for name in live(directory))
+    return any(_parts(name)[0] == program for name in live(directory))
 
 
 def live(directory: Path) -> set[str]:
@@ -147,5 +142,6 @@ def keep_only(directory: Path, numbers: Collection[int]) -> None:
     for path in pinned(directory):
         if path.name in wanted:
             continue
-        if path.name not in attached or there.path(_number(path.name)):
+        _, number = _parts(path.name)
+        if path.name not in attached or there.path(number):
             path.unlink(missing_ok=True)

@@ -142,9 +142,8 @@ inline_fn void add_to_balance(struct listener *l, struct flow *flow, __u64 serve
 	}
 	/* two CPUs may lose one of two amounts: this is an estimate */
 	after = bounded(before + share_of_user(l, client_sk, saved));
-	if (after == -BALANCE_LIMIT) {
+	if (after == -BALANCE_LIMIT)
 		add_learned(cause, l, flow, server_sk, SERVER, NULL);
-	}
 	if (known)
 		*known = after;
 	else

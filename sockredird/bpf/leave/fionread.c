@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * FIONREAD. On a member the kernel counts one of two queues: TCP's (tcp_ioctl()), or, since Linux
- * 6.6.128, 6.12.75 and 6.18.14, that of the psock (tcp_bpf_ioctl()). A program that reads as much as
- * it is told, or until it is told of nothing, stops too early or waits for ever.
+ * 6.6.128, 6.12.75 and 6.18.14, that of the psock (tcp_bpf_ioctl()). A program that
+ * relies on the answer stops reading too early, or waits for ever.
  *
  * So an fexit program adds the other queue to the answer, in the int that the kernel has just
  * written for the program: leave/detect.c has nothing to see then, and no direction has to keep TCP's

@@ -30,11 +30,6 @@ def traffic(host: Host) -> Iterator[Actor]:
     actor.do(trickle.finish)
 
 
-def resident_kib(daemon: DaemonProcess) -> int:
-    status = Path(f"/proc/{daemon.pid}/status").read_text()
-    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
-
-
 def descriptors(daemon: DaemonProcess) -> int:
     return len(list(Path(f"/proc/{daemon.pid}/fd").iterdir()))
 
@@ -44,7 +39,7 @@ def test_kills(host: Host, traffic: Actor) -> None:
     daemon = host.start()
     assert host.ctl("enable").returncode == 0
     objects = pins.ids(host.root)
-    first = descriptors(daemon), resident_kib(daemon)
+    first = descriptors(daemon), daemon.resident_bytes
     before = 0
     for _ in range(KILLS):
         traffic.do(trickle.renew)
@@ -56,7 +51,7 @@ def test_kills(host: Host, traffic: Actor) -> None:
         before = now
     assert pins.ids(host.root) == objects
     assert descriptors(daemon) <= first[0]
-    assert resident_kib(daemon) < 1.2 * first[1]
+    assert daemon.resident_bytes < 1.2 * first[1]
 
 
 def test_upgrades(host: Host, traffic: Actor, tmp_path: Path) -> None:
@@ -101,11 +96,11 @@ def test_cycles(host: Host, traffic: Actor) -> None:
         assert total > before
         before = total
         assert pins.directories(host.root) == []
-        first = first or (descriptors(daemon), resident_kib(daemon))
+        first = first or (descriptors(daemon), daemon.resident_bytes)
     assert unread > CYCLES // 2, "no slow reader was met"
     assert first is not None
     assert descriptors(daemon) <= first[0]
-    assert resident_kib(daemon) < 1.2 * first[1]
+    assert daemon.resident_bytes < 1.2 * first[1]
 
 
 def slow_readers() -> None:

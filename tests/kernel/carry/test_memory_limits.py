@@ -7,7 +7,6 @@ buffer of each socket in any case. The textbook shows it.
 from __future__ import annotations
 
 import errno
-import itertools
 import os
 import select
 import socket
@@ -37,7 +36,6 @@ ATTEMPTS = 2000  # 32 MiB
 SEND_TIMEOUT_S = 1
 BYSTANDING_S = 1.0 * PATIENCE
 ROUND = 1000
-_numbers = itertools.count()
 
 limits_sockets = pytest.mark.skipif(
     not (MEMORY / SOCKETS).exists(),

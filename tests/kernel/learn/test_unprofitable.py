@@ -115,13 +115,18 @@ def client_of(uid: int) -> Iterator[None]:
         os.seteuid(0)
 
 
+def exchanges(listener: socket.socket, count: int, uid: int) -> None:
+    """So many short connections of that user's clients."""
+    with client_of(uid):
+        for _ in range(count):
+            exchange(listener)
+
+
 @inside(timeout=120)
 def test_one_user_does_not_decide_for_another(cgroup: Path, generation: Generation) -> None:
     """What his clients cost counts up to a limit, which the gain of others makes up for."""
     with listen() as listener:
-        with client_of(NOBODY):
-            for _ in range(3 * SHORT):
-                exchange(listener)
+        exchanges(listener, 3 * SHORT, NOBODY)
         assert whys(generation) == ["short_connections"]
         joiner = Joiner()
         with client_of(DAEMON):
@@ -130,13 +135,9 @@ def test_one_user_does_not_decide_for_another(cgroup: Path, generation: Generati
             join(generation, joiner, both)
         assert joined(generation) == JOINED
         assert whys(generation) == []
-        with client_of(NOBODY):
-            for _ in range(2 * SHORT):
-                exchange(listener)
+        exchanges(listener, 2 * SHORT, NOBODY)
         assert whys(generation) == []
-        with client_of(DAEMON):
-            for _ in range(2 * SHORT):
-                exchange(listener)
+        exchanges(listener, 2 * SHORT, DAEMON)
         assert whys(generation) == ["short_connections"]
 
 
@@ -146,19 +147,13 @@ def test_a_connection_that_goes_on_makes_up_for_it(cgroup: Path, generation: Gen
     with listen() as listener:
         both = connect(listener)
         echo(both, LIMIT)
-        with client_of(NOBODY):
-            for _ in range(2 * SHORT):
-                exchange(listener)
+        exchanges(listener, 2 * SHORT, NOBODY)
         assert whys(generation) == ["short_connections"]
         generation.members.walk()
         assert whys(generation) == []
-        with client_of(NOBODY):
-            for _ in range(2 * SHORT):
-                exchange(listener)
+        exchanges(listener, 2 * SHORT, NOBODY)
         assert whys(generation) == []
-        with client_of(DAEMON):
-            for _ in range(2 * SHORT):
-                exchange(listener)
+        exchanges(listener, 2 * SHORT, DAEMON)
         assert whys(generation) == ["short_connections"]
         echo(both, LIMIT)
         generation.members.walk()

@@ -22,8 +22,9 @@ class Datapath:
     def learned(self) -> Any:
         return list(self.entries.items())
 
-    def remove_learned(self, key: bytes) -> None:
-        del self.entries[key]
+    def remove_learned(self, *keys: bytes) -> None:
+        for key in keys:
+            del self.entries[key]
 
     def add_learned(self, key: bytes, entry: bytes) -> None:
         self.entries[key] = entry
