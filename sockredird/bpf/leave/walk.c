@@ -266,10 +266,23 @@ inline_fn int guarded_and_idle(__u64 sk, struct sock_state *st, __u64 peer_sk, _
 	return idle_sender(sk) && idle_sender(peer_sk);
 }
 
+/* Why a pair leaves that does; of one that leaves for the daemon's sake alone, CAUSE_DISABLE. */
+inline_fn enum cause reason_of(const struct sock_state *st, __u64 peer_st)
+{
+	__u32 reason = guard_cause_of(st, peer_st);
+
+	/* of a direction that only paused, the reason is that of the pause */
+	if (!reason && (st->mode == NATIVE || READ_ONCE(st->stop)))
+		reason = READ_ONCE(st->reason);
+	return !reason || reason >= CAUSES ? CAUSE_DISABLE : reason;
+}
+
 /* Takes both ends off the map and says why. Returns LEFT_UNREAD if TCP data is unread, or 1. */
 inline_fn int take_off(__u64 sk, struct sock_state *st, const struct other_end *other,
-		       enum cause reason, struct settings *s)
+		       struct settings *s)
 {
+	/* read now: a guard may have refused the pair while retire() was looking at it */
+	enum cause reason = reason_of(st, other->st);
 	struct pair pair = st->self.pair;
 	struct end self = st->self, peer = st->peer;
 	int peer_open = is_state_of_open(other->st, other->sk, &peer);
@@ -295,30 +308,17 @@ inline_fn int take_off(__u64 sk, struct sock_state *st, const struct other_end *
 	return note_unread_left(sk, &self) + note_unread_left(other->sk, &peer) ? LEFT_UNREAD : 1;
 }
 
-/* Why a pair leaves that does; of one that leaves for the daemon's sake alone, CAUSE_DISABLE. */
-inline_fn enum cause reason_of(const struct sock_state *st, __u64 peer_st)
-{
-	__u32 reason = guard_cause_of(st, peer_st);
-
-	/* of a direction that only paused, the reason is that of the pause */
-	if (!reason && (st->mode == NATIVE || READ_ONCE(st->stop)))
-		reason = READ_ONCE(st->reason);
-	return !reason || reason >= CAUSES ? CAUSE_DISABLE : reason;
-}
-
 /* Takes the retirement of a pair one step further. Not 0 if it is off the map, see take_off(). */
 inline_fn int retire(__u64 sk, struct sock_state *st, struct settings *s)
 {
 	struct pair pair = st->self.pair;
 	struct other_end other = {};
 	struct leaving *l = NULL;
-	enum cause reason;
 
 	find_other_end(&other, st);
 	/* at once, before the program sleeps: as if it had asked for what a guard sees */
 	if (may_block(st, s) && !st->guard_cause)
 		WRITE_ONCE(st->guard_cause, (__u32)CAUSE_BLOCKING_READER);
-	reason = reason_of(st, other.st);
 	if (!s->stopped) {
 		l = leaving_of(sk, st, other.sk, other.st, &pair, s);
 		if (l)
@@ -331,7 +331,7 @@ inline_fn int retire(__u64 sk, struct sock_state *st, struct settings *s)
 		return 0;
 	if (!quiet(sk, other.sk) || !quiet(other.sk, sk))
 		return 0;
-	return take_off(sk, st, &other, reason, s);
+	return take_off(sk, st, &other, s);
 }
 
 /* Whether TCP data is still to come that a reader which asks FIONREAD is not told of. */
