@@ -52,6 +52,7 @@ class KernelTypes:
                 "the kernel has no BTF (/sys/kernel/btf/vmlinux): "
                 "a kernel built with CONFIG_DEBUG_INFO_BTF=y is needed"
             )
+        self._found: dict[tuple[str, int], int | None] = {}
 
     def close(self) -> None:
         if self._btf:
@@ -111,8 +112,11 @@ class KernelTypes:
         return self._find(name, KIND_FUNC)
 
     def _find(self, name: str, kind: int) -> int | None:
-        type_id: int = lib.btf__find_by_name_kind(self._btf, name.encode(), kind)
-        return type_id if type_id >= 0 else None
+        # libbpf compares a name with those of more than 100,000 types, and some are asked for often
+        if (name, kind) not in self._found:
+            type_id: int = lib.btf__find_by_name_kind(self._btf, name.encode(), kind)
+            self._found[name, kind] = type_id if type_id >= 0 else None
+        return self._found[name, kind]
 
     def _type(self, type_id: int) -> tuple[int, _Type]:
         address: int = lib.btf__type_by_id(self._btf, type_id)

@@ -30,7 +30,7 @@ from sockredird.loader.btf import KernelTypes
 from sockredird.loader.header import BPF_DIR
 from sockredird.loader.objects import Objects, Program
 from sockredird.loader.offsets import compiler_flags
-from sockredird.loader.records import (
+from sockredird.loader.shapes import (
     CAPACITIES,
     DETECTORS,
     PROGRAMS,
@@ -58,7 +58,7 @@ def _expanded(path: Path, seen: set[Path]) -> str:
     name = path.relative_to(BPF_DIR)
     lines = [f'#line 1 "{name}"']
     for number, line in enumerate(path.read_text().splitlines(), 1):
-        included = re.fullmatch(r'#include "(.+)"', line)
+        included = line.startswith("#") and re.fullmatch(r'#include "(.+)"', line)
         if included:
             # by name alone: BPF_DIR itself may be reached through a symbolic link
             inner = Path(os.path.normpath(path.parent / included[1]))
