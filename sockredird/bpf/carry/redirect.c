@@ -166,10 +166,16 @@ inline_fn __u64 revalidation_interval(struct tcp_sock *tp, const struct sock_sta
 	return interval ? interval : 1;
 }
 
-/* When the next message by TCP is due: in the last quarter of the interval, see revalidates(). */
+/*
+ * When the next message by TCP is due, at the latest: a quarter of the interval before its end, see
+ * revalidates(). All directions with one interval are due at the same time, so that a walk, where
+ * each such message needs one (by_tcp_on_member()), serves them all.
+ */
 inline_fn void revalidate_after(struct sock_state *st, __u64 now, __u64 interval)
 {
-	st->tcp_due = now + interval - interval / 4;
+	__u64 period = interval - interval / 4;
+
+	st->tcp_due = now - now % period + period;
 }
 
 /*
