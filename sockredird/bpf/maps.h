@@ -3,7 +3,7 @@
 #pragma once
 #include "state.h"
 
-/* Made with room for max_connections (loader/records.py): what is compiled does for any limit. */
+/* Made with room for max_connections (loader/shapes.py): what is compiled does for any limit. */
 BPF_SOCKHASH(peers, struct end, 1);
 BPF_SK_STORAGE(sockets, struct sock_state);
 /* So is this, and for more, so that declined clients do not push out those of live pairs. */

@@ -18,7 +18,8 @@ from sockredird.kernel import libbpf
 from sockredird.kernel.libbpf import Fd
 from sockredird.kernel.uapi import LinkType, MapType
 from sockredird.loader.header import record
-from sockredird.loader.records import CAUSES, PROGRAMS, map_shapes
+from sockredird.loader.records import CAUSES
+from sockredird.loader.shapes import PROGRAMS, map_shapes
 
 MEMBERS = "members"
 MAPS = frozenset(map_shapes(1, resource.getpagesize()))

@@ -19,7 +19,8 @@ from sockredird.kernel import addresses, libbpf
 from sockredird.kernel.libbpf import Fd
 from sockredird.loader import offsets
 from sockredird.loader.header import record
-from sockredird.loader.records import ADDRESSES, CAPACITIES, PROGRAMS, Settings
+from sockredird.loader.records import ADDRESSES, Settings
+from sockredird.loader.shapes import CAPACITIES, PROGRAMS
 
 _ZERO = bytes(4)
 RECENT_S = 3.0  # a live connection that may join has carried data within this time

@@ -14,7 +14,7 @@ from typing import Any
 from sockredird.datapath.links import refuse
 from sockredird.kernel import libbpf
 from sockredird.kernel.uapi import LinkType
-from sockredird.loader.records import DETECTOR_PREFIX, DETECTORS, detector_pin
+from sockredird.loader.shapes import DETECTOR_PREFIX, DETECTORS, detector_pin
 
 log = logging.getLogger(__name__)
 

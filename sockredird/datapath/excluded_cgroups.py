@@ -11,7 +11,8 @@ from collections.abc import Iterable
 from sockredird.errors import InvalidConfig
 from sockredird.kernel.cgroup import components
 from sockredird.loader.header import record
-from sockredird.loader.records import CAPACITIES, EXCLUDED
+from sockredird.loader.records import EXCLUDED
+from sockredird.loader.shapes import CAPACITIES
 
 
 def steps(cgroups: Iterable[str]) -> dict[bytes, int]:

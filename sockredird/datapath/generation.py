@@ -35,7 +35,6 @@ from sockredird.kernel.libbpf import Fd
 from sockredird.loader import compiler
 from sockredird.loader.header import record
 from sockredird.loader.records import (
-    CAPACITIES,
     CAUSES,
     COUNTERS,
     DECLINED,
@@ -43,12 +42,12 @@ from sockredird.loader.records import (
     LISTENER,
     PAUSED,
     PLAIN_COUNTERS,
-    PROGRAMS,
     RETIRED,
     Settings,
     hash_of,
     listener_key,
 )
+from sockredird.loader.shapes import CAPACITIES, PROGRAMS
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,8 @@ from typing import Any
 from sockredird.datapath.generation import Generation
 from sockredird.datapath.pairs import Pair, in_scope, paired
 from sockredird.kernel.cgroup import Names
-from sockredird.loader.records import CAPACITIES, CAUSES, SIDES
+from sockredird.loader.records import CAUSES, SIDES
+from sockredird.loader.shapes import CAPACITIES
 
 POLLED_LOOKS = 8  # a program that was not seen to poll for so long sleeps inside recv()
 FLOWING = 2  # segments with data between two looks, sent and received by one end

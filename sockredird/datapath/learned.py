@@ -24,7 +24,6 @@ from sockredird.kernel.addresses import netns_cookie
 from sockredird.kernel.cgroup import Names
 from sockredird.loader.header import record
 from sockredird.loader.records import (
-    CAPACITIES,
     CAUSES,
     LEARNED_FOR_GOOD,
     LISTENER,
@@ -32,6 +31,7 @@ from sockredird.loader.records import (
     listener_key,
     text,
 )
+from sockredird.loader.shapes import CAPACITIES
 
 log = logging.getLogger(__name__)
 

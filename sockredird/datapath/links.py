@@ -19,7 +19,7 @@ from sockredird.kernel import libbpf
 from sockredird.kernel.cgroup import Names
 from sockredird.kernel.libbpf import Fd
 from sockredird.kernel.uapi import AttachType, LinkType
-from sockredird.loader.records import ATTACHMENTS
+from sockredird.loader.shapes import ATTACHMENTS
 
 DETACHED = 0  # cgroup id of a link whose cgroup and sockets are gone, or that was detached by force
 _NAME = re.compile(r"attached-([a-z]+)-(\d+)")

@@ -16,7 +16,7 @@ from sockredird.datapath.generation import Generation
 from sockredird.errors import LoadFailed
 from sockredird.kernel import child, libbpf
 from sockredird.loader import cache, compiler
-from sockredird.loader.records import PROGRAMS
+from sockredird.loader.shapes import PROGRAMS
 from support.processes import inside
 from support.traffic import connection, echo
 

@@ -27,7 +27,7 @@ from sockredird.datapath.generation import Generation
 from sockredird.datapath.join import Joiner
 from sockredird.kernel import libbpf
 from sockredird.kernel.libbpf import Fd
-from sockredird.loader.records import ATTACHMENTS, PROGRAMS, map_shapes
+from sockredird.loader.shapes import ATTACHMENTS, PROGRAMS, map_shapes
 from support import cgroups, processes, topology
 from support.child import Child
 from support.daemon.actor import Actor

@@ -13,7 +13,8 @@ from sockredird.datapath.generation import Generation
 from sockredird.kernel import libbpf
 from sockredird.kernel.mounts import mounts
 from sockredird.loader.header import record
-from sockredird.loader.records import PROGRAMS, Settings, map_shapes
+from sockredird.loader.records import Settings
+from sockredird.loader.shapes import PROGRAMS, map_shapes
 from support.waiting import eventually
 
 RETIRE_TIMEOUT_S = 10.0
