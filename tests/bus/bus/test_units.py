@@ -223,13 +223,15 @@ def test_from_one_unit_to_another_under_load(host: Host, systemd: Systemd) -> No
     for program in (first, second):
         program.do(load.advance, 20)
     stats = client.call("Stats")
-    assert (stats["accelerated_connections"], stats["retired_disable"]) == (4, 4)
-    assert stats["map_entries"] == 0
+    # those of the second unit join, sooner or later
+    assert (pins.made(stats), stats["retired_disable"]) == (4, 4)
     before = stats["redirected_messages"]
     first.do(load.echo_once, 50, 64)
+    assert pins.made(client.call("Stats")) == 4
     second.do(load.echo_once, 50, 64)
     stats = client.call("Stats")
-    assert (stats["accelerated_connections"], stats["redirected_messages"]) == (5, before + 100)
+    assert pins.made(stats) == 5
+    assert stats["redirected_messages"] >= before + 100
     for program in (first, second):
         program.do(load.finish)
 

@@ -20,7 +20,6 @@ from typing import Any
 
 import pytest
 
-from sockredird.datapath.generation import Generation
 from support import cgroups, processes
 from support.background import retiring
 from support.child import Child
@@ -194,6 +193,12 @@ def with_timeout(reader: socket.socket) -> bytes:
 
 READERS = [polls, selects, waits_with_epoll, reads_non_blocking, with_timeout]
 ROUNDS = 200
+# A program that loses its processor before it polls has shown nothing for a while.
+PATIENT: Edit = (
+    "leave/walk.c",
+    "#define SHOWS_WITHIN_MS 3\t",
+    "#define SHOWS_WITHIN_MS 60000\t",
+)
 # One look in 16 finds that the entry of poll(2) it looks at has left the wait queue: list_del().
 GOES: Edit = (
     "leave/in_flight.h",
@@ -237,18 +242,23 @@ def exchange(
 @pytest.mark.parametrize("reader", ["client", "server"])
 @pytest.mark.parametrize("read", READERS)
 def test_who_polls_is_redirected(
-    cgroup: Path, generation: Generation, read: Callable[[socket.socket], bytes], reader: str
+    cgroup: Path,
+    bpffs: Path,
+    tmp_path: Path,
+    read: Callable[[socket.socket], bytes],
+    reader: str,
 ) -> None:
-    with retiring(generation):
-        processes.run(exchange, read, reader, cgroup=cgroup)
-    counters = generation.counters()
+    with generation_of([PATIENT], bpffs, cgroup, tmp_path, blocking_readers="tcp") as generation:
+        with retiring(generation):
+            processes.run(exchange, read, reader, cgroup=cgroup)
+        counters = generation.counters()
     assert counters["retired_blocking_reader"] == 0
     assert counters["redirected_messages"] >= 0.98 * 2 * ROUNDS
 
 
 @pytest.mark.parametrize("without", [False, True], ids=["with", "without"])
 def test_pollers_that_come_and_go(cgroup: Path, bpffs: Path, tmp_path: Path, without: bool) -> None:
-    edits, scope = [GOES], {"learn": False, "blocking_readers": "tcp"}
+    edits, scope = [PATIENT, GOES], {"learn": False, "blocking_readers": "tcp"}
     if without:
         edits.append(GONE_SLEEPS)
     with generation_of(edits, bpffs, cgroup, tmp_path, **scope) as generation:
