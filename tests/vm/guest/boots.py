@@ -21,7 +21,7 @@ class Boot:
 
 
 # In this order: each leaves to the next what it needs
-AFTER_REBOOT = ("first_day", "restored", "removed")
+AFTER_REBOOT = ("services", "first_day", "restored", "removed")
 # The disk is kept from each boot to the next, and so is what was enabled.
 BOOTS = (
     Boot(
