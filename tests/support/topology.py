@@ -114,7 +114,7 @@ class Network:
                 client.connect((self.dialled, self.dialled_port or self.port))
                 return client
             except OSError as error:
-                if error.errno != errno.EHOSTUNREACH or time.monotonic() > deadline:
+                if error.errno not in NOT_YET or time.monotonic() > deadline:
                     raise
 
     def connect(self) -> Connection:
@@ -128,6 +128,8 @@ class Network:
 
 PORT, DIALLED_PORT = 8080, 80
 NEIGHBOUR_S = 20.0  # until the other end of a new link answers, on a busy machine
+# IPv6 has no route until a workqueue has seen that the link is up (addrconf_notify())
+NOT_YET = (errno.EHOSTUNREACH, errno.ENETUNREACH)
 
 
 def _configure(namespace: Namespace, device: str, *addresses: str) -> None:
