@@ -167,15 +167,17 @@ inline_fn __u64 revalidation_interval(struct tcp_sock *tp, const struct sock_sta
 }
 
 /*
- * When the next message by TCP is due, at the latest: a quarter of the interval before its end, see
- * revalidates(). All directions with one interval are due at the same time, so that a walk, where
- * each such message needs one (by_tcp_on_member()), serves them all.
+ * Sets when the next message by TCP is due: a quarter of the interval before its end, see
+ * revalidates(). From the second one on, all directions with one interval are due at the same time,
+ * so that one walk, where each such message needs one (by_tcp_on_member()), serves them all.
  */
 inline_fn void revalidate_after(struct sock_state *st, __u64 now, __u64 interval)
 {
 	__u64 period = interval - interval / 4;
 
-	st->tcp_due = now - now % period + period;
+	if (st->began)
+		now -= now % period;
+	st->tcp_due = now + period;
 }
 
 /*
@@ -245,8 +247,8 @@ inline_fn int begins(struct bpf_sock *sk, struct sock_state *st, const struct se
 	tp = bpf_skc_to_tcp_sock(sk);
 	if (!tp)
 		return 0;
-	st->began = 1;
 	revalidate_after(st, bpf_jiffies64(), revalidation_interval(tp, st, s));
+	st->began = 1;
 	st->budget_bytes = 0;
 	st->mode = REDIRECT;
 	return 1;

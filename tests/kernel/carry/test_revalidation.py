@@ -24,6 +24,7 @@ from sockredird.loader.header import record
 from support import namespaces, processes
 from support.alternation import NO_LOOK_AT_THE_LOCK
 from support.background import Background
+from support.daemon import pins
 from support.datapath import Datapath
 from support.edited import Edit, generation_of
 from support.emulated import PATIENCE
@@ -38,16 +39,14 @@ INTERVAL_S = 1.0
 CONNTRACK_S = 2
 BUSY_S = 2 * CONNTRACK_S
 SLACK_S = 2.0 * PATIENCE  # for a machine that runs other things first
-LONG_S = 3600.0
-BEGINNINGS_APART_S = 0.05  # more than a jiffy
 BURST = 8
 STOPPED_S = 1.0 * PATIENCE
 NEVER_REVALIDATED: Edit = (
     "carry/redirect.c",
-    "st->tcp_due = now - now % period + period;",
+    "st->tcp_due = now + period;",
     "st->tcp_due = now + (1ULL << 40);",
 )
-EACH_BY_ITSELF: Edit = (*NEVER_REVALIDATED[:2], "st->tcp_due = now + period;")
+EACH_BY_ITSELF: Edit = ("carry/redirect.c", "now -= now % period;", "now -= 0;")
 END_S = 5.0 * PATIENCE
 TCP_INFO_DATA_SEGS_OUT = 156  # offset in struct tcp_info, include/uapi/linux/tcp.h
 pytestmark = pytest.mark.plan(addresses="any", revalidate_s=INTERVAL_S)
@@ -297,30 +296,41 @@ def check_rule(generation: Generation | None, family: Family, chain: str) -> Non
 def test_directions_are_revalidated_together(
     cgroup: Path, bpffs: Path, tmp_path: Path, without: bool
 ) -> None:
-    """All that have begun within an interval, whenever that was: one walk serves them."""
+    """Whenever they began, so that one walk serves them."""
     edits = [EACH_BY_ITSELF] if without else []
     with (
-        generation_of(edits, bpffs, cgroup, tmp_path, revalidate_s=LONG_S) as generation,
+        generation_of(edits, bpffs, cgroup, tmp_path, revalidate_s=INTERVAL_S) as generation,
         libbpf.open_pin(generation.directory / "sockets") as sockets,
         ExitStack() as stack,
     ):
+        state = record("sock_state")
 
-        def due(sock: socket.socket) -> int:
-            key = sock.fileno().to_bytes(4, sys.byteorder)
-            state = record("sock_state")
-            return state.unpack(libbpf.lookup(sockets, key, state.size)).tcp_due
+        def due() -> list[int]:
+            """In jiffies, of each direction."""
+            return [
+                state.unpack(
+                    libbpf.lookup(sockets, sock.fileno().to_bytes(4, sys.byteorder), state.size)
+                ).tcp_due
+                for both in made
+                for sock in (both.client, both.server)
+            ]
 
-        times = []
+        made: list[Connection] = []
         for _ in range(4):
-            both = stack.enter_context(connection())
-            echo(both, 10)
-            times += [due(both.client), due(both.server)]
-            time.sleep(BEGINNINGS_APART_S)
-        assert generation.counters()["redirected_messages"] >= 4 * 18
-    if without:
-        assert len(set(times)) >= 4
-    else:  # two, if one interval ended meanwhile
-        assert len(set(times)) <= 2
+            made.append(stack.enter_context(connection()))
+            echo(made[-1], 10)
+        first = due()
+        assert all(first)
+
+        def revalidated() -> bool:
+            for both in made:
+                echo(both, 1)
+            return all(now != then for now, then in zip(due(), first, strict=True))
+
+        eventually(revalidated, "each direction was revalidated")
+        interval = pins.settings(generation.directory.parent).revalidate
+        period = interval - interval // 4
+        assert all(time % period == 0 for time in due()) == (not without)
 
 
 @inside()
