@@ -126,7 +126,9 @@ def test_connections_outlive_their_cgroup(host: Host, systemd: Systemd) -> None:
     systemd.stop(FIRST)
     new = host.actor(systemd.start(FIRST))
     eventually(lambda: links.live(generation) > old, "attached to both cgroups")
+    before = client.call("Stats")["redirected_messages"]
     program.do(load.advance, 20)
+    assert client.call("Stats")["redirected_messages"] >= before + 20
     assert client.get("Problem") == ""
     connections = program.do(load.clients)
     program.do(load.finish)

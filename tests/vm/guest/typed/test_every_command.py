@@ -10,9 +10,9 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from pair import Pair
+from pair import MESSAGES, Pair
 from shell import Failed, sh
-from status import property_of, soon, state
+from status import counted, property_of, soon, state
 
 # most of an emulated machine's time goes into starting Python
 pytestmark = pytest.mark.userland
@@ -40,7 +40,9 @@ def test_enable(disabled: None) -> None:
 
 def test_reload(pair: Pair) -> None:
     sh("sockredirctl reload --timeout 300")
-    pair.send()
+    with counted() as change:
+        pair.send()
+    assert change.messages > MESSAGES / 2
 
 
 def test_figures(pair: Pair) -> None:
