@@ -17,7 +17,7 @@ from sockredird.check.sandbox import Sandbox, Unavailable
 from sockredird.datapath import detectors
 from sockredird.datapath.generation import Generation
 from sockredird.datapath.members import Walked
-from sockredird.errors import LoadFailed, SockredirError, UnsupportedKernel
+from sockredird.errors import Busy, LoadFailed, SockredirError, UnsupportedKernel
 
 WINDOW_BYTES = 256 << 10  # during a trial; it is small so that it is filled soon
 UNLOAD_LIMIT_S = 2.0
@@ -288,6 +288,8 @@ def not_loaded(error: SockredirError) -> Finding:
     """The finding about a datapath that could not be compiled or loaded."""
     if isinstance(error, UnsupportedKernel):
         return Finding("btf", FAIL, str(error))
+    if isinstance(error, Busy):  # which says nothing about the kernel
+        return unavailable(error)
     return Finding("programs", FAIL, str(error))
 
 
@@ -296,5 +298,5 @@ LOADED = Finding(
 )
 
 
-def unavailable(error: Unavailable) -> Finding:
+def unavailable(error: Unavailable | Busy) -> Finding:
     return Finding("trial", WARN, f"the kernel was not tried: {error}")

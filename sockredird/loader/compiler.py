@@ -23,7 +23,7 @@ from contextlib import closing
 from pathlib import Path
 
 from sockredird import errors
-from sockredird.errors import LoadFailed, SockredirError
+from sockredird.errors import Busy, LoadFailed, SockredirError
 from sockredird.kernel import capabilities, child, libbpf
 from sockredird.loader import cache, objects
 from sockredird.loader.btf import KernelTypes
@@ -80,7 +80,8 @@ def compile_and_pin(directory: Path, max_connections: int) -> None:
 
     `max_connections` sets the size of the maps; the programs do not depend on it.
 
-    Raises LoadFailed with the message of the compiler or the verifier, or UnsupportedKernel.
+    Raises LoadFailed with the message of the compiler or the verifier, UnsupportedKernel, or Busy
+    if it takes too long.
     """
     try:
         process = subprocess.run(
@@ -93,7 +94,7 @@ def compile_and_pin(directory: Path, max_connections: int) -> None:
             check=False,
         )
     except subprocess.TimeoutExpired as error:
-        raise LoadFailed(
+        raise Busy(
             f"compiling the BPF programs took over {TIMEOUT_S:.0f} s: try again on a quieter host"
         ) from error
     if process.returncode == 0:
