@@ -73,7 +73,7 @@ static void server(const char *address, int connections)
 		left = 0;
 	} else {
 		watch(epoll, listener);
-		polls = 0; /* epoll_wait() has */
+		polls = 0; /* epoll_wait() says what is readable */
 	}
 	while (left) {
 		int ready = epoll_wait(epoll, events, MAX_EVENTS, -1);
@@ -145,7 +145,7 @@ static void several(const int *fds, int connections, int epoll, uint64_t end, ui
 
 	if (!sent)
 		err(1, "calloc");
-	polls = 0; /* from here on epoll_wait() has; in the warm-up it had not */
+	polls = 0; /* epoll_wait() says what is readable; the warm-up does not call it */
 	for (int i = 0; i < connections; i++) {
 		sent[fds[i]] = now;
 		ask(fds[i]);

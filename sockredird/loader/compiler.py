@@ -58,7 +58,7 @@ def _expanded(path: Path, seen: set[Path]) -> str:
     name = path.relative_to(BPF_DIR)
     lines = [f'#line 1 "{name}"']
     for number, line in enumerate(path.read_text().splitlines(), 1):
-        included = line.startswith("#") and re.fullmatch(r'#include "(.+)"', line)
+        included = re.fullmatch(r'#include "(.+)"', line)
         if included:
             # by name alone: BPF_DIR itself may be reached through a symbolic link
             inner = Path(os.path.normpath(path.parent / included[1]))

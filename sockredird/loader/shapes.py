@@ -1,4 +1,4 @@
-"""The datapath's programs and maps: of which type they are, how large, where they are attached.
+"""The datapath's programs and maps: what type each has, how large it is, and where it is attached.
 
 Creating a generation compares the size of every map with the kernel's.
 """

@@ -248,7 +248,7 @@ inline_fn int begins(struct bpf_sock *sk, struct sock_state *st, const struct se
 	if (!tp)
 		return 0;
 	revalidate_after(st, bpf_jiffies64(), revalidation_interval(tp, st, s));
-	st->began = 1;
+	st->began = 1; /* after that: its first time is not aligned */
 	st->budget_bytes = 0;
 	st->mode = REDIRECT;
 	return 1;

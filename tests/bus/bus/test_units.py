@@ -227,15 +227,14 @@ def test_from_one_unit_to_another_under_load(host: Host, systemd: Systemd) -> No
     stats = client.call("Stats")
     # those of the second unit join, sooner or later
     assert (pins.made(stats), stats["retired_disable"]) == (4, 4)
-    before = stats["redirected_messages"]
-    first.do(load.echo_once, 50, 64)
-    assert pins.made(client.call("Stats")) == 4
-    second.do(load.echo_once, 50, 64)
-    stats = client.call("Stats")
-    assert pins.made(stats) == 5
-    assert stats["redirected_messages"] >= before + 100
     for program in (first, second):
         program.do(load.finish)
+    eventually(lambda: client.call("Stats")["map_entries"] == 0, "all of them have ended")
+    before = client.call("Stats")["redirected_messages"]
+    first.do(load.echo_once, 50, 64)
+    second.do(load.echo_once, 50, 64)
+    stats = client.call("Stats")
+    assert (pins.made(stats), stats["redirected_messages"]) == (5, before + 100)
 
 
 def test_by_command_line(host: Host, systemd: Systemd) -> None:
