@@ -30,6 +30,7 @@ BPF_F_TABLE("hash", __u64, struct joining, joining, JOINING, BPF_F_NO_PREALLOC);
 /* Ids of the cgroups to which the programs are attached: only sockets there, or below, may join. */
 BPF_F_TABLE("hash", __u64, __u32, scope_cgroups, SCOPE_CGROUPS, BPF_F_NO_PREALLOC);
 BPF_ARRAY(settings, struct settings, 1);
+BPF_ARRAY(walked, struct walked, 1);
 BPF_ARRAY(ports, struct ports, 1);
 /*
  * How often something happened to an accelerated socket that either direction has to know before

@@ -158,7 +158,7 @@ struct checkpoint {
  * waiting              the sender                          the peer's sender     the peer's socket lock
  * stop                 the walk                            sender                RCU grace period (epoch)
  * borders_seen ..      the walk                            the walk
- *   accounted
+ *   walk
  * guard_cause,         guards, detectors, the walk         sender, walk          announce_change() here,
  *   reset_at                                                                       changed_since() there
  * sample .. listing    listings                            listings              one listing at a time
@@ -204,10 +204,10 @@ struct sock_state {
 	__u32 border_since;  /* ms: when a walk met the reader at the others; 0: it has not */
 	__u32 border_copied; /* the reader's copied_seq then */
 	__u32 accounted;     /* its listener's balance has what this connection saved */
+	__u32 walk;	     /* number of the last one that counted it */
 	/* written by guards, and the walk */
 	__u32 guard_cause; /* enum cause: why neither direction may redirect */
 	__u32 reset_at;	   /* ms: when what a program asked for has gone wrong, or 0 */
-	__u32 pad;
 	/* written by full_barrier() only */
 	__u64 barrier;
 	/* written by the sender */
@@ -348,25 +348,23 @@ struct recorded_reason {
 	__u32 pad;
 };
 
-/* One line of the iterator's output. */
+/* One line of a walk's output: an end that has to leave the sockhash, and cannot yet. */
 struct member {
 	struct end self;
-	__u32 mode;
-	__u32 leaving; /* or LEFT_UNREAD, or BROKEN */
-	__u32 unread;  /* bytes in this socket's psock queue */
-	__u32 border;  /* 0, BORDER_AHEAD or BORDER_REACHED: of the direction that starts here */
-	__u32 waiting; /* the next walk decides whether its peer's reader polls */
-	__u32 charged; /* bytes of settings.memory_bytes that it holds */
-	__u64 since;
-	__u64 sent_bytes;
-	__u64 sent_messages;
+	__u32 broken; /* it is to be reset, see leave/detect.c */
 	struct flow flow;
 };
 
-#define BORDER_AHEAD 1	 /* the reader has redirected data to read, and TCP data behind it */
-#define BORDER_REACHED 2 /* it has read that, and has to be woken again for the TCP data */
-#define LEFT_UNREAD 2	 /* the pair is off the sockhash, see leave/rewake.c */
-#define BROKEN 3	 /* it is to be reset, see leave/detect.c */
+/* What a walk has met, and counted: the daemon clears it before, and reads it afterwards. */
+struct walked {
+	__u32 number;	   /* of this walk, not 0 */
+	__u32 staying;	   /* ends that need not leave */
+	__u32 connections; /* to which those belong */
+	__u32 unsettled;   /* those of them that the next walk has to look at again */
+	__u32 to_wake;	   /* ends that it noted in unread_left: leave/rewake.c is to run */
+	__u32 pad;
+	__u64 charged; /* bytes of settings.memory_bytes that all ends hold */
+};
 
 /* One end in a listing. */
 struct view {

@@ -7,7 +7,6 @@ bpf/pair/join.c and bpf/leave/walk.c.
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
@@ -21,7 +20,7 @@ from sockredird.datapath.settings import LiveSettings
 from sockredird.kernel import libbpf
 from sockredird.kernel.libbpf import Fd
 from sockredird.loader.header import record
-from sockredird.loader.records import BORDER_REACHED, BROKEN, CAUSES, FLOW, LEFT_UNREAD, Flow
+from sockredird.loader.records import CAUSES, FLOW, Flow
 
 SHOWS_S = 0.004  # more than SHOWS_WITHIN_MS of leave/walk.c
 WALK_SHARE = 20  # a walk begins no sooner after the last one than this times what that took
@@ -106,17 +105,27 @@ class Members:
             libbpf.delete(self._pins["handshakes"], key)
 
     def _visit(self) -> Iterator[Any]:
-        """Visits every socket on the sockhash: a struct member for each."""
+        """Visits every socket on the sockhash: a struct member for each that has to leave.
+
+        In a generation that is stopped these are all. What it counts is left in the map `walked`.
+        """
+        last = self._walked().number
+        walked = record("walked").pack(number=(last + 1) & 0xFFFFFFFF or 1)
+        libbpf.update(self._pins["walked"], _ZERO, walked)
         with libbpf.open_iterator(self._pins[MEMBERS]) as lines:
-            data = bytearray()
-            while chunk := os.read(lines.number, 1 << 20):
-                data += chunk
-        yield from record("member").iter_unpack(data)
+            while chunk := libbpf.read_iterator(lines):
+                yield from record("member").iter_unpack(chunk)
+
+    def _walked(self) -> Any:
+        """The struct walked of the last walk."""
+        walked = record("walked")
+        return walked.unpack(libbpf.lookup(self._pins["walked"], _ZERO, walked.size))
 
     def purge(self, connections: Set[Flow]) -> None:
         """Takes connections that were reset off the sockhash, with what they have unread.
 
-        Otherwise a reset socket, and so the generation, would stay until its program closes it.
+        Otherwise a reset socket, and so the generation, which is stopped, would stay until its
+        program closes it.
         """
         members = list(self._visit())
         pairs = {member.self.pair for member in members if Flow.of(member.flow) in connections}
@@ -131,25 +140,24 @@ class Members:
         recount = self._begin_recount()
         if self._settings.now.make_room:
             self._settings.set()  # the walk before has counted it down
-        # by end, as the kernel visits a bucket again when its output did not fit in one read()
-        members = {(*m.self.pair, m.self.side): m for m in self._visit()}
-        found = [m for m in members.values() if m.leaving != LEFT_UNREAD]
-        if len(found) < len(members) or any(m.border == BORDER_REACHED for m in found):
+        leaving = list(self._visit())
+        found = self._walked()
+        if found.to_wake:
             self._rewake()
         if recount:
-            held = sum(m.charged for m in found)
-            libbpf.update(self._pins["unread_memory"], _ZERO, held.to_bytes(8, sys.byteorder))
-        staying = [m for m in found if not m.leaving]
-        fills = self._make_room(len(found))
+            charged = found.charged.to_bytes(8, sys.byteorder)
+            libbpf.update(self._pins["unread_memory"], _ZERO, charged)
+        entries = found.staying + len(leaving)
+        fills = self._make_room(entries)
         self.walk_seconds = time.monotonic() - started
         return Walked(
-            entries=len(found),
-            connections=len({m.self.pair for m in staying}),
-            leaving=len(found) - len(staying),
+            entries=entries,
+            connections=found.connections,
+            leaving=len(leaving),
             broken=frozenset(
-                (FLOW.pack(**m.flow._asdict()), m.self.side) for m in found if m.leaving == BROKEN
+                (FLOW.pack(**m.flow._asdict()), m.self.side) for m in leaving if m.broken
             ),
-            unsettled=fills + sum(1 for m in staying if m.border or m.waiting),
+            unsettled=fills + found.unsettled,
         )
 
     def _make_room(self, entries: int) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from ipaddress import IPv6Address
 from typing import Any
 
-from sockredird.loader.header import causes, constant, enumerators, record
+from sockredird.loader.header import causes, enumerators, record
 
 CAUSES = ("", *causes())  # by enum cause
 PLAIN_COUNTERS = tuple(
@@ -41,9 +41,6 @@ EVENT_KINDS = (
 )
 REQUEST_WALK, REQUEST_LEARNED, REQUEST_ULP = range(len(enumerators("request")))
 EXCLUDED = 1 << 31  # pair/cgroup.h: the path ends here
-# In struct member.
-LEFT_UNREAD, BROKEN = constant("LEFT_UNREAD"), constant("BROKEN")
-BORDER_REACHED = constant("BORDER_REACHED")
 _V4_MAPPED = bytes(10) + b"\xff\xff"
 
 

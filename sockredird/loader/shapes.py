@@ -119,6 +119,7 @@ def map_shapes(max_connections: int, page_size: int) -> dict[str, MapShape]:
         "learned": hashed("listener", size["learned_entry"], room["LEARNED_ENTRIES"]),
         "balances": lru("listener", 4, room["BALANCED_LISTENERS"]),
         "settings": _array(size["settings"]),
+        "walked": _array(size["walked"]),
         "change_count": _array(8),
         "joining": hashed_by_address(size["joining"], room["JOINING"]),
         "scope_cgroups": hashed_by_address(4, room["SCOPE_CGROUPS"]),
@@ -138,5 +139,5 @@ _VALUES = (
     *("end", "pair", "flow", "sock_state", "handshake", "flow_syn", "client_syn"),
     *("unmatched_client", "address", "step", "leaving", "caller", "owner", "listener", "closing"),
     *("recorded_reason", "learned_entry", "joining", "settings", "ports", "counters", "connection"),
-    "manifest",
+    *("manifest", "walked"),
 )

@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * iter/sockmap: visits every socket on the sockhash, writes a `struct member` for each, and takes
- * pairs off the map that have to leave: those with a direction on TCP, and all after Disable (I5).
+ * iter/sockmap: visits every socket on the sockhash, and takes pairs off the map that have to leave:
+ * those with a direction on TCP, and all after Disable (I5). It writes a `struct member` for each end
+ * that has to leave and cannot yet, and counts the others in `walked`: to read a line for each of
+ * them would take the daemon six times as long as the kernel takes to walk.
  *
  * A pair leaves in three steps, each at least one RCU grace period (one epoch) after the other:
  * both directions are stopped; no redirect is in flight and both queues are empty; both keys are
@@ -277,7 +279,7 @@ inline_fn enum cause reason_of(const struct sock_state *st, __u64 peer_st)
 	return !reason || reason >= CAUSES ? CAUSE_DISABLE : reason;
 }
 
-/* Takes both ends off the map and says why. Returns LEFT_UNREAD if TCP data is unread, or 1. */
+/* Takes both ends off the map and says why. Returns how many of them have unread TCP data. */
 inline_fn int take_off(__u64 sk, struct sock_state *st, const struct other_end *other,
 		       struct settings *s)
 {
@@ -305,11 +307,11 @@ inline_fn int take_off(__u64 sk, struct sock_state *st, const struct other_end *
 		handshakes.delete(&pair);
 	}
 	/* after the deletion: FIONREAD tells of what comes from here on */
-	return note_unread_left(sk, &self) + note_unread_left(other->sk, &peer) ? LEFT_UNREAD : 1;
+	return note_unread_left(sk, &self) + note_unread_left(other->sk, &peer);
 }
 
-/* Takes the retirement of a pair one step further. Not 0 if it is off the map, see take_off(). */
-inline_fn int retire(__u64 sk, struct sock_state *st, struct settings *s)
+/* Takes the retirement of a pair one step further. Returns whether it is off the map. */
+inline_fn int retire(__u64 sk, struct sock_state *st, struct settings *s, struct walked *w)
 {
 	struct pair pair = st->self.pair;
 	struct other_end other = {};
@@ -331,7 +333,8 @@ inline_fn int retire(__u64 sk, struct sock_state *st, struct settings *s)
 		return 0;
 	if (!quiet(sk, other.sk) || !quiet(other.sk, sk))
 		return 0;
-	return take_off(sk, st, &other, s);
+	w->to_wake += take_off(sk, st, &other, s);
+	return 1;
 }
 
 /* Whether TCP data is still to come that a reader which asks FIONREAD is not told of. */
@@ -345,7 +348,7 @@ inline_fn int untold(__u64 sk, const struct sock_state *st)
  * (carry/redirect.c: force_to_tcp()), or FIONREAD for all that there is (by_tcp_on_member()); notes
  * it for leave/rewake.c if it can read on now. 0 once it has read what there was.
  */
-inline_fn int at_border(__u64 sk, struct sock_state *st)
+inline_fn int at_border(__u64 sk, struct sock_state *st, struct walked *w)
 {
 	struct end peer = st->peer;
 	__u32 borders = READ_ONCE(st->borders);
@@ -360,21 +363,22 @@ inline_fn int at_border(__u64 sk, struct sock_state *st)
 		full_barrier(st);
 		/* a message that was counted may not be in TCP's queue before send() ends */
 		if (!idle_sender(sk) || !psock_queue_empty(psock))
-			return BORDER_AHEAD;
+			return 1;
 		if (note_unread_left(st->peer_sk, &peer)) {
 			if (!has_read_nothing(st)) {
 				st->border_since = now_ms() | 1;
 				st->border_copied = kernel_copied_seq(st->peer_sk);
 			}
-			return BORDER_REACHED;
+			w->to_wake++;
+			return 1;
 		}
 		if (untold(sk, st))
-			return BORDER_AHEAD;
+			return 1;
 	}
 	st->border_since = 0;
 	WRITE_ONCE(st->borders_seen, borders);
 	full_barrier(st);
-	return READ_ONCE(st->borders) != borders ? BORDER_AHEAD : 0;
+	return READ_ONCE(st->borders) != borders;
 }
 
 inline_fn int to_be_reset(struct sock_state *st, int unread)
@@ -400,18 +404,47 @@ inline_fn __u32 held(struct sock_state *st)
 	return unread + unread_messages(st, unread) * MESSAGE_BYTES;
 }
 
+/* Whether a connection counts with this end: the server's, or the client's if it is alone. */
+inline_fn int counts_connection(const struct sock_state *st)
+{
+	struct end peer = st->peer;
+	struct other_end other = {};
+
+	if (st->self.side == SERVER)
+		return 1;
+	find_other_end(&other, st);
+	return !is_state_of_open(other.st, other.sk, &peer);
+}
+
+/* Counts an end that stays; `border`: see at_border(). */
+inline_fn void count_staying(const struct sock_state *st, int border, const struct settings *s,
+			     struct walked *w)
+{
+	w->staying++;
+	w->connections += counts_connection(st);
+	w->unsettled += border || reader_undecided(st, s) || not_begun(st);
+}
+
+/* Writes the line of one that has to leave; 0 if there is no room, and it is visited again. */
+inline_fn int write_member(struct seq_file *seq, __u64 sk, struct sock_state *st)
+{
+	struct member m = { .self = st->self, .flow = st->flow };
+	__u64 psock = psock_of(sk);
+
+	m.broken = to_be_reset(st, psock && !psock_queue_empty(psock));
+	return !bpf_seq_write(seq, &m, sizeof(m));
+}
+
 int sockredir_walk(struct bpf_iter__sockmap *ctx)
 {
-	struct seq_file *seq;
 	struct sock *sk = (void *)ctx->sk;
 	int zero = 0;
 	struct settings *s = settings.lookup(&zero);
+	struct walked *w = walked.lookup(&zero);
 	struct sock_state *st;
-	struct member m = {};
-	__u64 psock;
-	int left;
+	int border;
 
-	if (!sk || !s)
+	if (!sk || !s || !w)
 		return 0;
 	st = sockets.sk_storage_get(sk, NULL, 0);
 	if (!st)
@@ -420,31 +453,18 @@ int sockredir_walk(struct bpf_iter__sockmap *ctx)
 		list(*(struct seq_file **)ctx->meta, (__u64)sk, st, s);
 		return 0;
 	}
-	m.self = st->self;
-	account_live((__u64)sk, st);
-	left = retire((__u64)sk, st, s);
-	if (left) {
-		m.leaving = left;
-		if (left == LEFT_UNREAD)
-			bpf_seq_write(*(struct seq_file **)ctx->meta, &m, sizeof(m));
+	/* the kernel visits a bucket again when its lines did not fit in one read() */
+	if (st->walk == w->number)
 		return 0;
-	}
-	m.border = at_border((__u64)sk, st);
-	m.charged = st->grants == s->grants ? st->charged : held(st);
-	m.mode = st->mode;
-	m.leaving = s->stopped || READ_ONCE(st->stop) || st->mode == NATIVE || st->guard_cause;
-	m.waiting = reader_undecided(st, s) || not_begun(st);
-	m.since = st->since;
-	m.sent_bytes = st->sent_bytes;
-	m.sent_messages = st->sent_messages;
-	m.flow = st->flow;
-	psock = psock_of((__u64)sk);
-	if (to_be_reset(st, psock && !psock_queue_empty(psock)))
-		m.leaving = BROKEN;
-#ifdef PSOCK_COUNTS_BYTES
-	if (psock)
-		m.unread = kernel_psock_msg_tot_len(psock);
-#endif
-	bpf_seq_write(*(struct seq_file **)ctx->meta, &m, sizeof(m));
+	account_live((__u64)sk, st);
+	if (retire((__u64)sk, st, s, w))
+		return 0;
+	border = at_border((__u64)sk, st, w);
+	if (!(s->stopped || READ_ONCE(st->stop) || st->mode == NATIVE || st->guard_cause))
+		count_staying(st, border, s, w);
+	else if (!write_member(*(struct seq_file **)ctx->meta, (__u64)sk, st))
+		return 0;
+	w->charged += st->grants == s->grants ? st->charged : held(st);
+	st->walk = w->number;
 	return 0;
 }
