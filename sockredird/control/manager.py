@@ -25,7 +25,7 @@ from sockredird.datapath.causes import sentence
 from sockredird.datapath.generation import Generation, discard
 from sockredird.datapath.join import Joiner, Looked
 from sockredird.datapath.learned import Learned, has_kernel_tls
-from sockredird.datapath.members import WALK_SHARE, Walked
+from sockredird.datapath.members import Walked
 from sockredird.datapath.plan import Plan
 from sockredird.datapath.resets import Resets, reset_connection
 from sockredird.errors import InvalidConfig, LoadFailed, SockredirError
@@ -408,11 +408,6 @@ class Manager:
             "joined": joiner.joined,
             "left": left if self.live is not None else [],
         }
-
-    def walk_rest(self) -> float:
-        """Seconds between the end of a walk and the next one; from another thread."""
-        live = self.live
-        return WALK_SHARE * live.members.walk_seconds if live else 0.0
 
     def check(self) -> None:
         """Looks for what others did to pins, cgroups, programs and sockets, and sets `problem`."""

@@ -23,7 +23,8 @@ from sockredird.loader.header import record
 from sockredird.loader.records import CAUSES, FLOW, Flow
 
 SHOWS_S = 0.004  # more than SHOWS_WITHIN_MS of leave/walk.c
-WALK_SHARE = 20  # a walk begins no sooner after the last one than this times what that took
+REST = 10  # walks begin no sooner after the last ones than this times what those took
+LONGEST_PAUSE_S = 0.05  # between walks over a generation of which all pairs leave
 NEARLY_FULL = 7 / 8  # of the sockhash: from there on idle pairs have to leave
 ROOM_PAIRS = 1024  # that one walk may begin to take off; CAPACITIES has room for those of many
 _ZERO = bytes(4)
@@ -47,7 +48,7 @@ class Members:
         self._pins = pins
         self._settings = settings
         self.capacity = int(libbpf.map_info(pins["peers"]).max_entries)  # two per connection
-        self.walk_seconds = 0.0  # that the last walk took
+        self.walk_seconds = 0.0  # of processor time that the last walk took
 
     def join(self, pairs: Sequence[Pair]) -> list[str | None]:
         """Puts both ends of these connections on the sockhash.
@@ -136,7 +137,7 @@ class Members:
 
     def walk(self) -> Walked:
         """Visits every socket on the sockhash and takes the retirements one step further."""
-        started = time.monotonic()
+        started = time.thread_time()
         recount = self._begin_recount()
         if self._settings.now.make_room:
             self._settings.set()  # the walk before has counted it down
@@ -149,7 +150,7 @@ class Members:
             libbpf.update(self._pins["unread_memory"], _ZERO, charged)
         entries = found.staying + len(leaving)
         fills = self._make_room(entries)
-        self.walk_seconds = time.monotonic() - started
+        self.walk_seconds = time.thread_time() - started
         return Walked(
             entries=entries,
             connections=found.connections,
@@ -195,29 +196,35 @@ class Members:
             pass
 
     def retire(self, timeout: float, done: Callable[[Walked], bool]) -> bool:
-        """Walks, a grace period apart, for at most `timeout` seconds. Returns whether `done` was.
+        """Walks, at least once, and for at most `timeout` seconds. Returns whether `done` was.
 
-        The kernel tells nobody when a reader has drained its queue, so this has to look.
+        The kernel tells nobody when a reader has drained its queue, so this has to look. Pairs that
+        leave are looked at again after a grace period; but a pair that a guard refused may leave at
+        once, and one whose reader may block soon after.
         """
         deadline = time.monotonic() + timeout
-        pause = 0.0005
-        # a pair that a guard refused may leave at once, and one whose reader may block soon after
-        for _ in range(2 if not self._settings.now.stopped else 0):
+        stopped = leaving = bool(self._settings.now.stopped)
+        shown, pause = stopped, 0.00025
+        while True:
+            if leaving:
+                libbpf.wait_for_programs()
+                self._settings.set(epoch=self._settings.now.epoch + 1)
             walked = self.walk()
             if done(walked):
                 return True
-            if not walked.unsettled:
-                break
-            time.sleep(SHOWS_S)
-        while True:
-            libbpf.wait_for_programs()
-            self._settings.set(epoch=self._settings.now.epoch + 1)
-            if done(self.walk()):
-                return True
-            if time.monotonic() + pause > deadline:
-                return False
-            time.sleep(pause)
-            pause = min(max(pause * 2, WALK_SHARE * self.walk_seconds), 0.05)
+            if walked.unsettled and not shown:
+                shown = True
+                time.sleep(SHOWS_S)
+                continue
+            if leaving or not walked.leaving:
+                pause = min(2 * pause, LONGEST_PAUSE_S)
+                rest = max(pause, REST * self.walk_seconds)
+                if stopped:
+                    rest = min(rest, LONGEST_PAUSE_S)
+                if time.monotonic() + rest > deadline:
+                    return False
+                time.sleep(rest)
+            leaving = walked.leaving > 0
 
 
 def _key_of(sk: int) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -24,7 +25,6 @@ from sockredird.config import Config
 from sockredird.control.manager import DRAINING, Manager
 from sockredird.datapath import inventory
 from sockredird.datapath.generation import Generation
-from sockredird.datapath.members import WALK_SHARE
 from sockredird.errors import BusUnavailable, InvalidConfig, SockredirError, printable
 from sockredird.kernel import addresses
 from sockredird.loader.records import REQUEST_LEARNED, REQUEST_ULP
@@ -32,6 +32,7 @@ from sockredird.observe import explain, listing
 from sockredird.service.appearance import Appearance
 from sockredird.service.endpoint import Endpoint
 from sockredird.service.look import Looks
+from sockredird.service.rest import Rest
 from sockredird.service.shared import Fresh, Shared
 from sockredird.service.systemd import Service
 from sockredird.service.watch import Watcher
@@ -41,6 +42,7 @@ log = logging.getLogger(__name__)
 
 RETIRE_PAUSE_S = (0.02, 1.0)  # first and longest pause between looks at stalled readers
 LEARN_PAUSE_S = 1.0  # between two looks at what was learned, which write a file
+LEARN_REST = 20  # nor does one begin sooner after the last one than this times what that took
 RECONNECT_PAUSE_S = 1.0
 RESET_S = 5.0  # how long connections that were reset may take to leave the sockhash
 CHECK_MAX_AGE_S = 60.0  # how old the findings may be that others than root get
@@ -88,8 +90,8 @@ class Daemon:
         self._joined_to: Generation | None = None  # for which the looks have begun
         self._retire_pause = RETIRE_PAUSE_S[0]
         self._retire_timer: asyncio.TimerHandle | None = None
-        self._retire_again = False  # asked for since the walk under way began
-        self._retired_at = 0.0  # when the last walk ended
+        self._retire_again = False  # asked for since the walks under way began
+        self._rest = Rest()
         self._learn_timer: asyncio.TimerHandle | None = None
         self._learn_at = 0.0  # not before that time of the loop
         self._drain_began = self._loop.time()
@@ -441,34 +443,44 @@ class Daemon:
         await self._worker.run(self._manager.note_learned)
         self._retire_soon()  # a walk accounts for connections that go on, which may end it
         now = self._loop.time()
-        self._learn_at = now + max(LEARN_PAUSE_S, WALK_SHARE * (now - began))
+        self._learn_at = now + max(LEARN_PAUSE_S, LEARN_REST * (now - began))
 
     def _retire_soon(self) -> None:
         self._retire_again = True
         self._retire_pause = RETIRE_PAUSE_S[0]
         if self._retire_timer is None:
-            # sockets of any user ask for walks, so these take only a share of a processor
-            rested = self._loop.time() - self._retired_at
-            self._retire_after(max(0.0, self._manager.walk_rest() - rested))
+            self._retire_after(0.0)
 
     def _retire_after(self, pause: float) -> None:
-        self._retire_timer = self._loop.call_later(pause, lambda: self._spawn(self._retire()))
+        """Schedules the next walks, after a rest, as sockets of any user ask for them."""
+        due = max(self._loop.time() + pause, self._rest.ends_at)
+        self._retire_timer = self._loop.call_at(due, lambda: self._spawn(self._retire()))
 
     async def _retire(self) -> None:
-        """Walks, and again later while a reader has not drained; otherwise nothing is scheduled."""
-        self._retire_again = False
+        """Walks, and again later while a reader has not drained; otherwise nothing is scheduled.
+
+        What fails is tried again, too, as the programs may not ask for it once more.
+        """
+        self._retire_again = done = False
         try:
-            done = await self._worker.run(self._manager.finish_retirements)
+            done = await self._worker.run(self._timed_retirements)
         finally:
             self._retire_timer = None
-            self._retired_at = self._loop.time()
+            if self._retire_again:
+                self._retire_after(0.0)
+            elif not done:
+                self._retire_after(self._retire_pause)
+                self._retire_pause = min(self._retire_pause * 2, RETIRE_PAUSE_S[1])
         if done:
             self._looks.soon()
-        if self._retire_again:
-            self._retire_after(self._manager.walk_rest())
-        elif not done:
-            self._retire_after(max(self._retire_pause, self._manager.walk_rest()))
-            self._retire_pause = min(self._retire_pause * 2, RETIRE_PAUSE_S[1])
+
+    def _timed_retirements(self) -> bool:
+        """Runs in the worker thread, whose processor time is that of the walks."""
+        began = time.thread_time()
+        try:
+            return self._manager.finish_retirements()
+        finally:
+            self._rest.begin(time.thread_time() - began, self._loop.time())
 
     # -- systemd -----------------------------------------------------------------------------
 
