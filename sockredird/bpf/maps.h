@@ -55,6 +55,8 @@ BPF_TABLE("lru_hash", struct pair, struct closing, closing, TRACED_CONNECTIONS);
 BPF_HASH(learned, struct listener, struct learned_entry, LEARNED_ENTRIES);
 /* By listener: messages that acceleration saved, less those that pairing cost; see learn/. */
 BPF_TABLE("lru_hash", struct listener, __s32, balances, BALANCED_LISTENERS);
+/* By enum request: 1 if it was made, and the daemon has not begun to carry it out. */
+BPF_ARRAY(requested, __u64, REQUEST_ULP + 1);
 BPF_RINGBUF_OUTPUT(requests, 1); /* wakes the daemon to walk; full means it is awake already */
 BPF_RINGBUF_OUTPUT(events, 64);
 

@@ -114,17 +114,19 @@ inline_fn __u64 server_of(const struct sock_state *st)
 	return sk;
 }
 
-/* What the programs ask the daemon for. */
-enum request {
-	REQUEST_WALK,
-	REQUEST_LEARNED, /* the map `learned` has changed */
-	REQUEST_ULP,	 /* a program asked for TCP_ULP: is kernel TLS loaded now? */
-};
-
+/*
+ * Any user may cause requests, so none is made again before the daemon has begun to carry it out:
+ * it clears the mark, then looks (datapath/settings.py: begin_request()). A request comes after
+ * what it is about. With a full barrier between each two, one side sees the other.
+ */
 inline_fn void ask(enum request what)
 {
-	__u64 record = what;
+	__u64 record = what, *made;
+	__u32 key = what;
 
+	made = requested.lookup(&key);
+	if (!made || __sync_lock_test_and_set(made, 1))
+		return;
 	requests.ringbuf_output(&record, sizeof(record), 0);
 }
 

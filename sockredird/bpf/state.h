@@ -275,6 +275,13 @@ struct settings {
 	__u64 seed;		/* so that nobody knows which addresses share a slot */
 };
 
+/* What the programs ask the daemon for. */
+enum request {
+	REQUEST_WALK,
+	REQUEST_LEARNED, /* the map `learned` has changed */
+	REQUEST_ULP,	 /* a program asked for TCP_ULP: is kernel TLS loaded now? */
+};
+
 enum addresses { ADDRESSES_LOOPBACK, ADDRESSES_HOST, ADDRESSES_ANY };
 
 /* A bit per listening port: connections to it are in scope. */

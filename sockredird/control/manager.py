@@ -465,6 +465,7 @@ class Manager:
         """To be called when the datapath has learned a listener, or a program asked for kTLS."""
         if self.live is not None:
             with _noting():
+                self.live.begin_learned()
                 self.live.kernel_tls(has_kernel_tls())
                 self._learned.sync(self.live)
 

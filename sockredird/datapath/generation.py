@@ -27,7 +27,7 @@ from sockredird.datapath import adoption, contents, links
 from sockredird.datapath.adoption import MAPS, MEMBERS
 from sockredird.datapath.members import Members
 from sockredird.datapath.plan import Plan
-from sockredird.datapath.settings import LiveSettings
+from sockredird.datapath.settings import LiveSettings, begin_request
 from sockredird.errors import AccessDenied, Internal, LoadFailed
 from sockredird.kernel import capabilities, files, libbpf
 from sockredird.kernel.cgroup import is_cgroup
@@ -42,6 +42,8 @@ from sockredird.loader.records import (
     LISTENER,
     PAUSED,
     PLAIN_COUNTERS,
+    REQUEST_LEARNED,
+    REQUEST_ULP,
     RETIRED,
     Settings,
     hash_of,
@@ -312,6 +314,11 @@ class Generation:
         return False
 
     # -- listeners left alone ----------------------------------------------------------------
+
+    def begin_learned(self) -> None:
+        """To be called before learned() and kernel_tls(), see begin_request()."""
+        for what in (REQUEST_LEARNED, REQUEST_ULP):
+            begin_request(self._pins["requested"], what)
 
     def learned(self) -> Iterator[tuple[bytes, bytes]]:
         """struct listener and struct learned_entry of each listener that is left alone."""

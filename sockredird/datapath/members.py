@@ -16,11 +16,11 @@ from typing import Any
 
 from sockredird.datapath.adoption import MEMBERS
 from sockredird.datapath.pairs import Pair
-from sockredird.datapath.settings import LiveSettings
+from sockredird.datapath.settings import LiveSettings, begin_request
 from sockredird.kernel import libbpf
 from sockredird.kernel.libbpf import Fd
 from sockredird.loader.header import record
-from sockredird.loader.records import CAUSES, FLOW, Flow
+from sockredird.loader.records import CAUSES, FLOW, REQUEST_WALK, Flow
 
 SHOWS_S = 0.004  # more than SHOWS_WITHIN_MS of leave/walk.c
 REST = 10  # walks begin no sooner after the last ones than this times what those took
@@ -113,6 +113,7 @@ class Members:
         last = self._walked().number
         walked = record("walked").pack(number=(last + 1) & 0xFFFFFFFF or 1)
         libbpf.update(self._pins["walked"], _ZERO, walked)
+        begin_request(self._pins["requested"], REQUEST_WALK)
         with libbpf.open_iterator(self._pins[MEMBERS]) as lines:
             while chunk := libbpf.read_iterator(lines):
                 yield from record("member").iter_unpack(chunk)

@@ -1,7 +1,8 @@
-"""The settings of a generation, which its programs read at each run."""
+"""The settings of a generation, which its programs read at each run; and what they ask for."""
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -31,3 +32,11 @@ class LiveSettings:
         """Changes all of them."""
         self.now = settings
         libbpf.update(self._pin, _ZERO, settings.pack())
+
+
+def begin_request(requested: Fd, what: int) -> None:
+    """To be called before a request is carried out: the programs make it again from here on.
+
+    Pairs with ask() of bpf/peer_state.h.
+    """
+    libbpf.update(requested, what.to_bytes(4, sys.byteorder), bytes(8))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sockredird.kernel.uapi import AttachType, MapType, ProgType
-from sockredird.loader.header import record
+from sockredird.loader.header import enumerators, record
 
 
 @dataclass(frozen=True)
@@ -129,6 +129,7 @@ def map_shapes(max_connections: int, page_size: int) -> dict[str, MapShape]:
         "counters": MapShape(MapType.PERCPU_ARRAY, 4, size["counters"], 1),
         "line": MapShape(MapType.PERCPU_ARRAY, 4, size["connection"], 1),
         "manifest": _array(size["manifest"]),
+        "requested": _array(8, len(enumerators("request"))),
         "requests": MapShape(MapType.RINGBUF, 0, 0, page_size),
         "events": MapShape(MapType.RINGBUF, 0, 0, 64 * page_size),
     }

@@ -456,6 +456,7 @@ int sockredir_walk(struct bpf_iter__sockmap *ctx)
 	/* the kernel visits a bucket again when its lines did not fit in one read() */
 	if (st->walk == w->number)
 		return 0;
+	full_barrier(st); /* pairs with ask() */
 	account_live((__u64)sk, st);
 	if (retire((__u64)sk, st, s, w))
 		return 0;
