@@ -92,7 +92,7 @@ class Scene:
             f" the daemon took {share:.1%} of a core, {self.daemon.resident_bytes >> 20} MiB;"
             f" answers in {max(waits) * 1000:.0f} ms at the most"
         )
-        assert len(made) == 21, made
+        assert len(made) == 22, made
         assert all(made.values()), made
         if accelerated:
             assert len(accelerated) == CONNECTIONS

@@ -77,6 +77,7 @@ def _attacks(bus: str, scraped: int, victim: int) -> dict[str, tuple[float, Call
         "idle scrapes": (5.0, partial(_hold_scrape, scraped)),
         "short connections": (100.0, partial(_short, victim)),
         **{f"option: {name}": (10.0, partial(_use, victim, use)) for name, use in _USES.items()},
+        "held with an option": (2.0, partial(_use, victim, _hold)),
         "learned listeners": (50.0, _be_learned),
         "refused": (100.0, refused),
         "half-closed": (50.0, half_closed),
@@ -188,6 +189,12 @@ def _splice(server: socket.socket) -> None:
 def _set(level: int, option: int, value: int | bytes, server: socket.socket) -> None:
     server.setsockopt(level, option, value)
     _ask(server)
+
+
+def _hold(server: socket.socket) -> None:
+    """Until a walk meets it, which those that end at once seldom live to see."""
+    _set(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 64, server)
+    _ending.wait(0.5)
 
 
 _USES: dict[str, Callable[[socket.socket], object]] = {
