@@ -215,7 +215,7 @@ class Learned:
             del self._entries[entry.key]
 
     def _keep(self) -> bool:
-        entries = [asdict(entry) for entry in self.entries()]
+        entries = [vars(entry) for entry in self.entries()]
         try:
             files.write(self._path, {"boot": self._boot, "host": self._host, "entries": entries})
         except OSError as error:

@@ -93,6 +93,7 @@ class Daemon:
         self._retire_again = False  # asked for since the walks under way began
         self._rest = Rest()
         self._learn_timer: asyncio.TimerHandle | None = None
+        self._learn_again = False  # asked for since the look under way began
         self._learn_at = 0.0  # not before that time of the loop
         self._drain_began = self._loop.time()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -249,9 +250,13 @@ class Daemon:
         """Everybody may ask, and each answer takes a walk: callers at the same time share one."""
         return await self._counts.get()
 
-    async def _stats(self) -> dict[str, int]:
-        await self._worker.run(self._manager.check)
-        return await self._worker.run(self._manager.stats)
+    async def _stats(self) -> tuple[dict[str, int], float]:
+        def look() -> tuple[dict[str, int], float]:
+            began = time.thread_time()
+            self._manager.check()
+            return self._manager.stats(), time.thread_time() - began
+
+        return await self._worker.run(look)
 
     async def connections(self, limit: int, query: dict[str, Any]) -> list[dict[str, Any]]:
         wanted = listing.Query.of(query)
@@ -432,18 +437,27 @@ class Daemon:
         """Carries out a request of the datapath (enum request)."""
         if what not in (REQUEST_LEARNED, REQUEST_ULP):
             self._retire_soon()
-        elif self._learn_timer is None:
-            # any user may cause as many as he likes
-            pause = max(0.0, self._learn_at - self._loop.time())
-            self._learn_timer = self._loop.call_later(pause, lambda: self._spawn(self._learn()))
+        else:
+            self._learn_soon()
+
+    def _learn_soon(self) -> None:
+        self._learn_again = True
+        if self._learn_timer is None:  # any user may cause as many as he likes
+            due = max(self._loop.time(), self._learn_at)
+            self._learn_timer = self._loop.call_at(due, lambda: self._spawn(self._learn()))
 
     async def _learn(self) -> None:
-        self._learn_timer = None
+        self._learn_again = False
         began = self._loop.time()
-        await self._worker.run(self._manager.note_learned)
+        try:
+            await self._worker.run(self._manager.note_learned)
+        finally:
+            now = self._loop.time()
+            self._learn_at = now + max(LEARN_PAUSE_S, LEARN_REST * (now - began))
+            self._learn_timer = None
+            if self._learn_again:
+                self._learn_soon()
         self._retire_soon()  # a walk accounts for connections that go on, which may end it
-        now = self._loop.time()
-        self._learn_at = now + max(LEARN_PAUSE_S, LEARN_REST * (now - began))
 
     def _retire_soon(self) -> None:
         self._retire_again = True

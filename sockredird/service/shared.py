@@ -56,11 +56,12 @@ class Shared(Generic[_Result]):
 class Fresh(Generic[_Result]):
     """As Shared, but every answer is from a run that began after the question.
 
-    Anybody may ask, so a run begins no sooner after the one before than REST times what that took,
-    or LONGEST_REST_S, which is what others then wait.
+    Anybody may ask, so a run begins no sooner after the one before than REST times the processor
+    time that it took, or LONGEST_REST_S, which is what others then wait.
     """
 
-    def __init__(self, produce: Callable[[], Awaitable[_Result]]) -> None:
+    def __init__(self, produce: Callable[[], Awaitable[tuple[_Result, float]]]) -> None:
+        """`produce` returns a result, and how many seconds of processor time it took."""
         self._produce = produce
         self._rested_at = 0.0
         self._running: asyncio.Future[_Result] | None = None
@@ -77,12 +78,13 @@ class Fresh(Generic[_Result]):
             await asyncio.wait({self._running})
         await asyncio.sleep(self._rested_at - time.monotonic())
         self._running, self._next = self._next, None
-        began = time.monotonic()
+        rest = LONGEST_REST_S
         try:
-            return await self._produce()
+            result, took = await self._produce()
+            rest = min(REST * took, LONGEST_REST_S)
+            return result
         finally:
-            now = time.monotonic()
-            self._rested_at = now + min(REST * (now - began), LONGEST_REST_S)
+            self._rested_at = time.monotonic() + rest
 
 
 def _retrieve_exception(run: asyncio.Future[_Result]) -> None:

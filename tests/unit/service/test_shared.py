@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
+from contextlib import suppress
 
 import pytest
 
@@ -18,12 +19,12 @@ class Clock:
         self.runs = 0
         self.value = 0
 
-    async def produce(self) -> int:
+    async def produce(self) -> tuple[int, float]:
         self.runs += 1
         value = self.value
         await asyncio.sleep(0)
         await asyncio.sleep(0)
-        return value
+        return value, 0.0
 
 
 def test_joined_is_never_older_than_the_question() -> None:
@@ -58,7 +59,7 @@ def test_joined_is_one_run_for_all() -> None:
 
 
 def test_a_failure_and_one_who_gives_up() -> None:
-    async def fail() -> int:
+    async def fail() -> tuple[int, float]:
         await asyncio.sleep(0)
         raise OSError("injected")
 
@@ -76,20 +77,27 @@ def test_a_failure_and_one_who_gives_up() -> None:
     asyncio.run(main())
 
 
-def test_fresh_rests_between_two_runs() -> None:
-    """Whoever asks all the time has it run for a small part of the time only."""
+@pytest.mark.parametrize(
+    ("took", "rest"), [(0.01, REST * 0.01), (1.0, LONGEST_REST_S), (None, LONGEST_REST_S)]
+)
+def test_fresh_rests_between_two_runs(took: float | None, rest: float) -> None:
+    """Whoever asks all the time has it run for a small part of the time only; None: it fails."""
     runs: list[tuple[float, float]] = []
 
-    async def take_a_while() -> None:
+    async def take_a_while() -> tuple[None, float]:
         began = time.monotonic()
         await asyncio.sleep(0.01)
         runs.append((began, time.monotonic()))
+        if took is None:
+            raise OSError("injected")
+        return None, took
 
     async def main() -> None:
         fresh = Fresh(take_a_while)
-        for _ in range(4):
-            await fresh.get()
+        for _ in range(3):
+            with suppress(OSError):
+                await fresh.get()
 
     asyncio.run(main())
-    for (began, ended), (next_one, _) in itertools.pairwise(runs):
-        assert next_one - ended >= min(0.99 * REST * (ended - began), LONGEST_REST_S) - 0.005
+    for (_, ended), (next_one, _) in itertools.pairwise(runs):
+        assert next_one - ended >= rest - 0.005
