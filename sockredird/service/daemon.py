@@ -90,6 +90,7 @@ class Daemon:
         self._joined_to: Generation | None = None  # for which the looks have begun
         self._retire_pause = RETIRE_PAUSE_S[0]
         self._retire_timer: asyncio.TimerHandle | None = None
+        self._retiring = False  # walks are under way
         self._retire_again = False  # asked for since the walks under way began
         self._rest = Rest()
         self._learn_timer: asyncio.TimerHandle | None = None
@@ -462,13 +463,19 @@ class Daemon:
     def _retire_soon(self) -> None:
         self._retire_again = True
         self._retire_pause = RETIRE_PAUSE_S[0]
-        if self._retire_timer is None:
+        if not self._retiring:
             self._retire_after(0.0)
 
     def _retire_after(self, pause: float) -> None:
         """Schedules the next walks, after a rest, as sockets of any user ask for them."""
+        if self._retire_timer is not None:  # for a reader that has not drained: not as soon
+            self._retire_timer.cancel()
         due = max(self._loop.time() + pause, self._rest.ends_at)
-        self._retire_timer = self._loop.call_at(due, lambda: self._spawn(self._retire()))
+        self._retire_timer = self._loop.call_at(due, self._begin_to_retire)
+
+    def _begin_to_retire(self) -> None:
+        self._retiring = True
+        self._spawn(self._retire())
 
     async def _retire(self) -> None:
         """Walks, and again later while a reader has not drained; otherwise nothing is scheduled.
@@ -479,7 +486,7 @@ class Daemon:
         try:
             done = await self._worker.run(self._timed_retirements)
         finally:
-            self._retire_timer = None
+            self._retiring = False
             if self._retire_again:
                 self._retire_after(0.0)
             elif not done:
