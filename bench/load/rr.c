@@ -86,6 +86,8 @@ static void server(const char *address, int connections)
 				if (++accepted == connections)
 					close(listener);
 			} else if (!answer(fd)) {
+				/* close() is not enough while somebody else has the file open */
+				epoll_ctl(epoll, EPOLL_CTL_DEL, fd, NULL);
 				close(fd);
 				left--;
 			}
