@@ -163,12 +163,12 @@ KERNEL(__u64, psock_saved_data_ready, sk_psock, saved_data_ready)
 #ifdef OFF_sk_psock_msg_tot_len
 #define PSOCK_COUNTS_BYTES
 KERNEL(__u32, psock_msg_tot_len, sk_psock, msg_tot_len)
-#else
-KERNEL(__u32, msg_size, sk_msg, size) /* what is unread of it */
 #endif
+KERNEL(__u32, msg_size, sk_msg, size) /* what is unread of it */
 
 /* struct task_struct */
 KERNEL(__u32, task_tgid, task_struct, tgid)
+KERNEL(__u64, task_stack, task_struct, stack)
 KERNEL(__u64, task_group_leader, task_struct, group_leader)
 
 /* struct wait_queue_entry and the list it is on */

@@ -68,6 +68,7 @@ _REQUIRED = (
     ("inode", "i_ino"),
     ("task_struct", "tgid"),
     ("task_struct", "comm"),
+    ("task_struct", "stack"),
     ("sk_psock", "sk"),
     ("sk_psock", "ingress_msg"),
     ("sk_psock", "refcnt"),
