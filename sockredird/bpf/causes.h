@@ -58,7 +58,8 @@
 	CAUSE(DISABLE, RETIRES)		/* Disable, or another generation takes over */                \
 	CAUSE(NEVER_QUIET, RETIRES)	/* joined, but its reader never caught up with TCP */                  \
 	CAUSE(TCP_UNREAD, RETIRES)	/* FIONREAD does not tell of TCP's data, which stayed unread */        \
-	CAUSE(IDLE, RETIRES)		/* it carried nothing, and the sockhash was nearly full */
+	CAUSE(IDLE, RETIRES)		/* it carried nothing, and the sockhash was nearly full */             \
+	CAUSE(TCP_CALLS, UNPROFITABLE)	/* its program splices, and the like, before it reads */
 
 /* clang-format on */
 

@@ -122,6 +122,13 @@ enum mode {
 	NATIVE,	   /* TCP for good: the pair leaves the sockhash */
 };
 
+/* What a direction waits for before it begins, besides the rule of carry/begin.h. */
+enum awaits {
+	AWAITS_NOTHING = 0,
+	AWAITS_MESSAGE, /* its first one, which goes by TCP */
+	AWAITS_READ,	/* that its reader's copied_seq moves on from begin_after */
+};
+
 /* What is known of the program that reads what a direction carries. */
 enum reader {
 	READER_UNKNOWN = 0,
@@ -184,10 +191,10 @@ struct sock_state {
 	/* written by the walk */
 	__u8 stop;
 	/* written by the sender */
-	__u32 begin_after;   /* of a joined end: the peer's copied_seq at the first message */
-	__u32 unknown_since; /* ms: reader has been READER_UNKNOWN at a message; 0: never */
-	__u64 tcp_due;	     /* jiffies: when a message has to go by TCP (revalidation) */
-	__u64 sent_bytes;    /* redirected, cumulative */
+	__u32 awaits;	   /* enum awaits; pairing writes the first value */
+	__u32 begin_after; /* with AWAITS_READ: the reader's copied_seq at the first message */
+	__u64 tcp_due;	   /* jiffies: when a message has to go by TCP (revalidation) */
+	__u64 sent_bytes;  /* redirected, cumulative */
 	__u64 sent_messages;
 	struct checkpoint drained; /* what was sent when the peer's queue was last seen empty */
 	__u32 budget_bytes;	   /* until the peer's queue is looked at again */
@@ -197,6 +204,8 @@ struct sock_state {
 	__u32 charged;	      /* bytes of kernel memory this direction has of unread_memory */
 	__u32 grants;	      /* settings.grants when the budget was granted */
 	__u32 checkpoints;    /* taken so far */
+	__u32 unknown_since;  /* ms: reader has been READER_UNKNOWN at a message; 0: never */
+	__u32 late_messages;  /* that went by TCP with AWAITS_READ, as far as they matter */
 	__u64 charged_cgroup; /* key in cgroup_memory, or 0 */
 	__u32 borders;	      /* how often the reader may need waking for TCP data */
 	/* written by the walk */
@@ -269,10 +278,11 @@ struct settings {
 	__u32 revalidate;	/* jiffies: how often a busy direction sends a message by TCP */
 	__u32 grants;		/* a budget of another number is not valid any more */
 	__u32 answers_fionread; /* leave/fionread.c puts right what FIONREAD answers */
-	__u64 memory_bytes;	/* the most that is unread, overhead included, of all connections */
-	__u64 make_room;	/* idle pairs that this walk may take off; it counts down */
-	__u64 trial;		/* id of a cgroup left to a datapath that is being tried; 0: none */
-	__u64 seed;		/* so that nobody knows which addresses share a slot */
+	__u32 begin_late;   /* leave/detect.c sees how programs read: carry/begin.h, has_read() */
+	__u64 memory_bytes; /* the most that is unread, overhead included, of all connections */
+	__u64 make_room;    /* idle pairs that this walk may take off; it counts down */
+	__u64 trial;	    /* id of a cgroup left to a datapath that is being tried; 0: none */
+	__u64 seed;	    /* so that nobody knows which addresses share a slot */
 };
 
 /* What the programs ask the daemon for. */

@@ -52,6 +52,8 @@ SENTENCES = {
     "tcp_unread": "what came by TCP was not read within 100 ms; FIONREAD does not tell of it on "
     "this kernel, so the program may have been waiting for that",
     "idle": "it carried nothing for a while, and the table of connections was nearly full",
+    "tcp_calls": "its program uses splice(2), MSG_WAITALL, MSG_TRUNC or MSG_OOB on each "
+    "connection, which only TCP serves, so that pairing costs more than it saves",
     "disable": "acceleration is disabled, or was disabled during this connection",
 }
 # Their sentences have the program as the subject.

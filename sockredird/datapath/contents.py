@@ -58,6 +58,7 @@ def fill(staging: Path, plan: Plan) -> None:
         revalidate=max(1, round(plan.revalidate_s * hz())),
         memory_bytes=plan.memory,
         answers_fionread=int(detectors.FIONREAD in attached),
+        begin_late=int(attached.keys() >= detectors.LATE),
     )
     libbpf.update(pins["settings"], _ZERO, settings.pack())
     write_own_addresses(pins["own_addresses"])

@@ -19,6 +19,8 @@ from sockredird.loader.shapes import DETECTOR_PREFIX, DETECTORS, detector_pin
 log = logging.getLogger(__name__)
 
 FIONREAD = "fionread_answer"  # puts right what FIONREAD answers
+# With these, a direction begins only after its reader has read by a call that a member serves.
+LATE = frozenset({"splice", "recv"})
 _NOT_ALWAYS = {"fionread", FIONREAD}  # there is nothing to see where the kernel counts all
 _SEEN = {  # what a user knows of what they see
     "splice": "splice(2)",

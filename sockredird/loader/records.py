@@ -71,6 +71,7 @@ class Settings:
     revalidate: int = 0  # jiffies
     grants: int = 0
     answers_fionread: int = 0
+    begin_late: int = 0
     memory_bytes: int = 0
     make_room: int = 0  # pairs
     trial: int = 0

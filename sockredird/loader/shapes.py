@@ -63,6 +63,7 @@ CAPACITIES = {
     "BALANCED_LISTENERS": 8192,  # listeners whose balance is known
     "SYN_RECORDS": 16384,  # answered SYNs whose client is not established yet; a power of two
     "UNMATCHED_CLIENTS": 1024,  # established without a record; a power of two
+    "KNOWN_READERS": 8192,  # listeners, or users' clients of them, that have read by recv(2)
     "LEAVING_PAIRS": 16384,  # that leave the sockhash one by one, at the same time
     "TRACED_CONNECTIONS": 8192,  # whose programs are known by name, or one of whose ends has closed
     "REASONS": 16384,  # connections that explain knows a reason for; a power of two
@@ -118,6 +119,7 @@ def map_shapes(max_connections: int, page_size: int) -> dict[str, MapShape]:
         "reasons": _array(size["recorded_reason"], room["REASONS"]),
         "learned": hashed("listener", size["learned_entry"], room["LEARNED_ENTRIES"]),
         "balances": lru("listener", 4, room["BALANCED_LISTENERS"]),
+        "known_readers": lru("listener", 4, room["KNOWN_READERS"]),
         "settings": _array(size["settings"]),
         "walked": _array(size["walked"]),
         "change_count": _array(8),

@@ -22,7 +22,11 @@ ALTERNATES: Edit = (
     f"{_PAUSES}\n	if (!(bpf_get_prandom_u32() & 7) && may_pause(sk, st)) {{\n"
     "		pause(st, CAUSE_REVALIDATION);\n		return 1;\n	}\n",
 )
-NO_LOOK_AT_THE_LOCK: Edit = ("carry/redirect.c", "if (peer_stays_busy(st, size))", "if (0)")
+NO_LOOK_AT_THE_LOCK: Edit = (
+    "carry/redirect.c",
+    "if (!behind && peer_stays_busy(st, size))",
+    "if (0)",
+)
 LOOK_S = 0.1
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from sockredird.datapath import detectors
 from sockredird.datapath.generation import Generation
 from sockredird.errors import UnsupportedKernel
 from sockredird.loader import cache as compiled
@@ -53,6 +54,15 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def patience() -> None:
     compiler.TIMEOUT_S *= PATIENCE
+
+
+@pytest.fixture(scope="session", autouse=True)
+def begins_at_once() -> None:
+    """Where calls can be seen, a listener's first connection begins late (carry/begin.h).
+
+    Most tests make one connection and count its messages; test_late_begin.py has this rule.
+    """
+    detectors.LATE = frozenset({"nothing that is attached"})
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@
  */
 #pragma once
 #include "reader.h"
+#include "../learn/readers.h"
 
 /* Orders loads: what is read after it was not read before it. */
 inline_fn void load_barrier(struct sock_state *st)
@@ -89,17 +90,31 @@ inline_fn void by_tcp_on_member(struct sock_state *st)
 		ask(REQUEST_WALK);
 }
 
+/* A proxy may read a request's head, or a TLS ClientHello, before it begins to splice. */
+#define READS_SHOWN 16 /* messages */
+
 /*
- * Whether the reader of an end that was joined has read since then: a recv() may have begun in TCP's
- * code before, and wait for the lock unseen. It is over once a later byte has been read.
+ * Whether the reader has read since the first message, where the direction waits for that.
+ *
+ * Of an end that was joined, as a recv() may have begun in TCP's code before, and wait for the lock
+ * unseen: it is over once a later byte has been read. Of others, where leave/detect.c sees which
+ * call reads: nothing is redirected to a program that splices from the start or soon after, or
+ * receives with flags that a member does not know, so it finds all that was sent.
  */
-inline_fn int read_since_join(struct sock_state *st, __u32 copied)
+inline_fn int has_read(struct sock_state *st, __u32 copied)
 {
-	if (!st->joined)
-		return 1;
-	if (st->joined == 1) {
+	if (st->awaits == AWAITS_MESSAGE) {
+		if (!st->joined && is_known_reader(st)) {
+			st->awaits = AWAITS_NOTHING;
+			return 1;
+		}
 		st->begin_after = copied;
-		st->joined = 2;
+		st->awaits = AWAITS_READ;
+	}
+	if (st->awaits == AWAITS_NOTHING)
+		return 1;
+	if (!st->joined && st->late_messages < READS_SHOWN) {
+		st->late_messages++;
 		return 0;
 	}
 	return copied != st->begin_after;
@@ -120,13 +135,35 @@ inline_fn int may_begin(struct bpf_sock *sk, struct sock_state *st)
 		return 0;
 	copied = kernel_copied_seq(peer);
 	/* both together: each end has what the other one sent, so the two are one connection (I4) */
-	if (!read_since_join(st, copied) || copied != own_write_seq(tp) ||
+	if (!has_read(st, copied) || copied != own_write_seq(tp) ||
 	    own_rcv_nxt(tp) != kernel_write_seq(peer))
 		return 0;
 	/* sequence numbers mean something else while these last */
 	if (own_urg_data(tp) || kernel_urg_data(peer) || own_repair(tp) || kernel_repairs(peer))
 		return 0;
 	return nobody_in_tcp_recvmsg(peer, st, copied);
+}
+
+/*
+ * Whether the reader splices although redirected data is unread, or was on its way: splice(2) takes
+ * TCP's data only, so what follows must not go by TCP until the rest is read, or the daemon has reset
+ * the connection (leave/detect.c). A reader of ours that sleeps has a reference to our psock as well.
+ */
+inline_fn int would_be_overtaken(struct bpf_sock *sk, const struct sock_state *st)
+{
+	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+	__u64 psock = psock_of(st->peer_sk);
+	struct end peer = st->peer;
+	__u32 cause = 0, reset_at = 0;
+
+	if (st->mode != REDIRECT || !tp || !psock || !is_state_of(st->peer_st, &peer))
+		return 0;
+	STATE_FIELD(cause, st->peer_st, guard_cause);
+	STATE_FIELD(reset_at, st->peer_st, reset_at);
+	if (cause != CAUSE_SPLICE || !reset_at)
+		return 0;
+	return !psock_queue_empty(psock) ||
+	       kernel_psock_refcnt(psock_of((__u64)tp)) > 2 + (sleeper_on((__u64)tp) != 0);
 }
 
 /*

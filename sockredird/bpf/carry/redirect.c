@@ -237,16 +237,27 @@ inline_fn int pauses(struct bpf_sock *sk, struct sock_state *st, __u32 size,
 	return 1;
 }
 
-/* Begins to redirect, if the direction may. */
+/*
+ * Begins to redirect, if the direction may. A call that a guard or a detector refuses may have read
+ * what may_begin() waits for: pairs with announce_change(), which comes before that.
+ */
 inline_fn int begins(struct bpf_sock *sk, struct sock_state *st, const struct settings *s)
 {
 	struct tcp_sock *tp;
+	__u64 now;
 
 	if (!may_begin(sk, st))
+		return 0;
+	load_barrier(st);
+	if (changed_since(st, &now))
 		return 0;
 	tp = bpf_skc_to_tcp_sock(sk);
 	if (!tp)
 		return 0;
+	/* of one that was joined, a call that began before that may have read */
+	if (st->awaits != AWAITS_NOTHING && s->begin_late && !st->joined)
+		note_reader(st);
+	st->awaits = AWAITS_NOTHING;
 	revalidate_after(st, bpf_jiffies64(), revalidation_interval(tp, st, s));
 	st->began = 1; /* after that: its first time is not aligned */
 	st->budget_bytes = 0;
@@ -275,7 +286,7 @@ int sockredir_msg(struct sk_msg_md *msg)
 	struct sock_state *st;
 	struct settings *s;
 	struct end peer;
-	int zero = 0, verdict;
+	int zero = 0, behind = 0, verdict;
 	__u64 now = 0;
 
 	if (!sk)
@@ -300,9 +311,12 @@ int sockredir_msg(struct sk_msg_md *msg)
 #ifndef __x86_64__ /* where taking the psock reference was one */
 	full_barrier(st);
 #endif
-	if (changed_since(st, &now) && left_for_change(st, now))
-		return by_tcp(msg, st);
-	if (blocking_reader(st, s)) {
+	if (changed_since(st, &now)) {
+		behind = would_be_overtaken(sk, st); /* the next message looks again */
+		if (!behind && left_for_change(st, now))
+			return by_tcp(msg, st);
+	}
+	if (!behind && blocking_reader(st, s)) {
 		refuse(st, CAUSE_BLOCKING_READER);
 		return leave(st, CAUSE_BLOCKING_READER);
 	}
@@ -314,7 +328,7 @@ int sockredir_msg(struct sk_msg_md *msg)
 	}
 	if (pauses(sk, st, size, s))
 		return by_tcp(msg, st);
-	if (peer_stays_busy(st, size))
+	if (!behind && peer_stays_busy(st, size))
 		return may_pause(sk, st) ? pause(st, CAUSE_PEER_BUSY) :
 					   force_to_tcp(st, CAUSE_PEER_BUSY);
 

@@ -12,46 +12,14 @@
  * to the listener are paired at their handshakes.
  */
 #pragma once
-#include "../peer_state.h"
+#include "readers.h"
 #include "../show/events.h"
 
 #define PAIRING_COST 4	   /* messages */
+#define REFUSED_COST 8	   /* a pair whose program is served by TCP only: 256 in a row */
 #define EARLY_DATA_COST 16 /* a pair undone: 128 in a row, as with TCP_DEFER_ACCEPT */
 #define BALANCE_LIMIT 2048 /* 1024 connections of one request and one answer in a row */
 #define JOINED_SAVES 256   /* a connection that was joined: eight of them outweigh the limit */
-
-inline_fn struct listener listener_in(const struct flow *flow)
-{
-	struct listener l = { .netns = flow->netns, .port = flow->server_port };
-
-	return l;
-}
-
-/* The same, for what is kept of the connections of one user's clients. */
-inline_fn struct listener listener_for_user_of(const struct listener *l, __u64 client_sk)
-{
-	struct listener one = { .netns = l->netns, .port = l->port };
-
-	one.user = kernel_uid(client_sk) + 1;
-	return one;
-}
-
-/* As the server end sees itself; as the client does where that is not known (yet). */
-inline_fn struct listener listener_of(const struct sock_state *st)
-{
-	struct listener l = listener_in(&st->flow);
-	struct end peer = st->peer;
-	__u64 peer_st = st->peer_st;
-	struct server_address server = st->server;
-
-	if (st->self.side == CLIENT && is_state_of(peer_st, &peer))
-		STATE_FIELD(server, peer_st, server);
-	if (server.netns) {
-		l.netns = server.netns;
-		l.port = server.port;
-	}
-	return l;
-}
 
 /* The entry of a listener, if it was learned. */
 inline_fn struct learned_entry *learned_of(__u64 netns, __u16 port)
@@ -189,8 +157,8 @@ inline_fn __s64 saved_by(const struct sock_state *st)
 }
 
 /*
- * Adds to its listener's balance what a connection saved; when the server end of a pair leaves
- * ESTABLISHED, as the client's state is still there.
+ * Adds to its listener's balance what a connection saved, and notes who has read; when the server end
+ * of a pair leaves ESTABLISHED, as the client's state is still there.
  */
 inline_fn void account_connection(struct bpf_sock_ops *skops)
 {
@@ -206,6 +174,7 @@ inline_fn void account_connection(struct bpf_sock_ops *skops)
 	tp = bpf_skc_to_tcp_sock(sk);
 	if (!st || !tp)
 		return;
+	note_readers(st, (__u64)tp);
 	saved = saved_by(st);
 	if (saved < 0)
 		return;

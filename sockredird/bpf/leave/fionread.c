@@ -103,7 +103,7 @@ int sockredir_asking(unsigned long long *ctx)
 	struct sock *sk = (void *)ctx[0];
 
 	if ((__u32)ctx[1] == FIONREAD && has_unread(sk))
-		detect(sk, CAUSE_FIONREAD, IF_STUCK);
+		harmed(sk, CAUSE_FIONREAD, IF_STUCK);
 	return 0;
 }
 #endif

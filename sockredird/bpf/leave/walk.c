@@ -310,6 +310,23 @@ inline_fn int take_off(__u64 sk, struct sock_state *st, const struct other_end *
 	return note_unread_left(sk, &self) + note_unread_left(other->sk, &peer);
 }
 
+inline_fn int has_redirected(__u64 sk)
+{
+	__u64 psock = psock_of(sk);
+
+	return psock && !psock_queue_empty(psock);
+}
+
+/* Whether a program of this end is stuck: it has made a call that does not find what is unread. */
+inline_fn int to_be_reset(struct sock_state *st, int unread)
+{
+	__u32 at = READ_ONCE(st->reset_at);
+
+	if (!at || (__s32)(now_ms() - at) < 0)
+		return 0;
+	return unread || st->guard_cause == CAUSE_OOB;
+}
+
 /* Takes the retirement of a pair one step further. Returns whether it is off the map. */
 inline_fn int retire(__u64 sk, struct sock_state *st, struct settings *s, struct walked *w)
 {
@@ -317,6 +334,9 @@ inline_fn int retire(__u64 sk, struct sock_state *st, struct settings *s, struct
 	struct other_end other = {};
 	struct leaving *l = NULL;
 
+	/* one that is to be reset is not stopped: carry/begin.h, would_be_overtaken() */
+	if (st->guard_cause == CAUSE_SPLICE && READ_ONCE(st->reset_at) && has_redirected(sk))
+		return 0;
 	find_other_end(&other, st);
 	/* at once, before the program sleeps: as if it had asked for what a guard sees */
 	if (may_block(st, s) && !st->guard_cause)
@@ -381,18 +401,6 @@ inline_fn int at_border(__u64 sk, struct sock_state *st, struct walked *w)
 	return READ_ONCE(st->borders) != borders;
 }
 
-inline_fn int to_be_reset(struct sock_state *st, int unread)
-{
-	__u32 at = READ_ONCE(st->reset_at);
-
-	/* TCP must not overtake what waits, and splice(2) does not find it */
-	if (st->guard_cause == CAUSE_SPLICE && unread)
-		return 1;
-	if (!at || (__s32)(now_ms() - at) < 0)
-		return 0;
-	return unread || st->guard_cause != CAUSE_FIONREAD;
-}
-
 /* Kernel memory that this direction has in its peer's queue, from above. */
 inline_fn __u32 held(struct sock_state *st)
 {
@@ -429,9 +437,8 @@ inline_fn void count_staying(const struct sock_state *st, int border, const stru
 inline_fn int write_member(struct seq_file *seq, __u64 sk, struct sock_state *st)
 {
 	struct member m = { .self = st->self, .flow = st->flow };
-	__u64 psock = psock_of(sk);
 
-	m.broken = to_be_reset(st, psock && !psock_queue_empty(psock));
+	m.broken = to_be_reset(st, has_redirected(sk));
 	return !bpf_seq_write(seq, &m, sizeof(m));
 }
 

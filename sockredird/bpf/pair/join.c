@@ -239,6 +239,7 @@ int sockredir_join(struct bpf_iter__task_file *ctx)
 	if (self.side == SERVER)
 		st->server = j->server;
 	st->joined = 1;
+	st->awaits = AWAITS_MESSAGE;
 	error = put_on_sockhash(&self, sk);
 	if (error) {
 		result.cause = cause_of_error(error);

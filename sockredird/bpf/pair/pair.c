@@ -63,9 +63,10 @@ inline_fn enum cause join(struct bpf_sock_ops *skops, struct bpf_sock *sk, struc
 {
 	struct sock_state *st = sockets.sk_storage_get(sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 	struct end self = { .pair = *pair, .side = side };
-	int err, flags;
+	int err, flags, zero = 0;
+	struct settings *s = settings.lookup(&zero);
 
-	if (!st)
+	if (!st || !s)
 		return CAUSE_NO_MEMORY;
 	__builtin_memset(st, 0, sizeof(*st));
 	st->self = self;
@@ -83,6 +84,7 @@ inline_fn enum cause join(struct bpf_sock_ops *skops, struct bpf_sock *sk, struc
 	if (side == SERVER)
 		read_server_address(&st->server, flow);
 	st->provisional = side == CLIENT && !hs->answered;
+	st->awaits = s->begin_late ? AWAITS_MESSAGE : AWAITS_NOTHING;
 	/* NOEXIST: a collision of sequence numbers, or a forged one, must not displace anybody */
 	err = peers.sock_hash_update(skops, &self, BPF_NOEXIST);
 	if (err) {

@@ -66,7 +66,7 @@ ONE_WAY: Edit = (
     "copied != own_write_seq(tp)",
 )
 ANYBODY: Edit = ("carry/begin.h", "return nobody_in_tcp_recvmsg(peer, st, copied);", "return 1;")
-AT_ONCE: Edit = ("carry/begin.h", "	if (!st->joined)\n		return 1;\n", "	return 1;\n")
+AT_ONCE: Edit = ("pair/join.c", "	st->awaits = AWAITS_MESSAGE;\n", "")
 IN_FLIGHT: Edit = (
     "leave/walk.c",
     "return none_in_flight(sk, sender) && psock_queue_empty(psock);",

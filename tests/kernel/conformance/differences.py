@@ -50,6 +50,12 @@ SEEN = (
     "listener is learned: later connections to it stay on TCP. Elsewhere, leave such programs out "
     "with exclude_ports."
 )
+FROM_THE_START = (
+    "A program that does so from the start, or soon after, gets what TCP gives where the kernel "
+    "has ftrace: nothing is redirected to it before it has read 16 messages by an ordinary recv(), "
+    "or another connection of its kind has shown that. If it does so later, with redirected data "
+    "unread:"
+)
 REASONS = {
     "woken for nothing": Reason(
         "A blocking recv() that is woken for nothing",
@@ -103,18 +109,22 @@ REASONS = {
     "splice": Reason(
         "splice() from the socket",
         "`tcp_splice_read()` does not know the psock queue: EAGAIN although there is data.",
-        f"{SEEN} If data was there already when it was first called, the connection is reset.",
+        f"{FROM_THE_START} {SEEN} The connection is reset, within milliseconds. Until then its "
+        "peer goes on to redirect, so that nothing overtakes what is unread. But splice() moves "
+        "what had gone by TCP already, if the reader was further behind than the window, and "
+        "returns 0 if the peer has finished.",
     ),
     "flags": Reason(
         "recv() flags that the sockhash does not know",
         "`tcp_bpf_recvmsg()` has MSG_PEEK and MSG_DONTWAIT. MSG_WAITALL, MSG_TRUNC and MSG_OOB "
         "are not looked at, and it returns 0 at once for a buffer of no length.",
-        SEEN,
+        f"{FROM_THE_START} {SEEN}",
     ),
     "urgent": Reason(
         "Urgent data",
         "`tcp_bpf_sendmsg()` sends MSG_OOB in line, without a mark for the receiver.",
-        f"The ports of FTP, telnet, rlogin and rsh are excluded by default. {SEEN}",
+        "The ports of FTP, telnet, rlogin and rsh are excluded by default. "
+        f"{FROM_THE_START} {SEEN}",
     ),
     "no packets": Reason(
         "There are no packets",

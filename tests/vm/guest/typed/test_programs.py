@@ -30,7 +30,8 @@ def test_redis(enabled: None) -> None:
         before = counters()["redirected_messages"]
         sh("redis-benchmark -h 127.0.0.1 -c 4 -n 200 -t get -q")
     assert change.connections >= 4 + 4
-    assert counters()["redirected_messages"] - before > 300  # of 400
+    # of 400, but for those that show how the programs read
+    assert counters()["redirected_messages"] - before > 200
 
 
 def test_postgresql(enabled: None) -> None:
@@ -45,7 +46,7 @@ def test_postgresql(enabled: None) -> None:
             sh(f"seq 20000 | {psql} -c 'copy numbers from stdin'")
             assert sh(f"{psql} -c 'select sum(n) from numbers'") == "200010000\n"
     assert change.connections == 4
-    assert change.messages > 20
+    assert change.messages > 5
 
 
 def test_nginx(enabled: None) -> None:
