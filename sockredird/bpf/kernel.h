@@ -443,6 +443,14 @@ inline_fn int psock_queue_empty(__u64 psock)
 	return kernel_psock_ingress_next(psock) == psock + OFF_sk_psock_ingress_msg;
 }
 
+/* Whether something that was redirected is unread. */
+inline_fn int has_redirected(__u64 sk)
+{
+	__u64 psock = psock_of(sk);
+
+	return psock && !psock_queue_empty(psock);
+}
+
 /* Whether something that came through TCP is unread. */
 inline_fn int has_tcp_data(__u64 sk)
 {

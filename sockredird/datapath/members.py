@@ -24,7 +24,7 @@ from sockredird.loader.records import CAUSES, FLOW, REQUEST_WALK, Flow
 
 SHOWS_S = 0.004  # more than SHOWS_WITHIN_MS of leave/walk.c
 REST = 10  # walks begin no sooner after the last ones than this times what those took
-LONGEST_PAUSE_S = 0.05  # between walks over a generation of which all pairs leave
+LONGEST_PAUSE_S = 0.05  # walks are no further apart while all pairs of a generation leave
 NEARLY_FULL = 7 / 8  # of the sockhash: from there on idle pairs have to leave
 ROOM_PAIRS = 1024  # that one walk may begin to take off; CAPACITIES has room for those of many
 _ZERO = bytes(4)

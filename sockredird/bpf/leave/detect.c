@@ -35,13 +35,6 @@
 struct sock;
 struct socket;
 
-inline_fn int has_unread(struct sock *sk)
-{
-	__u64 psock = psock_of((__u64)sk);
-
-	return psock && !psock_queue_empty(psock);
-}
-
 #define COUNTED_MESSAGES 16
 
 /* Redirected bytes that are unread, as far as it takes to see that they are not fewer than `enough`. */
@@ -140,12 +133,12 @@ int sockredir_spliced(unsigned long long *ctx)
 	if (!st)
 		return 0;
 	find_other_end(&other, st);
-	if (has_unread(sk)) {
+	if (has_redirected((__u64)sk)) {
 		harmed(sk, CAUSE_SPLICE, AT_ONCE);
 	} else if (!st->guard_cause) {
 		WRITE_ONCE(st->reset_at, now_ms() | 1);
 		in_time(sk, CAUSE_SPLICE);
-		if (idle_sender(other.sk) && !has_unread(sk))
+		if (idle_sender(other.sk) && !has_redirected((__u64)sk))
 			WRITE_ONCE(st->reset_at, 0);
 	}
 	return 0;
@@ -171,7 +164,7 @@ int sockredir_receiving(unsigned long long *ctx)
 		return 0;
 	if (!(flags & (MSG_OOB | MSG_TRUNC)))
 		waits_for_all(sk, ctx[2]);
-	else if (!has_unread(sk))
+	else if (!has_redirected((__u64)sk))
 		in_time(sk, flags & MSG_OOB ? CAUSE_OOB : CAUSE_TRUNC);
 	else if (flags & MSG_OOB)
 		harmed(sk, CAUSE_OOB, AT_ONCE);
@@ -186,15 +179,13 @@ int sockredir_sending(unsigned long long *ctx)
 	struct sock *sk = (void *)ctx[0];
 	void *msg = (void *)ctx[1];
 	struct sock_state *st;
-	__u64 psock;
 
 	if (!(msghdr_flags(msg) & MSG_OOB))
 		return 0;
 	st = state_of_member(sk, NEVER);
 	if (!st)
 		return 0;
-	psock = psock_of(st->peer_sk);
-	if (psock && !psock_queue_empty(psock))
+	if (has_redirected(st->peer_sk))
 		harmed(sk, CAUSE_OOB, NEVER);
 	else
 		in_time(sk, CAUSE_OOB);

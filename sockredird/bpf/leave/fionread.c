@@ -102,7 +102,7 @@ int sockredir_asking(unsigned long long *ctx)
 {
 	struct sock *sk = (void *)ctx[0];
 
-	if ((__u32)ctx[1] == FIONREAD && has_unread(sk))
+	if ((__u32)ctx[1] == FIONREAD && has_redirected((__u64)sk))
 		harmed(sk, CAUSE_FIONREAD, IF_STUCK);
 	return 0;
 }

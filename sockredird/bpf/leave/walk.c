@@ -310,13 +310,6 @@ inline_fn int take_off(__u64 sk, struct sock_state *st, const struct other_end *
 	return note_unread_left(sk, &self) + note_unread_left(other->sk, &peer);
 }
 
-inline_fn int has_redirected(__u64 sk)
-{
-	__u64 psock = psock_of(sk);
-
-	return psock && !psock_queue_empty(psock);
-}
-
 /* Whether a program of this end is stuck: it has made a call that does not find what is unread. */
 inline_fn int to_be_reset(struct sock_state *st, int unread)
 {

@@ -50,11 +50,15 @@ def send(sender: socket.socket, reader: socket.socket) -> None:
     assert reader.recv(100) == b"data"
 
 
+def send_both_ways(both: Connection) -> None:
+    send(both.client, both.server)
+    send(both.server, both.client)
+
+
 def show(both: Connection) -> None:
     """The programs read as many messages as it takes, in both directions."""
     for _ in range(READS_SHOWN):
-        send(both.client, both.server)
-        send(both.server, both.client)
+        send_both_ways(both)
 
 
 @inside()
@@ -65,12 +69,10 @@ def test_the_first_messages_of_each_direction(cgroup: Path, generation: Generati
         with counted(generation, 0):
             show(first)
         with counted(generation, 2):
-            send(first.client, first.server)
-            send(first.server, first.client)
+            send_both_ways(first)
         second = connect(listener)
         with counted(generation, 2):
-            send(second.client, second.server)
-            send(second.server, second.client)
+            send_both_ways(second)
         first.close()
         second.close()
 
@@ -95,8 +97,7 @@ def test_a_direction_that_only_reads_says_nothing_of_the_other(
             send(first.client, first.server)
         second = connect(listener)
         with counted(generation, 1):
-            send(second.client, second.server)
-            send(second.server, second.client)
+            send_both_ways(second)
         first.close()
         second.close()
 
@@ -108,8 +109,7 @@ def test_directions_that_are_too_short_to_begin(cgroup: Path, generation: Genera
         for messages in (0, 2):
             both = connect(listener)
             with counted(generation, messages):
-                send(both.client, both.server)
-                send(both.server, both.client)
+                send_both_ways(both)
             both.client.close()
             assert both.server.recv(1) == b""
             both.server.close()
@@ -152,8 +152,7 @@ def test_the_clients_of_another_user(cgroup: Path, generation: Generation) -> No
         echo(first, 1)
         other = connected_as(DAEMON)
         with counted(generation, 1):
-            send(other.client, other.server)
-            send(other.server, other.client)
+            send_both_ways(other)
         first.close()
         other.close()
 

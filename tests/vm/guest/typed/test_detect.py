@@ -73,7 +73,7 @@ CONNECTIONS = 5
 
 
 def check_right(exchange: Callable[[], None], connections: int = CONNECTIONS) -> None:
-    """From the first connection on, each of which is on the sockhash, and nothing is learned."""
+    """Each connection is on the sockhash, the first one works too, and nothing is learned."""
     before = counters()
     for _ in range(connections):
         exchange()

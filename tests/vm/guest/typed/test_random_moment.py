@@ -101,7 +101,7 @@ class Truncated(Spliced):
 
 
 class Urgent(Spliced):
-    """Asks for urgent data, of which there is none: EINVAL."""
+    """The program asks for urgent data. There is none, so TCP answers EINVAL."""
 
     def take(self, sock: socket.socket, position: int) -> int:
         readable(sock)
