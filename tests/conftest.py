@@ -22,13 +22,15 @@ pytest_plugins = ("support.fixtures",)
 
 # whoever starts the tests in the background has them, and all their children, ignore it
 signal.signal(signal.SIGINT, signal.default_int_handler)
-# A loaded machine is no finding. Failed examples are kept in build/, which belongs to root once
-# `make test` has run.
-DATABASE = DirectoryBasedExampleDatabase(str(REPOSITORY / "build" / "hypothesis"))
+# A loaded machine is no finding, so there is no deadline. A change passes or fails with the same
+# examples each time; `make fuzz` looks for new ones, and keeps those that failed.
+settings.register_profile("same", deadline=None, derandomize=True)
 settings.register_profile(
-    "any-load", deadline=None, database=DATABASE if os.geteuid() == 0 else None
+    "new",
+    deadline=None,
+    database=DirectoryBasedExampleDatabase(str(REPOSITORY / "build" / "hypothesis")),
 )
-settings.load_profile("any-load")
+settings.load_profile("new" if "SOCKREDIR_FUZZ_S" in os.environ else "same")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
