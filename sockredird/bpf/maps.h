@@ -4,7 +4,18 @@
 #include "state.h"
 
 /* Made with room for max_connections (loader/shapes.py): what is compiled does for any limit. */
-BPF_SOCKHASH(peers, struct end, 1);
+/* As BPF_SOCKHASH() of BCC, which lacks lookup(). */
+struct peers_table_t {
+	struct end key;
+	int leaf;
+	void *(*lookup)(struct end *);
+	int (*update)(struct end *, int *);
+	int (*delete)(struct end *);
+	int (*sock_hash_update)(void *, struct end *, __u64);
+	int (*msg_redirect_hash)(void *, struct end *, __u64);
+	__u32 max_entries;
+};
+__attribute__((section("maps/sockhash"))) struct peers_table_t peers = { .max_entries = 1 };
 BPF_SK_STORAGE(sockets, struct sock_state);
 /* So is this, and for more, so that declined clients do not push out those of live pairs. */
 BPF_TABLE("lru_hash", struct pair, struct handshake, handshakes, 1);
@@ -31,6 +42,7 @@ BPF_F_TABLE("hash", __u64, struct joining, joining, JOINING, BPF_F_NO_PREALLOC);
 BPF_F_TABLE("hash", __u64, __u32, scope_cgroups, SCOPE_CGROUPS, BPF_F_NO_PREALLOC);
 BPF_ARRAY(settings, struct settings, 1);
 BPF_ARRAY(walked, struct walked, 1);
+BPF_ARRAY(visits, struct visits, 1);
 BPF_ARRAY(ports, struct ports, 1);
 /*
  * How often something happened to an accelerated socket that either direction has to know before

@@ -422,6 +422,16 @@ struct connection {
 	struct server_address server; /* netns 0: not known */
 };
 
+#define VISITS 128
+
+/* What the daemon asks of sockredir_visit, once for each key, and the lines that it answers. */
+struct visits {
+	__u32 next;  /* of the keys */
+	__u32 lines; /* that are filled: struct connection, or struct member */
+	struct end keys[VISITS];
+	struct connection line[VISITS];
+};
+
 /* Per CPU. A pair counts once, and a message once for each time the sk_msg program runs. */
 struct counters {
 	__u64 accelerated_connections;

@@ -140,9 +140,10 @@ class KernelCheck:
         self, box: Sandbox, candidate: Generation, generations: list[Generation]
     ) -> list[Finding]:
         try:
-            findings = [*kernel_facts.findings(box.finish("kernel")), probes.LOADED]
+            subject = Candidate(candidate)
+            facts = kernel_facts.findings(box.finish("kernel"), subject.detectors)
             with leaving_alone(generations, box.cgroup):
-                return findings + probes.try_out(box, Candidate(candidate))
+                return [*facts, probes.LOADED, *probes.try_out(box, subject)]
         except Unavailable as error:
             log.warning("%s", error)
             return [probes.unavailable(error)]

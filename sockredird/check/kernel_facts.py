@@ -6,11 +6,13 @@ gather() runs in the process of the exercises, since the kernel's BTF takes seve
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from sockredird.check.findings import FAIL, PASS, WARN, Finding
+from sockredird.datapath import detectors
 from sockredird.kernel import libbpf
 from sockredird.kernel.uapi import AttachType, ProgType
 from sockredird.loader import offsets
@@ -56,11 +58,18 @@ def gather() -> dict[str, Any]:
     }
 
 
-def findings(facts: dict[str, Any]) -> list[Finding]:
-    """Findings that need no datapath, from what gather() returned."""
+def findings(facts: dict[str, Any], attached: Collection[str] = ()) -> list[Finding]:
+    """Findings that need no datapath, from what gather() returned.
+
+    `attached`: the detectors of a datapath, if there is one.
+    """
     if "absent_fields" not in facts:
         return [Finding("btf", WARN, f"not tried: {facts.get('error')}")]
-    return [lockdown_finding(facts["lockdown"]), _fields(facts), _fentry(facts["fentry_refusal"])]
+    return [
+        lockdown_finding(facts["lockdown"]),
+        _fields(facts),
+        _fentry(facts["fentry_refusal"], attached),
+    ]
 
 
 def lockdown_finding(mode: str) -> Finding:
@@ -88,7 +97,7 @@ def _fields(facts: dict[str, Any]) -> Finding:
     return Finding("btf", PASS, "all needed fields are there; unread bytes are known exactly")
 
 
-def _fentry(refusal: str) -> Finding:
+def _fentry(refusal: str, attached: Collection[str]) -> Finding:
     if refusal:
         return Finding(
             "fentry",
@@ -96,4 +105,14 @@ def _fentry(refusal: str) -> Finding:
             f"no fentry programs ({refusal}): programs that use splice(2) cannot be noticed on "
             "this kernel, so leave them out of scope",
         )
-    return Finding("fentry", PASS, "programs that use splice(2) can be noticed")
+    if not attached:
+        return Finding("fentry", PASS, "programs that use splice(2) can be noticed")
+    seen, missing = detectors.seen(attached)
+    if missing:
+        return Finding(
+            "fentry",
+            WARN,
+            f"not noticed on accelerated connections: {'; '.join(missing)}: leave programs that "
+            "use them out of scope",
+        )
+    return Finding("fentry", PASS, f"noticed on accelerated connections: {'; '.join(seen)}")

@@ -31,8 +31,8 @@ class Subject(Protocol):
         """Within the with block, the datapath accelerates connections to `port` in `cgroup`."""
 
     @property
-    def answers_fionread(self) -> bool:
-        """Whether it puts right what FIONREAD answers."""
+    def detectors(self) -> frozenset[str]:
+        """Which of its fentry and fexit programs the kernel takes."""
 
     def members(self) -> Walked | None:
         """What its iterator counts; None if it has no iterator."""
@@ -53,8 +53,8 @@ class Candidate:
         return self.generation.tried_in(cgroup, port, WINDOW_BYTES)
 
     @property
-    def answers_fionread(self) -> bool:
-        return detectors.FIONREAD in self.generation.manifest["detectors"]
+    def detectors(self) -> frozenset[str]:
+        return frozenset(self.generation.manifest["detectors"])
 
     def members(self) -> Walked:
         return self.generation.members.walk()
@@ -113,19 +113,24 @@ def _redirect(trial: _Trial) -> Verdict:
     return PASS, "connections are paired and their messages redirected"
 
 
-_SEEN_OR_NOT = (
-    "may have one connection reset, and stay on TCP from then on, where the kernel has ftrace; "
-    "elsewhere, leave them out of scope"
-)
-
-
+_LEAVE_OUT = "so leave them out of scope"
+_RESET_ONCE = "may have one connection reset, and are left to TCP from then on"
 _COULD_COUNT = "; sockredird(8), FIONREAD, says how to have that put right"
 
 
 def _counted(trial: _Trial, detail: str) -> Verdict:
-    if trial.subject.answers_fionread:
+    if detectors.FIONREAD in trial.subject.detectors:
         detail = "sockredird puts the answer of FIONREAD right: it counts all that can be read"
     return PASS, detail
+
+
+def _splicers(seen: frozenset[str]) -> str:
+    if seen >= detectors.LATE:
+        return (
+            "use it from the start (Go's io.Copy, docker-proxy) are served by TCP; those that "
+            f"begin to use it later (HAProxy) {_RESET_ONCE}"
+        )
+    return f"use it (Go's io.Copy, HAProxy, docker-proxy) may hang, {_LEAVE_OUT}"
 
 
 def _redirected_data(trial: _Trial) -> Iterator[tuple[str, Verdict]]:
@@ -136,6 +141,7 @@ def _redirected_data(trial: _Trial) -> Iterator[tuple[str, Verdict]]:
             yield name, (WARN, _not_tried(answer))
         return
     wrong = _wrong(answer)
+    seen = trial.subject.detectors
     if wrong:
         yield "fionread_redirected", (FAIL, f"{wrong} after FIONREAD or splice(2)")
     elif answer["fionread"] == answer["size"]:
@@ -146,7 +152,8 @@ def _redirected_data(trial: _Trial) -> Iterator[tuple[str, Verdict]]:
             (
                 WARN,
                 f"FIONREAD reports {answer['fionread']} of {answer['size']} redirected bytes: "
-                f"programs that use it before they read (nginx) {_SEEN_OR_NOT}{_COULD_COUNT}",
+                "programs that use it before they read (nginx) "
+                f"{_RESET_ONCE if 'fionread' in seen else f'may hang, {_LEAVE_OUT}'}{_COULD_COUNT}",
             ),
         )
     if not wrong and answer["spliced"] == answer["size"]:
@@ -156,8 +163,7 @@ def _redirected_data(trial: _Trial) -> Iterator[tuple[str, Verdict]]:
             "splice",
             (
                 WARN,
-                "splice(2) finds nothing on an accelerated connection although it is readable: "
-                f"proxies that use it (Go's io.Copy, HAProxy, docker-proxy) {_SEEN_OR_NOT}",
+                f"splice(2) finds nothing of redirected data: proxies that {_splicers(seen)}",
             ),
         )
 

@@ -11,17 +11,17 @@ import resource
 from pathlib import Path
 from typing import Any
 
-from sockredird.datapath import detectors, links
+from sockredird.datapath import detectors, links, visits
 from sockredird.datapath.links import refuse
 from sockredird.datapath.plan import LAYOUT_VERSION
+from sockredird.datapath.visits import MEMBERS
 from sockredird.kernel import libbpf
 from sockredird.kernel.libbpf import Fd
-from sockredird.kernel.uapi import LinkType, MapType
+from sockredird.kernel.uapi import MapType
 from sockredird.loader.header import record
 from sockredird.loader.records import CAUSES
-from sockredird.loader.shapes import PROGRAMS, map_shapes
+from sockredird.loader.shapes import PROGRAMS, SUBSTITUTES, map_shapes
 
-MEMBERS = "members"
 MAPS = frozenset(map_shapes(1, resource.getpagesize()))
 PIN_NAMES = {*PROGRAMS, *MAPS, MEMBERS}
 _ZERO = bytes(4)
@@ -41,7 +41,8 @@ def open_checked(directory: Path) -> tuple[dict[str, Fd], dict[str, Any]]:
     Raises LoadFailed naming the first object that differs and how, or OSError.
     """
     check_names(directory)
-    pins = {name: libbpf.open_pin(directory / name) for name in PIN_NAMES}
+    paths = [path for path in directory.iterdir() if path.name in PIN_NAMES]
+    pins = {path.name: libbpf.open_pin(path) for path in paths}
     for name, fd in pins.items():
         kind = "prog" if name in PROGRAMS else "link" if name == MEMBERS else "map"
         if libbpf.object_kind(fd) != kind:
@@ -53,12 +54,15 @@ def open_checked(directory: Path) -> tuple[dict[str, Fd], dict[str, Any]]:
 
 
 def check_names(directory: Path) -> None:
-    """Raises LoadFailed unless the directory holds all of PIN_NAMES and nothing strange."""
+    """Raises LoadFailed unless the directory holds all of PIN_NAMES and nothing strange.
+
+    MEMBERS may be missing: check_links() looks whether it belongs there.
+    """
     names = {p.name for p in directory.iterdir()}
     for name in sorted(names - PIN_NAMES):
         if not (links.is_link(name) or detectors.is_detector(name)):
             raise refuse(directory / name, "a pin", "no such name")
-    for name in sorted(PIN_NAMES - names):
+    for name in sorted(PIN_NAMES - names - {MEMBERS}):
         raise refuse(directory / name, "no pin", "one")
 
 
@@ -101,8 +105,10 @@ def _check_programs(directory: Path, pins: dict[str, Fd], manifest: dict[str, An
     maps = {libbpf.map_info(pins[name]).id for name in MAPS}
     for name, shape in PROGRAMS.items():
         found = (libbpf.prog_info(pins[name]).type, libbpf.prog_tag(pins[name]))
-        expected = (int(shape.kind), manifest["tags"].get(name))
-        if found != expected:
+        tag = manifest["tags"].get(name)
+        expected = (int(shape.kind), tag)
+        substitute = SUBSTITUTES.get(name, shape)
+        if found not in (expected, (int(substitute.kind), tag)):
             raise refuse(directory / name, f"program (type, tag) = {found}", expected)
         if not libbpf.prog_map_ids(pins[name]) <= maps:
             raise refuse(directory / name, "a program on other maps", "those pinned beside it")
@@ -114,11 +120,13 @@ def _check_programs(directory: Path, pins: dict[str, Fd], manifest: dict[str, An
 
 def check_links(directory: Path, pins: dict[str, Fd], manifest: dict[str, Any]) -> None:
     """Raises LoadFailed unless the iterator, and the other links there are, are as made."""
-    info = libbpf.link_info(pins[MEMBERS])
-    found = (info.type, info.prog_id, info.detail.iter.map_id)
-    walk, peers = libbpf.prog_info(pins["walk"]).id, libbpf.map_info(pins["peers"]).id
-    expected = (int(LinkType.ITER), walk, peers)
-    if found != expected:
-        raise refuse(directory / MEMBERS, f"link (type, program, map) = {found}", expected)
+    there, iterates = (directory / MEMBERS).exists(), visits.iterates(pins["walk"])
+    if there != iterates:
+        answers = {True: "one", False: "no pin"}
+        raise refuse(directory / MEMBERS, answers[there], answers[iterates])
+    if iterates:
+        found, expected = visits.link_of(pins)
+        if found != expected:
+            raise refuse(directory / MEMBERS, f"link (type, program, map) = {found}", expected)
     links.check(directory, pins)
     detectors.check(directory, manifest)

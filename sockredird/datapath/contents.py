@@ -11,8 +11,8 @@ from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
-from sockredird.datapath import detectors, excluded_cgroups
-from sockredird.datapath.adoption import MAPS, MEMBERS
+from sockredird.datapath import detectors, excluded_cgroups, visits
+from sockredird.datapath.adoption import MAPS
 from sockredird.datapath.plan import Plan
 from sockredird.errors import LoadFailed, UnsupportedKernel
 from sockredird.kernel import addresses, libbpf
@@ -35,8 +35,7 @@ def fill(staging: Path, plan: Plan) -> None:
     pins = {name: libbpf.open_pin(staging / name) for name in {*PROGRAMS, *MAPS}}
     # sk_msg before sock_ops: a socket copies the sockhash's program when it is inserted
     libbpf.attach_sk_msg(pins["redirect"], pins["peers"])
-    with libbpf.create_iterator_link(pins["walk"], pins["peers"]) as members:
-        libbpf.pin(members, staging / MEMBERS)
+    visits.link(pins["walk"], pins["peers"], staging)
     excluded = excluded_cgroups.steps(plan.exclude_cgroups)
     if excluded and not offsets.can_exclude_cgroups():
         raise UnsupportedKernel(

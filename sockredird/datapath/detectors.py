@@ -8,6 +8,7 @@ What a kernel cannot load or attach is left out and named in the log; the rest w
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,21 @@ log = logging.getLogger(__name__)
 FIONREAD = "fionread_answer"  # puts right what FIONREAD answers
 # With these, a direction begins only after its reader has read by a call that a member serves.
 LATE = frozenset({"splice", "recv"})
-_NOT_ALWAYS = {"fionread", FIONREAD}  # there is nothing to see where the kernel counts all
-_SEEN = {  # what a user knows of what they see
+# What a user knows of what they see; that of FIONREAD is shown by a probe of its own.
+_SEEN = {
     "splice": "splice(2)",
     "recv": "MSG_WAITALL, MSG_TRUNC and MSG_OOB in recv(2)",
     "received": "an interrupted recv(2)",
     "send": "MSG_OOB in send(2)",
 }
+
+
+def seen(attached: Collection[str]) -> tuple[list[str], list[str]]:
+    """What is noticed with those attached, and what is not."""
+    return (
+        [what for name, what in _SEEN.items() if name in attached],
+        [what for name, what in _SEEN.items() if name not in attached],
+    )
 
 
 def is_detector(name: str) -> bool:
@@ -57,12 +66,11 @@ def attach(directory: Path) -> dict[str, int]:
             with link:
                 libbpf.pin(link, path)
             attached[name] = int(libbpf.prog_info(program).id)
-    missing = sorted(DETECTORS.keys() - attached.keys() - _NOT_ALWAYS)
-    if missing:
+    if missing := seen(attached)[1]:
         log.info(
             "this kernel lacks ftrace or BTF, so these are not seen on accelerated sockets: %s; "
             "leave programs that use them out of scope, see sockredird(8), LIMITATIONS",
-            "; ".join(_SEEN[name] for name in missing),
+            "; ".join(missing),
         )
     if FIONREAD in attached:
         log.info("what FIONREAD answers on accelerated sockets is put right: it counts all")

@@ -23,8 +23,8 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from sockredird.datapath import adoption, contents, links
-from sockredird.datapath.adoption import MAPS, MEMBERS
+from sockredird.datapath import adoption, contents, links, visits
+from sockredird.datapath.adoption import MAPS
 from sockredird.datapath.members import Members
 from sockredird.datapath.plan import Plan
 from sockredird.datapath.settings import LiveSettings, begin_request
@@ -267,9 +267,7 @@ class Generation:
         try:
             for _ in self.opened():  # while listing, it notes owners in the kernel only
                 pass
-            with libbpf.open_iterator(self._pins[MEMBERS]) as lines:
-                while chunk := libbpf.read_iterator(lines):
-                    yield chunk
+            yield from visits.visit(self._pins, record("connection").size)
         finally:
             self._settings.set(listing=0)
 

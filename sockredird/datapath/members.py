@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from sockredird.datapath.adoption import MEMBERS
+from sockredird.datapath import visits
 from sockredird.datapath.pairs import Pair
 from sockredird.datapath.settings import LiveSettings, begin_request
 from sockredird.kernel import libbpf
@@ -114,9 +114,9 @@ class Members:
         walked = record("walked").pack(number=(last + 1) & 0xFFFFFFFF or 1)
         libbpf.update(self._pins["walked"], _ZERO, walked)
         begin_request(self._pins["requested"], REQUEST_WALK)
-        with libbpf.open_iterator(self._pins[MEMBERS]) as lines:
-            while chunk := libbpf.read_iterator(lines):
-                yield from record("member").iter_unpack(chunk)
+        member = record("member")
+        for chunk in visits.visit(self._pins, member.size):
+            yield from member.iter_unpack(chunk)
 
     def _walked(self) -> Any:
         """The struct walked of the last walk."""

@@ -75,7 +75,30 @@ class _ProgLoadOpts(ctypes.Structure):
     ]
 
 
+class _TestRunOpts(ctypes.Structure):
+    """struct bpf_test_run_opts, libbpf bpf.h."""
+
+    _fields_ = [
+        ("sz", c_size_t),
+        ("data_in", c_char_p),
+        ("data_out", c_void_p),
+        ("data_size_in", c_uint32),
+        ("data_size_out", c_uint32),
+        ("ctx_in", c_void_p),
+        ("ctx_out", c_void_p),
+        ("ctx_size_in", c_uint32),
+        ("ctx_size_out", c_uint32),
+        ("retval", c_uint32),
+        ("repeat", c_int),
+        ("duration", c_uint32),
+        ("flags", c_uint32),
+        ("cpu", c_uint32),
+        ("batch_size", c_uint32),
+    ]
+
+
 _INSN_SIZE = 8  # struct bpf_insn
+_ETHERNET_HEADER = 14  # bytes: no packet is shorter
 _QUERY_EFFECTIVE = 1  # BPF_F_QUERY_EFFECTIVE
 _LOG_SIZE = 1 << 20
 _LOG_STATS = 4  # BPF_LOG_STATS, linux/bpf_verifier.h: the verifier's last words alone
@@ -102,6 +125,7 @@ _PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
         c_int,
         [c_uint32, c_char_p, c_char_p, c_char_p, c_size_t, c_void_p],
     ),
+    "bpf_prog_test_run_opts": (c_int, [c_int, POINTER(_TestRunOpts)]),
     "bpf_prog_get_next_id": (c_int, [c_uint32, POINTER(c_uint32)]),
     "bpf_prog_get_fd_by_id": (c_int, [c_uint32]),
     "bpf_map_get_fd_by_id": (c_int, [c_uint32]),
@@ -335,6 +359,41 @@ def keys(fd: Fd, key_size: int) -> list[bytes]:
             check(result, "map keys")
             before = following.raw
     raise OSError(errno.EAGAIN, "map keys: they keep changing")
+
+
+def each_key(fd: Fd, key_size: int) -> Iterator[bytes]:
+    """The keys of a hash map that changes all the time, each once.
+
+    One that is added or deleted meanwhile may be missing. Raises OSError.
+    """
+    following = ctypes.create_string_buffer(key_size)
+    found: set[bytes] = set()
+    way: list[bytes] = []  # that led here, as far as it is not known to be gone
+    while True:
+        result = lib.bpf_map_get_next_key(fd.number, way[-1] if way else None, following)
+        if result == -errno.ENOENT:
+            return
+        check(result, "map keys")
+        if following.raw not in found:
+            found.add(following.raw)
+            way.append(following.raw)
+            yield following.raw
+        elif way:  # the last one was deleted, so the kernel has begun again
+            way.pop()
+        else:
+            return
+
+
+def test_run(prog: Fd, times: int) -> None:
+    """Runs a program for packets so often, with an empty packet. Raises OSError.
+
+    InterruptedError after fewer runs, if a signal came (bpf_test_run(), net/bpf/test_run.c).
+    """
+    packet = bytes(_ETHERNET_HEADER)
+    options = _TestRunOpts(
+        sz=ctypes.sizeof(_TestRunOpts), data_in=packet, data_size_in=len(packet), repeat=times
+    )
+    check(lib.bpf_prog_test_run_opts(prog.number, ctypes.byref(options)), "test run")
 
 
 def possible_cpus() -> int:

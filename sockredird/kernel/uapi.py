@@ -23,6 +23,7 @@ class MapType(IntEnum):
 class ProgType(IntEnum):
     """enum bpf_prog_type."""
 
+    SCHED_CLS = 3
     SOCK_OPS = 13
     SK_MSG = 16
     CGROUP_SOCKOPT = 25
@@ -33,6 +34,7 @@ class AttachType(IntEnum):
     """enum bpf_attach_type."""
 
     CGROUP_INET_INGRESS = 0
+    NONE = 0  # of programs that are not attached
     CGROUP_INET_EGRESS = 1
     CGROUP_SOCK_OPS = 3
     SK_MSG_VERDICT = 7

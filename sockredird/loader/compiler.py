@@ -34,6 +34,7 @@ from sockredird.loader.shapes import (
     CAPACITIES,
     DETECTORS,
     PROGRAMS,
+    SUBSTITUTES,
     ProgramShape,
     detector_pin,
     map_shapes,
@@ -147,7 +148,8 @@ def _key(flags: list[str]) -> str:
     They depend on the kernel only through the offsets in `flags`.
     """
     headers = [path.read_text() for path in sorted(BPF_DIR.glob("kernel-shim/**/*.h"))]
-    parts = [source(), *headers, *flags, *map(repr, _programs()), _bcc_version()]
+    shapes = [*_programs(), *SUBSTITUTES.items()]
+    parts = [source(), *headers, *flags, *map(repr, shapes), _bcc_version()]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
@@ -174,25 +176,32 @@ def _compile(flags: list[str]) -> Objects:
     fds = {name: libbcc.bpf_table_fd(module.module, name.encode()) for name in map_shapes(1, 1)}
     maps = {name: objects.of_map(fd) for name, fd in fds.items()}
     places = {fd: place for place, fd in enumerate(fds.values())}
-    programs = {}
-    for pin, shape in _programs():
+
+    def program(shape: ProgramShape, optional: bool) -> Program | None:
         function = shape.function.encode()
         begin = libbcc.bpf_function_start(module.module, function)
         if begin is None:
-            if pin in PROGRAMS:
+            if not optional:
                 raise LoadFailed(f"the compiler has produced no {shape.function}()")
-            continue  # the source leaves it out on this kernel
+            return None  # the source leaves it out on this kernel
         code = ctypes.string_at(begin, libbcc.bpf_function_size(module.module, function))
-        programs[pin] = Program(
+        return Program(
             shape.kind,
             shape.function,
             objects.with_maps(code, places),
             shape.attach_type,
             shape.targets,
-            optional=pin not in PROGRAMS,
+            optional,
         )
+
+    made = {pin: program(shape, pin not in PROGRAMS) for pin, shape in _programs()}
+    substitutes = {pin: program(shape, False) for pin, shape in SUBSTITUTES.items()}
     module.cleanup()
-    return Objects(maps, programs)
+    return Objects(
+        maps,
+        {pin: one for pin, one in made.items() if one},
+        {pin: one for pin, one in substitutes.items() if one},
+    )
 
 
 def is_cached() -> bool:

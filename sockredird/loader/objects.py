@@ -14,7 +14,7 @@ import sys
 from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from contextlib import ExitStack, nullcontext, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sockredird.errors import LoadFailed
@@ -52,6 +52,8 @@ class Objects:
 
     maps: Mapping[str, bytes]
     programs: Mapping[str, Program]
+    # in place of programs that the kernel does not permit
+    substitutes: Mapping[str, Program] = field(default_factory=dict)
 
     def load(self, kernel: KernelTypes, entries: Mapping[str, int]) -> dict[str, Fd]:
         """Creates the maps and loads the programs. Optional ones may be missing from the result.
@@ -69,19 +71,27 @@ class Objects:
             places = {place: fd.number for place, fd in enumerate(pins.values())}
             for name, program in self.programs.items():
                 with suppress(LoadFailed) if program.optional else nullcontext():
-                    pins[name] = stack.enter_context(_load(program, places, kernel))
+                    pins[name] = stack.enter_context(self._load(name, places, kernel))
             stack.pop_all()
         return pins
+
+    def _load(self, name: str, places: Mapping[int, int], kernel: KernelTypes) -> Fd:
+        try:
+            return _load(self.programs[name], places, kernel)
+        except LoadFailed as refusal:
+            if name not in self.substitutes or not isinstance(refusal.__cause__, PermissionError):
+                raise
+            with suppress(LoadFailed):
+                return _load(self.substitutes[name], places, kernel)
+            raise
 
     def dump(self) -> bytes:
         """The objects as bytes: a line with a digest, and the JSON that it is the digest of."""
         content = json.dumps(
             {
                 "maps": {name: _text(raw) for name, raw in self.maps.items()},
-                "programs": {
-                    name: asdict(program) | {"code": _text(program.code)}
-                    for name, program in self.programs.items()
-                },
+                "programs": _texts(self.programs),
+                "substitutes": _texts(self.substitutes),
             }
         ).encode()
         return _digest(content) + b"\n" + content
@@ -96,7 +106,8 @@ class Objects:
             fields = json.loads(content)
             return cls(
                 {name: _map(raw) for name, raw in fields["maps"].items()},
-                {name: _program(**values) for name, values in fields["programs"].items()},
+                _programs(fields["programs"]),
+                _programs(fields["substitutes"]),
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise Unreadable(f"it is of another version ({error})") from error
@@ -176,6 +187,14 @@ def _map(text: str) -> bytes:
     raw = b64decode(text)
     MapInfo.from_buffer_copy(raw)  # raises ValueError if it is too short
     return raw
+
+
+def _texts(programs: Mapping[str, Program]) -> dict[str, dict[str, Any]]:
+    return {name: asdict(one) | {"code": _text(one.code)} for name, one in programs.items()}
+
+
+def _programs(fields: Mapping[str, Mapping[str, Any]]) -> dict[str, Program]:
+    return {name: _program(**values) for name, values in fields.items()}
 
 
 def _program(kind: int, code: str, targets: list[str], **others: Any) -> Program:

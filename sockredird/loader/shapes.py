@@ -15,7 +15,7 @@ from sockredird.loader.header import enumerators, record
 class ProgramShape:
     function: str  # in the C source
     kind: ProgType
-    attach_type: AttachType
+    attach_type: AttachType = AttachType.NONE
     targets: tuple[str, ...] = ()  # a tracing program is for the first that the kernel has
 
 
@@ -34,6 +34,8 @@ PROGRAMS = {
     "join": _tracing("sockredir_join", AttachType.TRACE_ITER, "bpf_iter_task_file"),
     "rewake": _tracing("sockredir_rewake", AttachType.TRACE_ITER, "bpf_iter_tcp"),
 }
+# Loaded in place of one of PROGRAMS that the kernel does not permit.
+SUBSTITUTES = {"walk": ProgramShape("sockredir_visit", ProgType.SCHED_CLS)}
 # Programs of leave/detect.c and fionread.c, where the kernel has fentry, by the words for what
 # they see.
 DETECTORS = {
@@ -122,6 +124,7 @@ def map_shapes(max_connections: int, page_size: int) -> dict[str, MapShape]:
         "known_readers": lru("listener", 4, room["KNOWN_READERS"]),
         "settings": _array(size["settings"]),
         "walked": _array(size["walked"]),
+        "visits": _array(size["visits"]),
         "change_count": _array(8),
         "joining": hashed_by_address(size["joining"], room["JOINING"]),
         "scope_cgroups": hashed_by_address(4, room["SCOPE_CGROUPS"]),
@@ -142,5 +145,5 @@ _VALUES = (
     *("end", "pair", "flow", "sock_state", "handshake", "flow_syn", "client_syn"),
     *("unmatched_client", "address", "step", "leaving", "caller", "owner", "listener", "closing"),
     *("recorded_reason", "learned_entry", "joining", "settings", "ports", "counters", "connection"),
-    *("manifest", "walked"),
+    *("manifest", "walked", "visits"),
 )

@@ -29,6 +29,7 @@ from support.daemon.process import DaemonProcess
 from support.daemon.trace import Trace
 from support.datapath import Datapath, plan, tear_down
 from support.emulated import EMULATED, PATIENCE
+from support.kernel_facts import permits_map_iterators
 
 LOG_SHOWN = 6000
 _numbers = itertools.count(1)
@@ -76,6 +77,12 @@ def capable() -> None:
         cgroups.remove(cgroups.create())
     except (UnsupportedKernel, OSError) as error:
         _refuse_to_skip(f"no child cgroup can be made on cgroup2: {error}")
+
+
+@pytest.fixture
+def map_iterators(capable: None) -> None:
+    if not permits_map_iterators():
+        pytest.skip("this kernel permits no iterators over maps")
 
 
 @pytest.fixture

@@ -7,7 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from sockredird.datapath import links
+from sockredird.datapath.visits import MEMBERS
 from sockredird.kernel import libbpf
 from sockredird.kernel.libbpf import Fd
 from sockredird.kernel.uapi import MapType
@@ -26,6 +29,8 @@ def ids(directory: Path) -> dict[str, tuple[str, int]]:
 
 def path(directory: Path, name: str) -> Path:
     """The pin of that name; `attached` is the link of the only cgroup in scope to `pair`."""
+    if name == MEMBERS and not (directory / name).exists():
+        pytest.skip("this kernel permits no iterator over a map, which would have a link")
     if name != "attached":
         return directory / name
     (link,) = directory.glob("attached-pair-*")

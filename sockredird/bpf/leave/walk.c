@@ -427,45 +427,88 @@ inline_fn void count_staying(const struct sock_state *st, int border, const stru
 }
 
 /* Writes the line of one that has to leave; 0 if there is no room, and it is visited again. */
-inline_fn int write_member(struct seq_file *seq, __u64 sk, struct sock_state *st)
+inline_fn int write_member(struct output out, __u64 sk, struct sock_state *st)
 {
 	struct member m = { .self = st->self, .flow = st->flow };
 
 	m.broken = to_be_reset(st, has_redirected(sk));
-	return !bpf_seq_write(seq, &m, sizeof(m));
+	return write_line(out, &m, sizeof(m));
+}
+
+inline_fn void visit(struct output out, __u64 sk, struct sock_state *st)
+{
+	int zero = 0;
+	struct settings *s = settings.lookup(&zero);
+	struct walked *w = walked.lookup(&zero);
+	int border;
+
+	if (!s || !w)
+		return;
+	if (s->listing) {
+		list(out, sk, st, s);
+		return;
+	}
+	/* the kernel visits a bucket again when its lines did not fit in one read() */
+	if (st->walk == w->number)
+		return;
+	full_barrier(st); /* pairs with ask() */
+	account_live(sk, st);
+	if (retire(sk, st, s, w))
+		return;
+	border = at_border(sk, st, w);
+	if (!(s->stopped || READ_ONCE(st->stop) || st->mode == NATIVE || st->guard_cause))
+		count_staying(st, border, s, w);
+	else if (!write_member(out, sk, st))
+		return;
+	w->charged += st->grants == s->grants ? st->charged : held(st);
+	st->walk = w->number;
 }
 
 int sockredir_walk(struct bpf_iter__sockmap *ctx)
 {
+	struct output out = { .iterates = 1 };
 	struct sock *sk = (void *)ctx->sk;
-	int zero = 0;
-	struct settings *s = settings.lookup(&zero);
-	struct walked *w = walked.lookup(&zero);
 	struct sock_state *st;
-	int border;
 
-	if (!sk || !s || !w)
+	if (!sk)
+		return 0;
+	out.seq = *(struct seq_file **)ctx->meta;
+	st = sockets.sk_storage_get(sk, NULL, 0);
+	if (st)
+		visit(out, (__u64)sk, st);
+	return 0;
+}
+
+/*
+ * The same where the kernel refuses iterators over maps, as some that are locked down do: the daemon
+ * writes keys of the sockhash to `visits`, and has this run for each, under rcu_read_lock() as well
+ * (BPF_PROG_TEST_RUN). A program of this kind may look a member up, which takes a reference that
+ * would count as a redirect in flight, so it is given back before anything is decided.
+ */
+int sockredir_visit(void *ctx)
+{
+	struct output out = { .iterates = 0 };
+	struct sock_state *st;
+	struct visits *v;
+	struct sock *sk;
+	struct end end;
+	int zero = 0;
+	__u32 at;
+
+	v = visits.lookup(&zero);
+	if (!v)
+		return 0;
+	at = v->next;
+	if (at >= VISITS)
+		return 0;
+	v->next = at + 1;
+	end = v->keys[at];
+	sk = peers.lookup(&end);
+	if (!sk)
 		return 0;
 	st = sockets.sk_storage_get(sk, NULL, 0);
-	if (!st)
-		return 0;
-	if (s->listing) {
-		list(*(struct seq_file **)ctx->meta, (__u64)sk, st, s);
-		return 0;
-	}
-	/* the kernel visits a bucket again when its lines did not fit in one read() */
-	if (st->walk == w->number)
-		return 0;
-	full_barrier(st); /* pairs with ask() */
-	account_live((__u64)sk, st);
-	if (retire((__u64)sk, st, s, w))
-		return 0;
-	border = at_border((__u64)sk, st, w);
-	if (!(s->stopped || READ_ONCE(st->stop) || st->mode == NATIVE || st->guard_cause))
-		count_staying(st, border, s, w);
-	else if (!write_member(*(struct seq_file **)ctx->meta, (__u64)sk, st))
-		return 0;
-	w->charged += st->grants == s->grants ? st->charged : held(st);
-	st->walk = w->number;
+	bpf_sk_release(sk);
+	if (st)
+		visit(out, (__u64)sk, st);
 	return 0;
 }

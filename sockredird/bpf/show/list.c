@@ -154,8 +154,34 @@ inline_fn void total(struct totals *t, __u64 sk, __u64 st, __u32 isn_1)
 	t->tcp_bytes = tcp_bytes(sk, isn_1, kernel_state(sk));
 }
 
+/* Where lines go: to who reads the iterator, or into the map `visits`. */
+struct output {
+	int iterates;
+	struct seq_file *seq;
+};
+
+/* Returns 0 if there is no room for it. */
+inline_fn int write_line(struct output out, const void *line, __u32 size)
+{
+	int zero = 0;
+	struct visits *v;
+	__u32 at;
+
+	if (out.iterates)
+		return !bpf_seq_write(out.seq, line, size);
+	v = visits.lookup(&zero);
+	if (!v)
+		return 0;
+	at = v->lines;
+	if (at >= VISITS)
+		return 0;
+	__builtin_memcpy(&v->line[at], line, size);
+	v->lines = at + 1;
+	return 1;
+}
+
 /* One line for a connection, when its server end is visited; the client's, if that is gone. */
-inline_fn void list(struct seq_file *seq, __u64 sk, struct sock_state *st, const struct settings *s)
+inline_fn void list(struct output out, __u64 sk, struct sock_state *st, const struct settings *s)
 {
 	struct connection *c;
 	struct end self = st->self, peer = st->peer;
@@ -194,5 +220,5 @@ inline_fn void list(struct seq_file *seq, __u64 sk, struct sock_state *st, const
 		look(&c->view[CLIENT], sk, own_st, self.pair.client_seq, now, s->listing);
 		c->known = 1 << CLIENT;
 	}
-	bpf_seq_write(seq, c, sizeof(*c));
+	write_line(out, c, sizeof(*c));
 }

@@ -39,7 +39,7 @@ class Textbook:
 
     directory: Path
     members_fd: int = -1
-    answers_fionread: bool = False
+    detectors: frozenset[str] = frozenset()
 
     @contextmanager
     def attached(self, cgroup: Path, port: int) -> Iterator[None]:
@@ -59,7 +59,7 @@ class Textbook:
 class Nothing:
     """No datapath: sockets are TCP's."""
 
-    answers_fionread = False
+    detectors: frozenset[str] = frozenset()
 
     def attached(self, cgroup: Path, port: int) -> nullcontext[None]:
         return nullcontext()

@@ -113,7 +113,7 @@ def test_a_twin_of_a_map(generation: Generation) -> None:
 
 @pytest.mark.parametrize("name", ["pair", "redirect", "walk", "peers", "sockets", "members"])
 def test_a_missing_pin(generation: Generation, name: str) -> None:
-    with pins.put_aside(generation.directory / name) as aside:
+    with pins.put_aside(pins.path(generation.directory, name)) as aside:
         with refused(generation, name):
             pass
         assert aside.exists()
