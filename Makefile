@@ -36,9 +36,9 @@ BENCH_DEPS := apache2-bin gcc libc6-dev iperf3 memcached nginx-light postgresql 
 	redis-tools sockperf wrk
 # of tests/bus/programs
 PROGRAM_DEPS := golang-go haproxy memcached nginx-light nodejs pgbouncer postgresql redis-server
-VM_DEPS := e2fsprogs golang-go mmdebstrap util-linux
+VM_DEPS := default-jdk-headless e2fsprogs golang-go mmdebstrap util-linux
 # In the guests only: what the tests there use besides.
-VM_PACKAGES := bash-completion man-db polkitd
+VM_PACKAGES := bash-completion default-jre-headless man-db polkitd
 VM_CONTENTS = $(RUNTIME_DEPS) $(TEST_DEPS) $(VM_PACKAGES)
 CHECK_DEPS := python3-venv man-db systemd dbus-bin dbus-daemon util-linux
 # As in packaging/debian/control; dpkg-buildpackage fails if one is missing here.
@@ -128,6 +128,7 @@ semantics: install-deps
 vm-test: deb vm-deps
 	CGO_ENABLED=0 GOCACHE=$(CURDIR)/build/go-cache GOFLAGS=-trimpath \
 		go build -o build/programs/copy tests/vm/programs/copy.go
+	javac --release 17 -d build/programs tests/vm/programs/Available.java
 	$(ROOT) env PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=tests $(PYTHON) -m vm --kernel $(KERNEL) \
 		$(if $(FULL),--full --timeout 7200) \
 		--pytest="$(VM_PYTEST_ARGS)" --package dist/sockredird_*_all.deb $(VM_CONTENTS)

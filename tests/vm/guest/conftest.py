@@ -72,6 +72,13 @@ def enabled(running: None) -> None:
 
 
 @pytest.fixture
+def nothing_learned(enabled: None) -> Iterator[None]:
+    sh(BUSCTL.format("call", "Forget s ''"))
+    yield
+    sh(BUSCTL.format("call", "Forget s ''"))
+
+
+@pytest.fixture
 def fleet(installed: None) -> Callable[[int], AbstractContextManager[Any]]:
     """Byte-checked traffic, from the tests of the datapath (they import the installed package).
 

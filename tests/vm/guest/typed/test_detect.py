@@ -8,8 +8,6 @@ users stay accelerated.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import itertools
 import os
 import select
@@ -17,98 +15,29 @@ import signal
 import socket
 import subprocess
 import sys
-import termios
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
-from pair import READS_SHOWN
+from exchanges import (
+    BEGINS_AFTER,
+    check_right,
+    check_untouched_later,
+    connect,
+    learned,
+    running,
+)
 from serving import read_exactly, serving
 from shell import sh
-from status import BUSCTL, called, counters
+from status import counters
+
+from conftest import CHECKOUT
+
+pytestmark = pytest.mark.usefixtures("nothing_learned")
 
 DATA = os.urandom(300_000)
-WORKS_AFTER = 2  # connections at the most
-BEGINS_AFTER = READS_SHOWN + 2  # messages that are read
-COUNTS_REDIRECTED_DATA = " tcp_bpf_ioctl\n" in Path("/proc/kallsyms").read_text()
-
-
-def learned() -> dict[int, dict[str, Any]]:
-    return {entry["port"]: entry for entry in called("Learned")}
-
-
-@pytest.fixture(autouse=True)
-def nothing_learned(enabled: None) -> Iterator[None]:
-    sh(BUSCTL.format("call", "Forget s ''"))
-    yield
-
-
-def check_untouched_later(exchange: Callable[[], None], why: str, *ports: int) -> None:
-    """`exchange` raises for a connection that does not work; it makes one to each of the ports."""
-    for number in range(WORKS_AFTER):
-        try:
-            exchange()
-            break
-        except OSError as error:
-            assert error.errno in (errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE), error
-            assert number < WORKS_AFTER - 1, "not even the second connection works"
-    for port in ports:
-        until_learned(port)
-        entry = learned()[port]
-        assert entry["why"] == why
-        assert entry["pid"] and entry["comm"]
-    before = counters()
-    for _ in range(5):
-        exchange()
-    after = counters()
-    assert after["declined_learned"] == before["declined_learned"] + 5 * len(ports)
-    assert after["redirected_messages"] == before["redirected_messages"]
-
-
-CONNECTIONS = 5
-
-
-def check_right(exchange: Callable[[], None], connections: int = CONNECTIONS) -> None:
-    """Each connection is on the sockhash, the first one works too, and nothing is learned."""
-    before = counters()
-    for _ in range(connections):
-        exchange()
-    after = counters()
-    assert learned() == {}
-    made = after["accelerated_connections"] - before["accelerated_connections"]
-    assert made >= connections
-    assert after["declined_learned"] == before["declined_learned"]
-
-
-def until_known(exchange: Callable[[], None]) -> None:
-    """Until connections begin with redirected messages: those before them show how is read."""
-    for _ in range(20):
-        before = counters()["redirected_messages"]
-        exchange()
-        if counters()["redirected_messages"] - before >= 2:
-            return
-    raise AssertionError("no connection begins with redirected messages")
-
-
-def until_harmed(exchange: Callable[[], None], port: int) -> None:
-    """The first connections may be right, as their first messages go by TCP."""
-    for _ in range(20):
-        with suppress(OSError):
-            exchange()
-        if port in learned():
-            return
-    raise AssertionError("every connection works, and nothing is learned")
-
-
-def until_learned(port: int) -> None:
-    deadline = time.monotonic() + 60
-    while port not in learned():
-        assert time.monotonic() < deadline, f"port {port} is not learned"
-        time.sleep(0.5)
 
 
 def splice_all(source: socket.socket) -> bytes:
@@ -155,6 +84,65 @@ def test_splice_from_the_start(early: bool) -> None:
                 raise AssertionError("nothing was sent")
         got = received[0] if received else b"nothing"
         assert got == DATA, f"{len(got)} bytes"
+
+    with serving(serve) as port:
+        check_right(exchange)
+
+
+def test_a_hijacked_connection() -> None:
+    """As an HTTP server passes one on: the request by recv(), and all that follows by splice."""
+
+    def serve(server: socket.socket) -> None:
+        server.settimeout(60)  # it polls
+        request = b""
+        while not request.endswith(b"\r\n\r\n"):
+            request += server.recv(4096)
+        server.sendall(b"go on")
+        data = splice_all(server)
+        server.setblocking(True)
+        server.sendall(b"right" if data == DATA else b"wrong")
+
+    def exchange() -> None:
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
+            client.sendall(b"GET / HTTP/1.1\r\n")
+            client.sendall(b"Upgrade: echo\r\n\r\n")
+            assert read_exactly(client, 5) == b"go on"
+            client.sendall(DATA)
+            client.shutdown(socket.SHUT_WR)
+            assert read_exactly(client, 5) == b"right"
+
+    with serving(serve) as port:
+        check_right(exchange)
+
+
+def test_splice_by_io_uring() -> None:
+    """From the start; the kernel takes the same way to the socket."""
+    if str(CHECKOUT / "tests") not in sys.path:
+        sys.path.insert(0, str(CHECKOUT / "tests"))
+    from support.uring import SPLICE, Ring
+
+    nowhere = (1 << 64) - 1  # the offset of a pipe, or a socket
+
+    def serve(server: socket.socket) -> None:
+        ring, (read_end, write_end) = Ring(), os.pipe()
+        data = b""
+        while len(data) < len(DATA):
+            ring.submit(
+                *(SPLICE, write_end, nowhere, 1 << 16), offset=nowhere, splice_fd=server.fileno()
+            )
+            _, moved, _ = ring.completion()
+            if moved <= 0:
+                break
+            data += os.read(read_end, moved)
+        for end in (read_end, write_end):
+            os.close(end)
+        ring.close()
+        server.sendall(b"right" if data == DATA else b"wrong")
+
+    def exchange() -> None:
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
+            client.sendall(DATA)
+            assert read_exactly(client, 5) == b"right"
 
     with serving(serve) as port:
         check_right(exchange)
@@ -325,176 +313,6 @@ def test_a_reader_woken_by_a_signal() -> None:
             process.kill()
 
 
-def has_more(sock: socket.socket) -> bool:
-    return fcntl.ioctl(sock, termios.FIONREAD, bytes(4)) != bytes(4)
-
-
-def read_as_nginx(sock: socket.socket) -> bytes:
-    """ngx_unix_recv(): on an edge, for as long as a full buffer and FIONREAD tell of more.
-
-    Or to the end, once that is announced.
-    """
-    received, size = b"", 1024
-    sock.setblocking(False)
-    with select.epoll() as edges:
-        edges.register(sock, select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET)
-        while not received.endswith(b"."):
-            events = edges.poll(60)
-            assert events, "no edge in a minute"
-            ending = events[0][1] & (select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR)
-            with suppress(BlockingIOError):
-                received += (data := sock.recv(size))
-                while len(data) == size and (ending or has_more(sock)):
-                    received += (data := sock.recv(size))
-                if not data:
-                    return received
-    return received
-
-
-DROP_IN = Path("/etc/systemd/system/sockredird.service.d/fionread.conf")
-PUT_RIGHT_OR_NOT = pytest.mark.parametrize(
-    "put_right", [False, True], ids=["", "put right"], indirect=True
-)
-
-
-def begin_again() -> None:
-    sh(BUSCTL.format("call", "Disable"))
-    sh("systemctl daemon-reload && systemctl restart sockredird")
-    sh(BUSCTL.format("call", "Enable"))
-
-
-@pytest.fixture
-def put_right_for_all() -> Iterator[None]:
-    """With the capability that this takes, as sockredird(8) says."""
-    DROP_IN.parent.mkdir(exist_ok=True)
-    DROP_IN.write_text("[Service]\nCapabilityBoundingSet=CAP_SYS_ADMIN\n")
-    begin_again()
-    yield
-    DROP_IN.unlink()
-    begin_again()
-
-
-@pytest.fixture
-def put_right(request: pytest.FixtureRequest) -> bool:
-    if request.param:
-        request.getfixturevalue("put_right_for_all")
-    return bool(request.param)
-
-
-@PUT_RIGHT_OR_NOT
-def test_fionread(put_right: bool) -> None:
-    """Where it does not count redirected data, who believes it is not left waiting for ever."""
-    question = b"x" * 10_000 + b"."
-
-    def serve(server: socket.socket) -> None:
-        server.setblocking(False)  # who may sleep inside recv() is left on TCP
-        server.sendall(b"ready")
-        time.sleep(0.5)  # so that all of it is there
-        if read_as_nginx(server) == question:
-            server.setblocking(True)
-            server.sendall(b"answer")
-
-    def exchange() -> None:
-        with socket.create_connection(("127.0.0.1", port), timeout=60) as client:
-            read_exactly(client, 5)
-            client.sendall(question)
-            read_exactly(client, 6)
-
-    with serving(serve) as port:
-        if COUNTS_REDIRECTED_DATA or put_right:
-            until_known(exchange)
-            before = counters()
-            for _ in range(5):
-                exchange()
-            after = counters()
-            # one that finds its reader inside recv() goes by TCP, and the direction begins later
-            assert after["redirected_messages"] - before["redirected_messages"] >= 3 * 5 - 3
-            for why in ("fionread", "tcp_unread"):
-                assert after[f"retired_{why}"] == before[f"retired_{why}"]
-            assert port not in learned()
-        else:
-            until_harmed(exchange, port)
-            check_untouched_later(exchange, "fionread", port)
-
-
-MESSAGES = [
-    os.urandom(1000) for _ in range(100)
-]  # more than the window at first: the rest is TCP's
-
-
-def waiting(sock: socket.socket) -> int:
-    raw = fcntl.ioctl(sock, termios.FIONREAD, bytes(4))
-    return int.from_bytes(raw, sys.byteorder)
-
-
-def read_when_all_is_there(sock: socket.socket, size: int) -> bytes:
-    """Java's available(), until it tells of enough. Empty if it never does."""
-    deadline = time.monotonic() + 30
-    while waiting(sock) < size:
-        if time.monotonic() > deadline:
-            return b""
-        time.sleep(0.05)
-    return read_exactly(sock, size)
-
-
-@PUT_RIGHT_OR_NOT
-def test_a_reader_that_waits_until_all_is_there(put_right: bool) -> None:
-    """A part of it was redirected, and the rest went by TCP."""
-    data = b"".join(MESSAGES)
-
-    def serve(server: socket.socket) -> None:
-        server.settimeout(60)  # which makes it poll
-        for _ in range(BEGINS_AFTER):
-            read_exactly(server, 8)
-            server.sendall(b"ready")
-        server.sendall(b"right" if read_when_all_is_there(server, len(data)) == data else b"wrong")
-
-    with serving(serve) as port:
-        before = counters()
-        with socket.create_connection(("127.0.0.1", port), timeout=60) as client:
-            for _ in range(BEGINS_AFTER):
-                client.sendall(b"question")
-                assert read_exactly(client, 5) == b"ready"
-            for message in MESSAGES:
-                client.sendall(message)
-            try:
-                answer = read_exactly(client, 5)
-            except OSError:  # the guard has reset it
-                answer = b""
-        after = counters()
-        assert answer == b"right" or not put_right
-        assert after["redirected_messages"] - before["redirected_messages"] > 10
-        if put_right:
-            assert port not in learned()
-            for why in ("fionread", "tcp_unread"):
-                assert after[f"retired_{why}"] == before[f"retired_{why}"]
-
-
-def test_check_tells_of_fionread(put_right_for_all: None) -> None:
-    assert "puts the answer of FIONREAD right" in sh("sockredirctl check || true")
-
-
-@contextmanager
-def running(*command: str) -> Iterator[None]:
-    process = subprocess.Popen(command)
-    try:
-        yield
-    finally:
-        process.terminate()
-        process.wait(20)
-
-
-def connect(port: int) -> socket.socket:
-    """To a program that has been started just now."""
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            return socket.create_connection(("127.0.0.1", port), timeout=60)
-        except ConnectionRefusedError:
-            assert time.monotonic() < deadline
-            time.sleep(0.5)
-
-
 def test_go_copying_between_connections() -> None:
     """io.Copy splices from both connections as soon as they are there.
 
@@ -557,7 +375,10 @@ listen proxy
 """
 
 
-def test_haproxy_with_splicing(tmp_path: Path) -> None:
+HAPROXY_TRANSFERS = 30
+
+
+def test_haproxy_with_splicing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """As much as makes it splice: it begins with recv(), and goes over when there is much."""
     config = tmp_path / "haproxy.cfg"
     config.write_text(HAPROXY)
@@ -584,19 +405,26 @@ def test_haproxy_with_splicing(tmp_path: Path) -> None:
         threading.Thread(target=accept, daemon=True).start()
         with running("haproxy", "-d", "-f", str(config)):
             in_a_row, errors = 0, []
-            for _ in range(30):
+            before = counters()
+            for _ in range(HAPROXY_TRANSFERS):
                 try:
                     exchange()
                     in_a_row += 1
                 except OSError as error:
                     in_a_row = 0
                     errors.append(error)
-            print(f"haproxy: {errors}")
+            after = counters()
+            with capsys.disabled():
+                print(f"HAProxy: {errors} in {HAPROXY_TRANSFERS} transfers")
             # the first that is spliced with redirected data unread, to either of the two listeners
             assert len(errors) <= 2, errors
             assert in_a_row >= 5
             for entry in learned().values():
                 assert (entry["why"], entry["comm"]) == ("splice", "haproxy")
+            made = after["accelerated_connections"] - before["accelerated_connections"]
+            left = after["declined_learned"] - before["declined_learned"]
+            assert made + left >= 2 * HAPROXY_TRANSFERS
+            assert made >= 2
         listener.shutdown(socket.SHUT_RDWR)
 
 

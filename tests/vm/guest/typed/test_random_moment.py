@@ -13,7 +13,7 @@ import select
 import socket
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 
 import pytest
@@ -29,13 +29,9 @@ PAUSE_S = 0.003
 PATIENCE_S = 60.0
 STREAM = bytes(range(1, 256)) * (MESSAGES * LONGEST // 255 + 1)  # no byte of it is 0
 
+pytestmark = pytest.mark.usefixtures("nothing_learned")
+
 Receive = Callable[[socket.socket, int], str]
-
-
-@pytest.fixture(autouse=True)
-def nothing_learned(enabled: None) -> Iterator[None]:
-    sh(BUSCTL.format("call", "Forget s ''"))
-    yield
 
 
 def readable(sock: socket.socket, events: int = select.POLLIN) -> int:
@@ -192,14 +188,15 @@ def exchange(kind: type[Spliced], seen: Counter[str]) -> None:
 
 
 @pytest.mark.parametrize("kind", [Spliced, WaitedFor, Truncated, Urgent])
-def test_at_a_random_moment(kind: type[Spliced]) -> None:
+def test_at_a_random_moment(kind: type[Spliced], capsys: pytest.CaptureFixture[str]) -> None:
     seen: Counter[str] = Counter()
     before = counters()
     for _ in range(CONNECTIONS):
         exchange(kind, seen)
     after = counters()
     redirected = after["redirected_messages"] - before["redirected_messages"]
-    print(f"{kind.__name__}: {dict(seen)} of {CONNECTIONS} connections, {redirected} redirected")
+    with capsys.disabled():
+        print(f"{kind.__name__}: {dict(seen)} of {CONNECTIONS}, {redirected} messages redirected")
     assert redirected > CONNECTIONS
     made = after["accelerated_connections"] - before["accelerated_connections"]
     assert made > 0.9 * CONNECTIONS
