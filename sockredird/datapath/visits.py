@@ -53,8 +53,8 @@ def _run_for_each(pins: Mapping[str, Fd], line_size: int) -> Iterator[bytes]:
     shape, stride = record("visits"), record("connection").size
     # before the first visit, as visits delete keys
     keys = list(libbpf.each_key(pins["peers"], record("end").size))
-    while keys:
-        some = keys[: constant("VISITS")]
+    at = 0
+    while some := keys[at : at + constant("VISITS")]:
         asked = bytes(shape.offsets["keys"]) + b"".join(some)
         libbpf.update(pins["visits"], _ZERO, asked.ljust(shape.size, b"\0"))
         with suppress(InterruptedError):  # what it had come to is in the answer
@@ -64,4 +64,4 @@ def _run_for_each(pins: Mapping[str, Fd], line_size: int) -> Iterator[bytes]:
         starts = range(shape.offsets["line"], shape.offsets["line"] + count * stride, stride)
         if lines := b"".join(answer[start : start + line_size] for start in starts):
             yield lines
-        del keys[:visited]
+        at += visited
