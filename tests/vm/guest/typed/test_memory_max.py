@@ -1,0 +1,95 @@
+"""A service with MemoryMax= that does not read is not killed for what others send to it."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import pytest
+from exchanges import BEGINS_AFTER, connect
+from serving import read_exactly
+from shell import sh
+from status import counters
+
+pytestmark = pytest.mark.usefixtures("nothing_learned")
+
+LIMIT = 64 << 20  # bytes
+CONNECTIONS, MESSAGE_BYTES, ROUNDS = 600, 4000, 500
+PORT, UNIT = 8130, "sink.service"
+# Answers a few messages, by poll, and then leaves unread what comes.
+SINK = """
+import select, socket, sys
+port, answers = map(int, sys.argv[1:])
+listener = socket.create_server(("127.0.0.1", port), backlog=1000)
+poll, left = select.epoll(), {}
+poll.register(listener, select.EPOLLIN)
+while True:
+    for number, _ in poll.poll():
+        if number == listener.fileno():
+            connection, _ = listener.accept()
+            poll.register(connection, select.EPOLLIN)
+            left[connection.fileno()] = [connection, answers]
+            continue
+        connection, more = left[number]
+        connection.sendall(connection.recv(100))
+        left[number][1] = more - 1
+        if more == 1:
+            poll.unregister(connection)
+"""
+GREEDY = "held = bytearray(100 << 20); print(len(held))"
+
+
+def kills() -> int:
+    events = Path(f"/sys/fs/cgroup/system.slice/{UNIT}/memory.events").read_text()
+    return int(dict(line.split() for line in events.splitlines())["oom_kill"])
+
+
+@pytest.fixture
+def sink() -> Iterator[None]:
+    subprocess.run(
+        [
+            *("systemd-run", f"--unit={UNIT}", "--collect", f"--property=MemoryMax={LIMIT}"),
+            *("--property=LimitNOFILE=4096", "/usr/bin/python3", "-c", SINK),
+            *(str(PORT), str(BEGINS_AFTER)),
+        ],
+        check=True,
+    )
+    yield
+    sh(f"systemctl stop {UNIT} || true")
+
+
+def test_who_takes_more_is_killed() -> None:
+    """Without which the other test shows nothing."""
+    limit = f"--property=MemoryMax={LIMIT} --property=MemorySwapMax=0"
+    result = sh(f"systemd-run --wait --pipe {limit} /usr/bin/python3 -c '{GREEDY}' 2>&1 || true")
+    assert "oom-kill" in result
+
+
+def test_who_does_not_read_is_not_killed(sink: None) -> None:
+    with ExitStack() as stack:
+        ends: list[socket.socket] = []
+        for _ in range(CONNECTIONS):
+            end = stack.enter_context(connect(PORT))
+            for _ in range(BEGINS_AFTER):
+                end.sendall(b"hello")
+                assert read_exactly(end, 5) == b"hello"
+            ends.append(end)
+        before = counters()["redirected_messages"]
+        for end in ends:
+            end.setblocking(False)
+        sent, message = 0, bytes(MESSAGE_BYTES)
+        for _ in range(ROUNDS):
+            once = 0
+            for end in ends:
+                with suppress(BlockingIOError):
+                    once += end.send(message)
+            if not once:
+                break
+            sent += once
+        assert sent > LIMIT, "nobody pushes"
+        assert counters()["redirected_messages"] > before + CONNECTIONS
+        assert sh(f"systemctl is-active {UNIT}") == "active\n"
+        assert kills() == 0
