@@ -9,7 +9,7 @@ import java.net.Socket;
 class Available {
 	static void waitFor(DataInputStream in, int bytes) throws Exception {
 		while (in.available() < bytes)
-			Thread.sleep(0, 100_000);
+			Thread.sleep(1);
 	}
 
 	static void serve(Socket socket) {
