@@ -70,8 +70,8 @@ BPF_TABLE("lru_hash", struct listener, __s32, balances, BALANCED_LISTENERS);
 /* By enum request: 1 if it was made, and the daemon has not begun to carry it out. */
 BPF_ARRAY(requested, __u64, REQUEST_ULP + 1);
 /*
- * Listeners whose programs have read by an ordinary recv(2), and listeners by user whose clients
- * have: what is sent to them may be redirected from the first message on (carry/begin.h).
+ * On how many connections the programs of a listener have read by an ordinary recv(2), or those of a
+ * user's clients of it: learn/readers.h.
  */
 BPF_TABLE("lru_hash", struct listener, __u32, known_readers, KNOWN_READERS);
 BPF_RINGBUF_OUTPUT(requests, 1); /* wakes the daemon to walk; full means it is awake already */

@@ -2,10 +2,15 @@
 /*
  * Which programs read by an ordinary recv(2), as far as connections have shown: what is sent to them
  * may be redirected from the first message on (carry/begin.h: has_read()). The map `known_readers`
- * has no more than that; who makes other calls is taken out again (leave/detect.c).
+ * has how many connections have shown it; who makes other calls is taken out again (leave/detect.c).
+ *
+ * One that lasted until a direction began shows enough. One that was too short for that counts once:
+ * HAProxy reads a request by recv(2) on most connections, and splices it where it comes late.
  */
 #pragma once
 #include "listener.h"
+
+#define CONNECTIONS_SHOWN 64
 
 /*
  * Under which the program that reads what this end sends is known: the listener, or, of a client,
@@ -24,16 +29,29 @@ inline_fn struct listener reader_of(const struct sock_state *st)
 inline_fn int is_known_reader(const struct sock_state *st)
 {
 	struct listener l = reader_of(st);
+	__u32 *shown = known_readers.lookup(&l);
 
-	return known_readers.lookup(&l) != NULL;
+	return shown && *shown >= CONNECTIONS_SHOWN;
 }
 
 inline_fn void note_reader(const struct sock_state *st)
 {
 	struct listener l = reader_of(st);
-	__u32 yes = 1;
+	__u32 enough = CONNECTIONS_SHOWN;
 
-	known_readers.update(&l, &yes);
+	known_readers.update(&l, &enough);
+}
+
+/* Of a connection that was too short; it matters little if two that end at a time count once. */
+inline_fn void note_short(struct listener *l)
+{
+	__u32 *shown = known_readers.lookup(l);
+	__u32 one = 1;
+
+	if (!shown)
+		known_readers.update(l, &one);
+	else if (*shown < CONNECTIONS_SHOWN)
+		(*shown)++;
 }
 
 /*
@@ -45,7 +63,7 @@ inline_fn void note_readers(const struct sock_state *st, __u64 sk)
 {
 	struct end peer = st->peer;
 	__u64 peer_st = st->peer_st;
-	__u32 awaits = AWAITS_NOTHING, begin_after = 0, yes = 1;
+	__u32 awaits = AWAITS_NOTHING, begin_after = 0;
 	__u8 stopped = 1;
 	int zero = 0;
 	struct settings *s = settings.lookup(&zero);
@@ -57,12 +75,14 @@ inline_fn void note_readers(const struct sock_state *st, __u64 sk)
 	STATE_FIELD(stopped, peer_st, stop);
 	if (stopped || READ_ONCE(st->stop))
 		return;
-	if (st->awaits == AWAITS_READ && kernel_copied_seq(st->peer_sk) != st->begin_after)
-		note_reader(st);
+	if (st->awaits == AWAITS_READ && kernel_copied_seq(st->peer_sk) != st->begin_after) {
+		l = reader_of(st);
+		note_short(&l);
+	}
 	STATE_FIELD(awaits, peer_st, awaits);
 	STATE_FIELD(begin_after, peer_st, begin_after);
 	if (awaits == AWAITS_READ && kernel_copied_seq(sk) != begin_after) {
 		l = listener_of(st);
-		known_readers.update(&l, &yes);
+		note_short(&l);
 	}
 }

@@ -26,6 +26,8 @@ from support.traffic import Connection, connect, connection, echo, listen
 
 HEADER = (BPF_DIR / "carry" / "begin.h").read_text()
 READS_SHOWN = int(re.findall(r"#define READS_SHOWN (\d+)", HEADER)[0])
+READERS = (BPF_DIR / "learn" / "readers.h").read_text()
+CONNECTIONS_SHOWN = int(re.findall(r"#define CONNECTIONS_SHOWN (\d+)", READERS)[0])
 
 
 @pytest.fixture(autouse=True)
@@ -104,11 +106,11 @@ def test_a_direction_that_only_reads_says_nothing_of_the_other(
 
 @inside()
 def test_directions_that_are_too_short_to_begin(cgroup: Path, generation: Generation) -> None:
-    """One request and one answer: that both were read shows as the connection ends."""
+    """One request and one answer: that both were read shows as each of so many connections ends."""
     with listen() as listener:
-        for messages in (0, 2):
+        for number in range(CONNECTIONS_SHOWN + 1):
             both = connect(listener)
-            with counted(generation, messages):
+            with counted(generation, 2 if number == CONNECTIONS_SHOWN else 0):
                 send_both_ways(both)
             both.client.close()
             assert both.server.recv(1) == b""

@@ -138,9 +138,11 @@ def _pinned_elsewhere(ours: Path) -> set[str]:
     for mount in mounts():
         if mount.filesystem != "bpf" or mount.point == ours:
             continue
-        for path in mount.point.rglob("*"):
-            with suppress(OSError), libbpf.open_pin(path) as fd:
-                found |= _entries(Path(f"/proc/self/fdinfo/{fd.number}"))
+        # which, unlike rglob(), goes on where a directory has gone meanwhile
+        for directory, _, names in os.walk(mount.point):
+            for name in names:
+                with suppress(OSError), libbpf.open_pin(Path(directory) / name) as fd:
+                    found |= _entries(Path(f"/proc/self/fdinfo/{fd.number}"))
     return found
 
 

@@ -60,7 +60,7 @@ def check_right(exchange: Callable[[], None], connections: int = CONNECTIONS) ->
 
 def until_known(exchange: Callable[[], None]) -> None:
     """Until connections begin with redirected messages: those before them show how is read."""
-    for _ in range(20):
+    for _ in range(100):
         before = counters()["redirected_messages"]
         exchange()
         if counters()["redirected_messages"] - before >= 2:
