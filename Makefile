@@ -125,7 +125,7 @@ semantics: install-deps
 # What the package depends on, and the tests, is in the guests' root: they have no network.
 # VM_PYTEST_ARGS="-k word" and the like reach pytest in the guests. FULL=1: the whole suites, which
 # take an hour for each kernel, and not one test in sixteen.
-vm-test: deb vm-deps
+vm-test: deb vm-deps build/programs/docker-proxy
 	CGO_ENABLED=0 GOCACHE=$(CURDIR)/build/go-cache GOFLAGS=-trimpath \
 		go build -o build/programs/copy tests/vm/programs/copy.go
 	javac --release 17 -d build/programs tests/vm/programs/Available.java
@@ -135,6 +135,14 @@ vm-test: deb vm-deps
 
 vm-deps:
 	@$(APT_INSTALL) $(VM_DEPS)
+
+# Of the package, only that: it would bring a container engine into each root.
+build/programs/docker-proxy:
+	mkdir -p $(@D)
+	cd $(@D) && apt-get download docker.io
+	dpkg-deb --fsys-tarfile $(@D)/docker.io_*.deb | \
+		tar -x -C $(@D) --strip-components=3 ./usr/sbin/docker-proxy
+	rm $(@D)/docker.io_*.deb
 
 # What vm-test does first, unless it is done.
 vm-roots: vm-deps

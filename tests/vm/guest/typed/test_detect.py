@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -313,51 +313,60 @@ def test_a_reader_woken_by_a_signal() -> None:
             process.kill()
 
 
-def test_go_copying_between_connections() -> None:
-    """io.Copy splices from both connections as soon as they are there.
+def check_proxy(
+    port: int, command: Callable[[int], list[str]], connections: int = 100, data: bytes = DATA
+) -> None:
+    """Each connection through a proxy passes on a request, and its answer.
 
-    With requests that are sent before it begins to copy, and after.
+    With requests that are sent before the proxy begins to copy, and after. `command` starts it, for
+    a server on that port.
     """
     turns = itertools.count()
 
     def serve(server: socket.socket) -> None:
         read_exactly(server, 3)
-        server.sendall(DATA)
+        server.sendall(data)
 
     def exchange() -> None:
-        with closing(connect(8103)) as client:
+        with closing(connect(port)) as client:
             if next(turns) % 2:
                 time.sleep(0.1)
             client.sendall(b"get")
-            assert read_exactly(client, len(DATA)) == DATA
+            assert read_exactly(client, len(data)) == data
 
-    with (
-        serving(serve) as upstream,
-        running("/share/programs/copy", "127.0.0.1:8103", f"127.0.0.1:{upstream}"),
-    ):
-        check_right(exchange, connections=240)
+    with serving(serve) as upstream, running(*command(upstream)):
+        check_right(exchange, connections)
+
+
+def test_go_copying_between_connections() -> None:
+    """io.Copy splices from both connections as soon as they are there."""
+
+    def command(upstream: int) -> list[str]:
+        return ["/share/programs/copy", "127.0.0.1:8103", f"127.0.0.1:{upstream}"]
+
+    check_proxy(8103, command, connections=240)
+
+
+def test_docker_proxy() -> None:
+    """What passes on a published port: by io.Copy, too."""
+
+    def command(upstream: int) -> list[str]:
+        where = "-host-ip 127.0.0.1 -host-port 8106 -container-ip 127.0.0.1 -container-port"
+        # it tells its parent on descriptor 3 that it listens
+        proxy = f"exec /share/programs/docker-proxy -proto tcp {where} {upstream} 3>/dev/null"
+        return ["bash", "-c", proxy]
+
+    check_proxy(8106, command)
 
 
 def test_socket_proxyd() -> None:
     """systemd's proxy, which only splices."""
 
-    def serve(server: socket.socket) -> None:
-        read_exactly(server, 3)
-        server.sendall(DATA)
+    def command(upstream: int) -> list[str]:
+        listening = ["systemd-socket-activate", "-l", "127.0.0.1:8105"]
+        return [*listening, "/lib/systemd/systemd-socket-proxyd", f"127.0.0.1:{upstream}"]
 
-    def exchange() -> None:
-        with closing(connect(8105)) as client:
-            client.sendall(b"get")
-            assert read_exactly(client, len(DATA)) == DATA
-
-    with (
-        serving(serve) as upstream,
-        running(
-            *("systemd-socket-activate", "-l", "127.0.0.1:8105"),
-            *("/lib/systemd/systemd-socket-proxyd", f"127.0.0.1:{upstream}"),
-        ),
-    ):
-        check_right(exchange, connections=100)
+    check_proxy(8105, command)
 
 
 HAPROXY = """
@@ -371,41 +380,19 @@ defaults
     option splice-response
 listen proxy
     bind 127.0.0.1:8100
-    server one 127.0.0.1:8101
+    server one 127.0.0.1:{upstream}
 """
 
 
 def test_haproxy_with_splicing(tmp_path: Path) -> None:
-    """As much as makes it splice: it begins with recv(), and goes over when there is much.
-
-    It reads most requests by recv(), too, and splices those that come late.
-    """
+    """It reads most requests by recv(), and splices those that come late, and what is much."""
     config = tmp_path / "haproxy.cfg"
-    config.write_text(HAPROXY)
-    big = DATA * 20
 
-    def serve(server: socket.socket) -> None:
-        read_exactly(server, 3)
-        server.sendall(big)
+    def command(upstream: int) -> list[str]:
+        config.write_text(HAPROXY.format(upstream=upstream))
+        return ["haproxy", "-d", "-f", str(config)]
 
-    def exchange() -> None:
-        with closing(connect(8100)) as client:
-            client.sendall(b"get")
-            assert read_exactly(client, len(big)) == big
-
-    with socket.create_server(("127.0.0.1", 8101)) as listener:
-
-        def accept() -> None:
-            with suppress(OSError):
-                while True:
-                    server, _ = listener.accept()
-                    with server, suppress(OSError):
-                        serve(server)
-
-        threading.Thread(target=accept, daemon=True).start()
-        with running("haproxy", "-d", "-f", str(config)):
-            check_right(exchange, connections=100)
-        listener.shutdown(socket.SHUT_RDWR)
+    check_proxy(8100, command, data=20 * DATA)
 
 
 def test_openssl_with_kernel_tls(tmp_path: Path) -> None:
