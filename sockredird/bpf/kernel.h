@@ -244,12 +244,6 @@ inline_fn int tcp_under_pressure(__u64 sk)
 	return kernel_word(kernel_memory_pressure_at(kernel_prot(sk))) != 0;
 }
 
-#ifdef OFF_sock_sk_memcg
-KERNEL(__u64, memcg, sock, sk_memcg)
-KERNEL(__u64, counter_usage, page_counter, usage)
-KERNEL(__u64, counter_max, page_counter, max)
-KERNEL(__u64, counter_parent, page_counter, parent)
-#define COUNTER_LEVELS 8	     /* cgroups above that of the socket that are looked at */
 #define UNLIMITED 0x1000000000000ULL /* pages; PAGE_COUNTER_MAX is about 2^51 */
 
 /* The struct page_counter with the lowest limit from a cgroup to the root. */
@@ -257,6 +251,15 @@ struct tightest {
 	__u64 counter; /* kernel address; 0: there is no limit */
 	__u64 max;     /* pages */
 };
+
+enum room { ROOM_NONE, ROOM_LITTLE, ROOM_PLENTY };
+
+#ifdef OFF_sock_sk_memcg
+KERNEL(__u64, memcg, sock, sk_memcg)
+KERNEL(__u64, counter_usage, page_counter, usage)
+KERNEL(__u64, counter_max, page_counter, max)
+KERNEL(__u64, counter_parent, page_counter, parent)
+#define COUNTER_LEVELS 8 /* cgroups above that of the socket that are looked at */
 
 inline_fn struct tightest tightest_of(__u64 counter)
 {
@@ -284,6 +287,81 @@ inline_fn struct tightest memory_limit_of(__u64 sk)
 	return memcg ? tightest_of(memcg + OFF_mem_cgroup_memory) : none;
 }
 
+#if defined(OFF_mem_cgroup_nodeinfo) && defined(NR_LRU_INACTIVE_FILE)
+/*
+ * Pages of page cache that a cgroup has itself, without the cgroups below it, on the first node: they
+ * give way when other memory is charged.
+ */
+inline_fn __u64 page_cache_of(__u64 memcg)
+{
+	struct {
+		__u64 inactive;
+		__u64 active; /* the list after it, in enum lru_list */
+	} file;
+	__u64 node = 0, pages = 0;
+
+	KERNEL_FIELD(node, memcg, OFF_mem_cgroup_nodeinfo);
+	if (!node)
+		return 0;
+#pragma clang loop unroll(disable)
+	for (int zone = 0; zone < NR_MAX_NR_ZONES; zone++) {
+		int first = zone * NR_NR_LRU_LISTS + NR_LRU_INACTIVE_FILE;
+
+		file.inactive = file.active = 0;
+		KERNEL_FIELD(file, node, OFF_mem_cgroup_per_node_lru_zone_size + 8 * first);
+		pages += file.inactive + file.active;
+	}
+	return pages;
+}
+#else
+inline_fn __u64 page_cache_of(__u64 memcg)
+{
+	return 0;
+}
+#endif
+
+#define RESERVE_LEAST 256 /* pages: charges come in batches of 64 for each processor */
+#define RESERVE_MOST 4096
+
+/*
+ * What is left below a memory limit. Plenty is so much that TCP does not take it within a jiffy; half of
+ * the page cache counts as well, which TCP's charges do not reclaim, and a redirect's do.
+ */
+inline_fn enum room room_below(__u64 counter, __u64 max)
+{
+	__u64 usage, left, reserve = max / 16;
+
+	if (reserve < RESERVE_LEAST)
+		reserve = RESERVE_LEAST;
+	if (reserve > RESERVE_MOST)
+		reserve = RESERVE_MOST;
+	usage = kernel_counter_usage(counter);
+	left = usage < max ? max - usage : 0;
+	if (left >= 4 * reserve)
+		return ROOM_PLENTY;
+	if (page_cache_of(counter - OFF_mem_cgroup_memory) >= 8 * reserve)
+		return ROOM_PLENTY;
+	return left >= reserve ? ROOM_LITTLE : ROOM_NONE;
+}
+
+/* The same of all limits that what is queued at a socket counts for. */
+inline_fn enum room room_for(__u64 sk)
+{
+	__u64 memcg = kernel_memcg(sk), counter = memcg ? memcg + OFF_mem_cgroup_memory : 0;
+	enum room least = ROOM_PLENTY;
+
+#pragma clang loop unroll(disable)
+	for (int i = 0; i < COUNTER_LEVELS && counter; i++) {
+		__u64 max = kernel_counter_max(counter);
+		enum room room = max < UNLIMITED ? room_below(counter, max) : ROOM_PLENTY;
+
+		if (room < least)
+			least = room;
+		counter = kernel_counter_parent(counter);
+	}
+	return least;
+}
+
 /*
  * Whether the limit of a cgroup for TCP's memory alone (cgroup v1: memory.kmem.tcp.limit_in_bytes)
  * is near. The other one says little: page cache fills it, and gives way.
@@ -302,6 +380,18 @@ inline_fn int near_socket_limit(__u64 sk)
 #endif
 }
 #else
+inline_fn struct tightest memory_limit_of(__u64 sk)
+{
+	struct tightest none = { .max = UNLIMITED };
+
+	return none;
+}
+
+inline_fn enum room room_for(__u64 sk)
+{
+	return ROOM_PLENTY;
+}
+
 inline_fn int near_socket_limit(__u64 sk)
 {
 	return 0;

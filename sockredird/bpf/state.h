@@ -207,6 +207,7 @@ struct sock_state {
 	__u32 unknown_since;  /* ms: reader has been READER_UNKNOWN at a message; 0: never */
 	__u32 late_messages;  /* that went by TCP with AWAITS_READ, as far as they matter */
 	__u64 charged_cgroup; /* key in cgroup_memory, or 0 */
+	__u64 room_until;     /* jiffies: before then that cgroup has room below its limit */
 	__u32 borders;	      /* how often the reader may need waking for TCP data */
 	/* written by the walk */
 	__u32 borders_seen;  /* those whose reader needs no more waking */

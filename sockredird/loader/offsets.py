@@ -99,6 +99,8 @@ _OPTIONAL = (
     ("page_counter", "max"),
     ("page_counter", "parent"),
     ("mem_cgroup", "memory"),
+    ("mem_cgroup", "nodeinfo"),
+    ("mem_cgroup_per_node", "lru_zone_size"),
     ("mem_cgroup", "tcpmem"),  # CONFIG_MEMCG_V1
     ("net", "ct.nf_ct_proto.tcp.timeouts"),  # CONFIG_NF_CONNTRACK
     *_EXCLUDING,
@@ -116,6 +118,13 @@ _WITH_TIMERS = ("sock", "inet_connection_sock", "tcp_sock")
 _SOCK_FLAGS = (
     *("SOCK_DONE", "SOCK_ZEROCOPY", "SOCK_URGINLINE", "SOCK_RCVTSTAMP"),
     *("SOCK_LINGER", "SOCK_TXTIME"),
+)
+
+
+# By which mem_cgroup_per_node.lru_zone_size is indexed.
+_LRU_SIZES = (
+    *(("zone_type", "__MAX_NR_ZONES"), ("lru_list", "NR_LRU_LISTS")),
+    ("lru_list", "LRU_INACTIVE_FILE"),
 )
 
 
@@ -156,6 +165,10 @@ def compiler_flags(kernel: KernelTypes) -> list[str]:
     flags += ["-DEACH_TIMER(do,sk)=" + "+".join(f"do(sk,{at})" for at in sorted(timers))]
     flags += [f"-DBIT_{name}={bit}" for name, bit in sock_flags.items()]
     flags += [f"-DOFF_timer_list_pprev={pprev.offset}"]
+    for enum, name in _LRU_SIZES:
+        number = kernel.enumerator(enum, name)
+        if number is not None:
+            flags += [f"-DNR_{name.removeprefix('__')}={number}"]
     flags += _cast_flags(kernel)
     for function in ("tcp_bpf_recvmsg", "tcp_bpf_ioctl"):
         arguments = kernel.arguments(function)

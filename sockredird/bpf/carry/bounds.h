@@ -97,28 +97,34 @@ inline_fn int take(__u64 *total, __s64 more, __u64 limit)
 }
 
 /*
- * Whether the reader's cgroup has room. It is charged for what is redirected to it, by an
- * allocation for which the kernel kills a process before it fails, where TCP's would fail: so all
- * connections together get a sixteenth of its memory limit.
+ * Whether the reader's cgroup has room below its memory limits. It is charged for what is redirected to
+ * it, by an allocation for which the kernel kills a process before it fails, where TCP's would fail.
+ * Others fill the cgroup as well, TCP's queues among them, so this is looked at in each jiffy, and
+ * where little is left for each message.
  */
-inline_fn int charge_cgroup(struct sock_state *st, __s64 more)
+inline_fn int has_room(struct sock_state *st)
 {
-#ifdef OFF_sock_sk_memcg
-	struct tightest limit = memory_limit_of(st->peer_sk);
-	__u64 key = limit.counter, zero = 0, *total;
+	enum room room = room_for(st->peer_sk);
+
+	st->room_until = bpf_jiffies64() + (room == ROOM_PLENTY);
+	return room != ROOM_NONE;
+}
+
+/* Whether all connections together have less than a sixteenth of that limit, with this. */
+inline_fn int charge_cgroup(struct sock_state *st, const struct tightest *limit, __s64 more)
+{
+	__u64 key = limit->counter, zero = 0, *total;
 
 	if (!key)
 		return 1;
 	total = cgroup_memory.lookup_or_try_init(&key, &zero);
 	st->charged_cgroup = key;
-	return total && take(total, more, limit.max * PAGE_BYTES / CGROUP_SHARE);
-#else
-	return 1;
-#endif
+	return total && take(total, more, limit->max * PAGE_BYTES / CGROUP_SHARE);
 }
 
 /* Whether the host's budget, and that of the reader's cgroup, have room; takes it then. */
-inline_fn int charge(struct sock_state *st, __u32 bytes, const struct settings *s)
+inline_fn int charge(struct sock_state *st, const struct tightest *limit, __u32 bytes,
+		     const struct settings *s)
 {
 	int zero = 0, one = 1;
 	__u64 *total = unread_memory.lookup(&zero), *recount = unread_memory.lookup(&one);
@@ -126,12 +132,12 @@ inline_fn int charge(struct sock_state *st, __u32 bytes, const struct settings *
 
 	if (!total || !recount)
 		return 0;
-	if (!charge_cgroup(st, more)) {
+	if (!charge_cgroup(st, limit, more)) {
 		WRITE_ONCE(*recount, 1);
 		return 0;
 	}
 	if (!take(total, more, s->memory_bytes)) {
-		charge_cgroup(st, -more);
+		charge_cgroup(st, limit, -more);
 		return 0;
 	}
 	st->charged = bytes;
@@ -208,6 +214,7 @@ inline_fn enum cause grant(struct tcp_sock *tp, struct sock_state *st, __u64 pso
 {
 	__u64 unread = unread_bytes(st, psock);
 	__u32 messages = unread_messages(st, unread);
+	struct tightest reader_limit;
 	__u32 held, bytes, count;
 	__u32 most = most_bytes(tp, st, s), limit = backlog_limit(st->peer_sk), window;
 
@@ -219,13 +226,16 @@ inline_fn enum cause grant(struct tcp_sock *tp, struct sock_state *st, __u64 pso
 		return CAUSE_WINDOW;
 	if (messages >= most_messages(st, unread))
 		return CAUSE_MESSAGES;
+	if (!has_room(st))
+		return CAUSE_MEMORY;
+	reader_limit = memory_limit_of(st->peer_sk);
 	bytes = st->sent_messages ? GRANT_BYTES : SMALL_GRANT_BYTES;
 	count = st->sent_messages ? GRANT_MESSAGES : SMALL_GRANT_MESSAGES;
 	held = unread + messages * MESSAGE_BYTES;
-	if (!charge(st, held + bytes + count * MESSAGE_BYTES + size, s)) {
+	if (!charge(st, &reader_limit, held + bytes + count * MESSAGE_BYTES + size, s)) {
 		bytes = SMALL_GRANT_BYTES;
 		count = SMALL_GRANT_MESSAGES;
-		if (!charge(st, held + bytes + count * MESSAGE_BYTES + size, s))
+		if (!charge(st, &reader_limit, held + bytes + count * MESSAGE_BYTES + size, s))
 			return CAUSE_MEMORY;
 	}
 	if (bytes > window - unread)

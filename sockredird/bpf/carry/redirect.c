@@ -210,7 +210,8 @@ inline_fn int pauses(struct bpf_sock *sk, struct sock_state *st, __u32 size,
 	enum cause cause;
 
 	if (size <= st->budget_bytes && st->budget_messages && st->grants == s->grants &&
-	    (__s64)(now - st->tcp_due) < 0 && !CHEAP_PRESSURE(st->peer_sk))
+	    (__s64)(now - st->tcp_due) < 0 && !CHEAP_PRESSURE(st->peer_sk) &&
+	    (!st->charged_cgroup || (__s64)(now - st->room_until) < 0))
 		return 0;
 	tp = bpf_skc_to_tcp_sock(sk);
 	psock = psock_of(st->peer_sk);

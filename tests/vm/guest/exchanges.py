@@ -70,7 +70,7 @@ def until_known(exchange: Callable[[], None]) -> None:
 
 def until_harmed(exchange: Callable[[], None], port: int) -> None:
     """The first connections may be right, as their first messages go by TCP."""
-    for _ in range(20):
+    for _ in range(100):
         with suppress(OSError):
             exchange()
         if port in learned():

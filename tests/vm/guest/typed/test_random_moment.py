@@ -152,7 +152,10 @@ def send(sock: socket.socket, pause: random.Random) -> int:
         position += size
         if pause.random() < 0.3:
             threading.Event().wait(pause.random() * PAUSE_S)
-    sock.shutdown(socket.SHUT_WR)
+    try:
+        sock.shutdown(socket.SHUT_WR)
+    except OSError as error:  # it was reset meanwhile
+        raise ConnectionResetError(error.errno, "reset") from error
     return position
 
 
