@@ -94,6 +94,7 @@ def test_who_does_not_read_is_not_killed(sink: None, accelerated: bool) -> None:
             sent += once
         redirected = counters()["redirected_messages"] - before
         assert sent > LIMIT, "nobody pushes"
-        assert redirected > CONNECTIONS if accelerated else redirected == 0
+        # as much as its part of the limit lets in
+        assert redirected > 100 if accelerated else redirected == 0
         assert sh(f"systemctl is-active {UNIT}") == "active\n"
         assert kills() == 0
