@@ -1,11 +1,11 @@
-"""A service with MemoryMax= that does not read is not killed for what others send to it."""
+"""Services with MemoryMax=: one that does not read is not killed for what others send to it."""
 
 from __future__ import annotations
 
 import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -19,10 +19,13 @@ pytestmark = pytest.mark.usefixtures("nothing_learned")
 LIMIT = 64 << 20  # bytes
 CONNECTIONS, MESSAGE_BYTES, ROUNDS = 600, 4000, 500
 PORT, UNIT = 8130, "sink.service"
-# Answers a few messages, by poll, and then leaves unread what comes.
-SINK = """
+# Reads a file, answers a few messages, by poll, and then leaves unread what comes.
+SERVER = """
 import select, socket, sys
-port, answers = map(int, sys.argv[1:])
+port, answers = map(int, sys.argv[1:3])
+with open(sys.argv[3], "rb") as file:
+    while file.read(1 << 20):
+        pass
 listener = socket.create_server(("127.0.0.1", port), backlog=1000)
 poll, left = select.epoll(), {}
 poll.register(listener, select.EPOLLIN)
@@ -42,23 +45,23 @@ while True:
 GREEDY = "held = bytearray(100 << 20); print(len(held))"
 
 
-def kills() -> int:
-    events = Path(f"/sys/fs/cgroup/system.slice/{UNIT}/memory.events").read_text()
-    return int(dict(line.split() for line in events.splitlines())["oom_kill"])
+def number_in(file: str, name: str = "") -> int:
+    """Of a file of the service's cgroup, or of one line in it."""
+    text = Path(f"/sys/fs/cgroup/system.slice/{UNIT}/{file}").read_text()
+    return int(dict(line.split() for line in text.splitlines())[name] if name else text)
 
 
-@pytest.fixture
-def sink() -> Iterator[None]:
+@contextmanager
+def service(answers: int, file: str = "/dev/null") -> Iterator[None]:
+    properties = (f"--property=MemoryMax={LIMIT}", "--property=LimitNOFILE=4096")
+    command = ["/usr/bin/python3", "-c", SERVER, str(PORT), str(answers), file]
     subprocess.run(
-        [
-            *("systemd-run", f"--unit={UNIT}", "--collect", f"--property=MemoryMax={LIMIT}"),
-            *("--property=LimitNOFILE=4096", "/usr/bin/python3", "-c", SINK),
-            *(str(PORT), str(BEGINS_AFTER)),
-        ],
-        check=True,
+        ["systemd-run", f"--unit={UNIT}", "--collect", *properties, *command], check=True
     )
-    yield
-    sh(f"systemctl stop {UNIT} || true")
+    try:
+        yield
+    finally:
+        sh(f"systemctl stop {UNIT} || true")
 
 
 def test_who_takes_more_is_killed() -> None:
@@ -69,10 +72,10 @@ def test_who_takes_more_is_killed() -> None:
 
 
 @pytest.mark.parametrize("accelerated", [False, True], ids=["TCP", "accelerated"])
-def test_who_does_not_read_is_not_killed(sink: None, accelerated: bool) -> None:
+def test_who_does_not_read_is_not_killed(accelerated: bool) -> None:
     if not accelerated:
         sh(BUSCTL.format("call", "Disable"))
-    with ExitStack() as stack:
+    with service(BEGINS_AFTER), ExitStack() as stack:
         ends: list[socket.socket] = []
         for _ in range(CONNECTIONS):
             end = stack.enter_context(connect(PORT))
@@ -97,4 +100,22 @@ def test_who_does_not_read_is_not_killed(sink: None, accelerated: bool) -> None:
         # as much as its part of the limit lets in
         assert redirected > 100 if accelerated else redirected == 0
         assert sh(f"systemctl is-active {UNIT}") == "active\n"
-        assert kills() == 0
+        assert number_in("memory.events", "oom_kill") == 0
+
+
+def test_page_cache_gives_way() -> None:
+    """A service whose cgroup is full of it is accelerated."""
+    file, messages = Path("/var/tmp/large"), 200
+    file.write_bytes(bytes(LIMIT + (LIMIT >> 1)))
+    try:
+        sh("sync; echo 3 > /proc/sys/vm/drop_caches")  # so that the service is charged for it
+        with service(BEGINS_AFTER + messages, str(file)), connect(PORT) as end:
+            for number in range(BEGINS_AFTER + messages):
+                if number == BEGINS_AFTER:
+                    before = counters()["redirected_messages"]
+                end.sendall(b"hello")
+                assert read_exactly(end, 5) == b"hello"
+            assert number_in("memory.current") > LIMIT - (LIMIT >> 5), "the cgroup is not full"
+            assert counters()["redirected_messages"] - before > messages
+    finally:
+        file.unlink()
