@@ -122,7 +122,11 @@ inline_fn int charge_cgroup(struct sock_state *st, const struct tightest *limit,
 	return total && take(total, more, limit->max * PAGE_BYTES / CGROUP_SHARE);
 }
 
-/* Whether the host's budget, and that of the reader's cgroup, have room; takes it then. */
+/*
+ * Whether the host's budget, and that of the reader's cgroup, have room; takes it then. A cgroup's may
+ * be taken by connections that have ended unseen, or by those of one that was at the same address: a
+ * walk counts anew.
+ */
 inline_fn int charge(struct sock_state *st, const struct tightest *limit, __u32 bytes,
 		     const struct settings *s)
 {
@@ -134,6 +138,7 @@ inline_fn int charge(struct sock_state *st, const struct tightest *limit, __u32 
 		return 0;
 	if (!charge_cgroup(st, limit, more)) {
 		WRITE_ONCE(*recount, 1);
+		ask(REQUEST_WALK);
 		return 0;
 	}
 	if (!take(total, more, s->memory_bytes)) {

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
 from dbus_next import DBusError
@@ -89,6 +92,23 @@ def test_no_datapath(bpffs: Path) -> None:
     found = judge(bpffs, Nothing())
     assert {name for name, status in found.items() if status == FAIL} == {"redirect"}
     assert {name for name, status in found.items() if status == WARN} == {"iterator"}
+
+
+@pytest.mark.parametrize(("busy", "status"), [(4, PASS), (5, FAIL)])
+def test_a_host_that_is_busy_for_a_moment(bpffs: Path, busy: int, status: str) -> None:
+    """Nothing is attached before so many connections have been tried."""
+    order, tried = sandbox.Sandbox.order, itertools.count()
+    with sandbox.opened(bpffs) as box, ExitStack() as stack:
+        late = Textbook(bpffs / f"textbook-{busy}")
+
+        def attaching(name: str, **more: Any) -> Any:
+            if name == "send_both_ways" and next(tried) == busy:
+                stack.enter_context(late.attached(box.cgroup, 0))
+            return order(box, name, **more)
+
+        with mock.patch.object(box, "order", attaching):
+            found = {f.name: (f.status, f.detail) for f in probes.try_out(box, Nothing())}
+    assert found["redirect"][0] == status, found["redirect"]
 
 
 def _behind_a_firewall(root: Path) -> str:
