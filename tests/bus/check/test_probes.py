@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -16,11 +17,13 @@ from dbus_next import DBusError
 
 from bus.check.conftest import Edit
 from sockredird.check import probes, sandbox
+from sockredird.datapath.generation import Generation
 from sockredird.datapath.members import Walked
 from support import namespaces, textbook
 from support.daemon import pins
 from support.daemon.client import Client
 from support.daemon.host import Host
+from support.datapath import plan
 from support.processes import run
 
 FAIL, WARN, PASS = "fail", "warn", "pass"
@@ -94,20 +97,37 @@ def test_no_datapath(bpffs: Path) -> None:
     assert {name for name, status in found.items() if status == WARN} == {"iterator"}
 
 
+class Late(Nothing):
+    """Nothing is attached until start() is called."""
+
+    def __init__(self, candidate: probes.Candidate) -> None:
+        self.candidate = candidate
+
+    def attached(self, cgroup: Path, port: int) -> nullcontext[None]:
+        self.start = partial(self.candidate.attached, cgroup, port)
+        return nullcontext()
+
+
 @pytest.mark.parametrize(("busy", "status"), [(4, PASS), (5, FAIL)])
-def test_a_host_that_is_busy_for_a_moment(bpffs: Path, busy: int, status: str) -> None:
-    """Nothing is attached before so many connections have been tried."""
+def test_a_host_that_is_busy_for_a_moment(
+    cgroup: Path, bpffs: Path, busy: int, status: str
+) -> None:
+    """So many connections are on TCP, and those after them redirected."""
     order, tried = sandbox.Sandbox.order, itertools.count()
-    with sandbox.opened(bpffs) as box, ExitStack() as stack:
-        late = Textbook(bpffs / f"textbook-{busy}")
+    with (
+        Generation.unpinned(bpffs / f"busy-{busy}", plan(cgroup)) as generation,
+        sandbox.opened(bpffs) as box,
+        ExitStack() as stack,
+    ):
+        late = Late(probes.Candidate(generation))
 
         def attaching(name: str, **more: Any) -> Any:
             if name == "send_both_ways" and next(tried) == busy:
-                stack.enter_context(late.attached(box.cgroup, 0))
+                stack.enter_context(late.start())
             return order(box, name, **more)
 
         with mock.patch.object(box, "order", attaching):
-            found = {f.name: (f.status, f.detail) for f in probes.try_out(box, Nothing())}
+            found = {f.name: (f.status, f.detail) for f in probes.try_out(box, late)}
     assert found["redirect"][0] == status, found["redirect"]
 
 
