@@ -288,6 +288,26 @@ inline_fn struct tightest memory_limit_of(__u64 sk)
 }
 
 #if defined(OFF_mem_cgroup_nodeinfo) && defined(NR_LRU_INACTIVE_FILE)
+#define GENERATIONS 4 /* MAX_NR_GENS of mmzone.h; of each there is one of anonymous pages first */
+
+/* Pages of files in the lists of the multi-generational LRU, which is not always on. */
+inline_fn __u64 pages_in_generations(__u64 node)
+{
+	__u64 total = 0;
+#ifdef OFF_mem_cgroup_per_node_nr_pages
+#pragma clang loop unroll(disable)
+	for (int i = 0; i < GENERATIONS * NR_MAX_NR_ZONES; i++) {
+		int generation = i / NR_MAX_NR_ZONES, zone = i % NR_MAX_NR_ZONES;
+		int at = (2 * generation + 1) * NR_MAX_NR_ZONES + zone;
+		__u64 pages = 0;
+
+		KERNEL_FIELD(pages, node, OFF_mem_cgroup_per_node_nr_pages + 8 * at);
+		total += pages;
+	}
+#endif
+	return total;
+}
+
 /*
  * Pages of page cache that a cgroup has itself, without the cgroups below it, on the first node: they
  * give way when other memory is charged.
@@ -298,11 +318,12 @@ inline_fn __u64 page_cache_of(__u64 memcg)
 		__u64 inactive;
 		__u64 active; /* the list after it, in enum lru_list */
 	} file;
-	__u64 node = 0, pages = 0;
+	__u64 node = 0, pages;
 
 	KERNEL_FIELD(node, memcg, OFF_mem_cgroup_nodeinfo);
 	if (!node)
 		return 0;
+	pages = pages_in_generations(node);
 #pragma clang loop unroll(disable)
 	for (int zone = 0; zone < NR_MAX_NR_ZONES; zone++) {
 		int first = zone * NR_NR_LRU_LISTS + NR_LRU_INACTIVE_FILE;

@@ -101,6 +101,7 @@ _OPTIONAL = (
     ("mem_cgroup", "memory"),
     ("mem_cgroup", "nodeinfo"),
     ("mem_cgroup_per_node", "lru_zone_size"),
+    ("mem_cgroup_per_node", "lruvec.lrugen.nr_pages"),  # CONFIG_LRU_GEN
     ("mem_cgroup", "tcpmem"),  # CONFIG_MEMCG_V1
     ("net", "ct.nf_ct_proto.tcp.timeouts"),  # CONFIG_NF_CONNTRACK
     *_EXCLUDING,
