@@ -199,7 +199,7 @@ http {{
 
 
 def ask_nginx(sock: socket.socket, number: int) -> None:
-    """With headers of several times its first buffer, in two parts, of which one may wait."""
+    """With headers of several times its first buffer, in two parts: the second may wait."""
     cookies = "".join(f"Cookie: {'c' * 900}={n}\r\n" for n in range(2 + number % 6))
     request = f"GET / HTTP/1.1\r\nHost: guest\r\n{cookies}\r\n".encode()
     middle = number * 131 % len(request)
