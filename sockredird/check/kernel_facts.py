@@ -20,7 +20,7 @@ from sockredird.loader.btf import KernelTypes
 
 LOCKDOWN = Path("/sys/kernel/security/lockdown")
 WATCHED = "tcp_splice_read"
-_RETURN_0 = bytes.fromhex("b7000000000000009500000000000000")  # r0 = 0; exit
+RETURN_0 = bytes.fromhex("b7000000000000009500000000000000")  # r0 = 0; exit
 
 
 def fentry_refusal() -> str:
@@ -31,7 +31,7 @@ def fentry_refusal() -> str:
         return f"{WATCHED} is not in the kernel's BTF"
     try:
         with libbpf.load_program(
-            ProgType.TRACING, "watch", _RETURN_0, AttachType.TRACE_FENTRY, function
+            ProgType.TRACING, "watch", RETURN_0, AttachType.TRACE_FENTRY, function
         ) as program:
             libbpf.create_tracing_link(program, AttachType.TRACE_FENTRY).close()
     except OSError as error:

@@ -6,6 +6,7 @@ from contextlib import closing
 from functools import cache
 from pathlib import Path
 
+from sockredird.check.kernel_facts import RETURN_0
 from sockredird.kernel import libbpf
 from sockredird.kernel.uapi import AttachType, ProgType
 from sockredird.loader.btf import KernelTypes
@@ -13,7 +14,6 @@ from sockredird.loader.btf import KernelTypes
 # FIONREAD on a member of a sockhash counts its psock queue only (bpf/kernel.h), so a pair whose
 # reader could miss TCP data leaves the sockhash, where elsewhere its direction pauses.
 FIONREAD_OMITS_TCP = " tcp_bpf_ioctl\n" in Path("/proc/kallsyms").read_text()
-_RETURN_0 = bytes.fromhex("b7000000000000009500000000000000")  # r0 = 0; exit
 
 
 @cache
@@ -24,7 +24,7 @@ def permits_map_iterators() -> bool:
     assert target is not None
     kind = AttachType.TRACE_ITER
     try:
-        libbpf.load_program(ProgType.TRACING, "probe", _RETURN_0, kind, target).close()
+        libbpf.load_program(ProgType.TRACING, "probe", RETURN_0, kind, target).close()
     except PermissionError:
         return False
     return True

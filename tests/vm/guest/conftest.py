@@ -18,6 +18,12 @@ CHECKOUT = Path("/share/checkout")
 INSTALLED = "dpkg-query -W -f '${db:Status-Status}' sockredird | grep -qx installed"
 
 
+def import_from_checkout() -> None:
+    """Lets a test import what those of the datapath share; they import the installed package."""
+    if str(CHECKOUT / "tests") not in sys.path:
+        sys.path.insert(0, str(CHECKOUT / "tests"))
+
+
 def is_true(command: str) -> bool:
     try:
         sh(command)
@@ -84,8 +90,7 @@ def fleet(installed: None) -> Callable[[int], AbstractContextManager[Any]]:
 
     Of programs that poll, which the configuration as it is installed accelerates.
     """
-    if str(CHECKOUT / "tests") not in sys.path:
-        sys.path.insert(0, str(CHECKOUT / "tests"))
+    import_from_checkout()
     from support.fleet import fleet
 
     return partial(fleet, polls=True)

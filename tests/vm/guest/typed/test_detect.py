@@ -14,7 +14,6 @@ import select
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -34,7 +33,7 @@ from serving import read_exactly, serving
 from shell import sh
 from status import counters
 
-from conftest import CHECKOUT
+from conftest import import_from_checkout
 
 pytestmark = pytest.mark.usefixtures("nothing_learned")
 
@@ -118,8 +117,7 @@ def test_a_hijacked_connection() -> None:
 
 def test_splice_by_io_uring() -> None:
     """From the start; the kernel takes the same way to the socket."""
-    if str(CHECKOUT / "tests") not in sys.path:
-        sys.path.insert(0, str(CHECKOUT / "tests"))
+    import_from_checkout()
     from support.uring import SPLICE, Ring
 
     nowhere = (1 << 64) - 1  # the offset of a pipe, or a socket
