@@ -133,8 +133,8 @@ def _counted(trial: _Trial, detail: str) -> Verdict:
 def _splicers(seen: frozenset[str]) -> str:
     if seen >= detectors.LATE:
         return (
-            "use it from the start (Go's io.Copy, docker-proxy) are served by TCP; those that "
-            f"begin to use it later (HAProxy) {_RESET_ONCE}"
+            "use it from the start or soon after (Go's io.Copy, HAProxy, docker-proxy) are served "
+            f"by TCP; those that begin to use it later {_RESET_ONCE}"
         )
     return f"use it (Go's io.Copy, HAProxy, docker-proxy) may hang, {_LEAVE_OUT}"
 
