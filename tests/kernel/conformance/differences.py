@@ -56,6 +56,11 @@ FROM_THE_START = (
     "or another connection of its kind has shown that. If it does so later, with redirected data "
     "unread:"
 )
+# Measured by tests/vm/guest/typed/test_random_moment.py, which prints these
+AT_RANDOM = (
+    "Of 250 connections that began to do so at a random moment of a stream of 80 small messages, "
+    "in emulated guests with Linux 6.1, 6.12 and 7.3,"
+)
 REASONS = {
     "woken for nothing": Reason(
         "A blocking recv() that is woken for nothing",
@@ -69,8 +74,9 @@ REASONS = {
         "Close with unread data",
         "The kernel resets when `sk_receive_queue` has unread data; redirected data is not there, "
         "and is dropped before the queue is looked at (`sock_map_close()`).",
-        "No hook can turn the FIN into a RST. The peer sees the end of the stream, and EPIPE at "
-        "its second send().",
+        "Nothing. No BPF program can turn the FIN into a RST: only the daemon could reset the "
+        "connection, while close() spins for its answer. That needs a second processor, and is too "
+        "late for some. The peer sees the end of the stream, and EPIPE at its second send().",
     ),
     "lost error": Reason(
         "The error of a send() cut short",
@@ -111,22 +117,23 @@ REASONS = {
         "`tcp_splice_read()` does not know the psock queue: EAGAIN although there is data.",
         f"{FROM_THE_START} {SEEN} The connection is reset, within milliseconds. Until then its "
         "peer goes on to redirect, so that nothing overtakes what is unread. But splice() moves "
-        "what had gone by TCP already, and returns 0 if the peer has finished. Of 250 connections "
-        "that began to splice at a random moment of a stream of 80 small messages, in emulated "
-        "guests with Linux 6.1, 6.12 and 7.3, 51, 65 and 53 were cut short so; 8, none and 6 were "
-        "reset. In an earlier run on 6.12 one was out of order.",
+        "what had gone by TCP already, and returns 0 if the peer has finished. "
+        f"{AT_RANDOM} 51, 65 and 53 were cut short so; 8, none and 6 were reset. In an earlier run "
+        "on 6.12 one was out of order.",
     ),
     "flags": Reason(
         "recv() flags that the sockhash does not know",
         "`tcp_bpf_recvmsg()` has MSG_PEEK and MSG_DONTWAIT. MSG_WAITALL, MSG_TRUNC and MSG_OOB "
         "are not looked at, and it returns 0 at once for a buffer of no length.",
-        f"{FROM_THE_START} {SEEN}",
+        f"{FROM_THE_START} {SEEN} {AT_RANDOM} 55, 57 and 56 had one short read with MSG_WAITALL; "
+        "with MSG_TRUNC, 69, 60 and 61 had one that copied what it should have discarded.",
     ),
     "urgent": Reason(
         "Urgent data",
         "`tcp_bpf_sendmsg()` sends MSG_OOB in line, without a mark for the receiver.",
         "The ports of FTP, telnet, rlogin and rsh are excluded by default. "
-        f"{FROM_THE_START} {SEEN}",
+        f"{FROM_THE_START} {SEEN} {AT_RANDOM} and asked for urgent data where there was none, 3, 4 "
+        "and 2 were reset.",
     ),
     "no packets": Reason(
         "There are no packets",
