@@ -26,8 +26,8 @@ ROOT := $(if $(filter-out 0,$(shell id -u)),sudo)
 RUNTIME_DEPS := python3 python3-bpfcc python3-dbus-next python3-prometheus-client \
 	python3-pydantic python3-rich python3-sdnotify libbpf1 dbus
 TEST_DEPS := python3-pytest python3-hypothesis bpftool dbus-bin dbus-daemon gcc iproute2 \
-	iptables libc6-dev mount netcat-openbsd nginx-light procps redis-server socat util-linux \
-	zsh
+	iptables libc6-dev mount netcat-openbsd nginx-light procps python3-fusepy redis-server socat \
+	util-linux zsh
 APT_REPO_DEPS := apt-utils gnupg
 # of those that are not run in guests
 HOST_TEST_DEPS := prometheus $(APT_REPO_DEPS)

@@ -20,6 +20,7 @@ from support.edited import Edit, generation_of
 from support.emulated import PATIENCE
 from support.forced import check_it_goes_on
 from support.processes import inside, outside
+from support.slow_file import SlowFile
 from support.slow_memory import SlowMemory
 from support.topology import Family, veth
 from support.traffic import Connection, Stream, connection, echo, pattern, push, set_linger
@@ -30,6 +31,8 @@ FIRST = 64 * KIB  # at most, of what is unread when the reader comes
 AT_ONCE_S = 0.5 * PATIENCE
 BLOCKED_S = 1.0
 ADDRESSES = ["127.0.0.1", "::1"]
+Kind = type[SlowMemory] | type[SlowFile]
+KINDS = [SlowMemory, SlowFile]
 STEP = MIB
 
 
@@ -51,7 +54,7 @@ class FaultingRead:
     It is less than `size` if TCP would block.
     """
 
-    def __init__(self, both: Connection, size: int, memory: SlowMemory) -> None:
+    def __init__(self, both: Connection, size: int, memory: SlowMemory | SlowFile) -> None:
         self.stream = Stream()
         self._view = memory.view
         push(both.client, size)
@@ -83,8 +86,8 @@ def test_the_textbook_waits(cgroup: Path, datapath: Datapath) -> None:
         reader.stream.read(both.server, 4 + sent - reader.stream.position)
 
 
-def check_send(both: Connection, size: int) -> None:
-    with SlowMemory(max(size, 4 * KIB)) as memory:
+def check_send(both: Connection, size: int, kind: Kind) -> None:
+    with kind(max(size, 4 * KIB)) as memory:
         first = min(size, FIRST)
         reader = FaultingRead(both, first, memory)
         sent, took = send_at_once(both.client, first, size)
@@ -95,37 +98,40 @@ def check_send(both: Connection, size: int) -> None:
         reader.stream.read(both.server, first + sent - reader.stream.position)
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("address", ADDRESSES)
 @pytest.mark.parametrize("size", SIZES)
 @outside()
-def test_plain_tcp(cgroup: Path, address: str, size: int) -> None:
+def test_plain_tcp(cgroup: Path, address: str, size: int, kind: Kind) -> None:
     with connection(address) as both:
-        check_send(both, size)
+        check_send(both, size, kind)
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("reader", ["client", "server"])
 @pytest.mark.parametrize("address", ADDRESSES)
 @pytest.mark.parametrize("size", SIZES)
 @inside()
 def test_send_does_not_wait(
-    cgroup: Path, generation: Generation, address: str, size: int, reader: str
+    cgroup: Path, generation: Generation, address: str, size: int, reader: str, kind: Kind
 ) -> None:
     with connection(address) as both:
         echo(both, 10)
         assert generation.counters()["redirected_messages"] == 20
-        check_send(turned(both, reader), size)
+        check_send(turned(both, reader), size, kind)
         assert generation.counters()["redirected_messages"] > 20
         check_it_goes_on(generation, both, "peer_busy")
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("reader", ["client", "server"])
 @pytest.mark.parametrize("size", SIZES)
 @inside()
 def test_no_deadlock_with_who_brings_the_memory(
-    cgroup: Path, generation: Generation, size: int, reader: str
+    cgroup: Path, generation: Generation, size: int, reader: str, kind: Kind
 ) -> None:
     """The sender itself delivers the reader's memory, and sends a message before that."""
-    with connection() as both, SlowMemory(max(size, 4 * KIB)) as memory:
+    with connection() as both, kind(max(size, 4 * KIB)) as memory:
         echo(both, 10)
         ends = turned(both, reader)
         reading = FaultingRead(ends, 4, memory)
