@@ -254,6 +254,22 @@ inline_fn void full_barrier(struct sock_state *st)
 	__sync_lock_test_and_set(&st->barrier, 1);
 }
 
+/* Orders loads: what is read after it was not read before it. */
+inline_fn void load_barrier(struct sock_state *st)
+{
+#ifdef __x86_64__
+	asm volatile("" ::: "memory"); /* loads are not reordered with loads */
+#else
+	full_barrier(st);
+#endif
+}
+
+/* Orders stores in the same way. */
+inline_fn void store_barrier(struct sock_state *st)
+{
+	load_barrier(st); /* stores are not reordered with stores on x86 either */
+}
+
 /* A single pair on its way off the sockhash; touched by the iterator only. */
 struct leaving {
 	__u32 created;	  /* epoch of the first visit */

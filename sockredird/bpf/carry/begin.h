@@ -10,22 +10,6 @@
 #include "reader.h"
 #include "../learn/readers.h"
 
-/* Orders loads: what is read after it was not read before it. */
-inline_fn void load_barrier(struct sock_state *st)
-{
-#ifdef __x86_64__
-	asm volatile("" ::: "memory"); /* loads are not reordered with loads */
-#else
-	full_barrier(st);
-#endif
-}
-
-/* Orders stores in the same way. */
-inline_fn void store_barrier(struct sock_state *st)
-{
-	load_barrier(st); /* stores are not reordered with stores on x86 either */
-}
-
 /*
  * Whether no thread is in TCP's own receive code on `sk`, where it would not see redirected data.
  * Reads copied_seq before and after, so that a reader that came and went in between is noticed; the
