@@ -13,11 +13,13 @@
 /*
  * Whether no thread is in TCP's own receive code on `sk`, where it would not see redirected data.
  * Reads copied_seq before and after, so that a reader that came and went in between is noticed; the
- * lock's owner before and after the wait queue, as a reader is on one or the other; pairs with the
- * socket lock.
+ * lock's owner before and after the wait queue, as a reader is on one or the other. Pairs with
+ * sk_wait_data(), which goes on the wait queue before it gives the lock away, and takes the lock
+ * before it comes off the queue; and with tcp_recvmsg(), which moves copied_seq on with the lock.
  *
  * One sleeper may be there if it has a reference to the psock: it sleeps in tcp_bpf_recvmsg(),
- * which sees both queues, while a sleeper in tcp_recvmsg(), or in connect(), has none.
+ * which sees both queues, while a sleeper in tcp_recvmsg(), or in connect(), has none. The reference
+ * is read after the sleeper, since tcp_bpf_recvmsg() gives it back before it calls tcp_recvmsg().
  */
 inline_fn int nobody_in_tcp_recvmsg(__u64 sk, struct sock_state *st, __u32 copied)
 {
@@ -27,10 +29,10 @@ inline_fn int nobody_in_tcp_recvmsg(__u64 sk, struct sock_state *st, __u32 copie
 	if (kernel_lock_owned(sk))
 		return 0;
 	load_barrier(st);
-	sleeper = sleeper_on(sk);
+	sleeper = sleeper_on(sk, st);
+	load_barrier(st);
 	if (sleeper && (sleeper >= UNSEEN || kernel_psock_refcnt(psock_of(sk)) != 2))
 		return 0;
-	load_barrier(st);
 	return !kernel_lock_owned(sk) && kernel_copied_seq(sk) == copied;
 }
 
@@ -133,7 +135,7 @@ inline_fn int may_begin(struct bpf_sock *sk, struct sock_state *st)
  * TCP's data only, so what follows must not go by TCP until the rest is read, or the daemon has reset
  * the connection (leave/detect.c). A reader of ours that sleeps has a reference to our psock as well.
  */
-inline_fn int would_be_overtaken(struct bpf_sock *sk, const struct sock_state *st)
+inline_fn int would_be_overtaken(struct bpf_sock *sk, struct sock_state *st)
 {
 	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
 	__u64 psock = psock_of(st->peer_sk);
@@ -147,13 +149,15 @@ inline_fn int would_be_overtaken(struct bpf_sock *sk, const struct sock_state *s
 	if (cause != CAUSE_SPLICE || !reset_at)
 		return 0;
 	return !psock_queue_empty(psock) ||
-	       kernel_psock_refcnt(psock_of((__u64)tp)) > 2 + (sleeper_on((__u64)tp) != 0);
+	       kernel_psock_refcnt(psock_of((__u64)tp)) > 2 + (sleeper_on((__u64)tp, st) != 0);
 }
 
 /*
  * Whether nothing redirected is unread or on its way, so that the direction may go to TCP and no
  * reader notices: one that takes a short recv() for the end of what there is (epoll(7) allows it)
- * would otherwise wait for ever. Two references to our psock are the sockhash's and this call's.
+ * would otherwise wait for ever. Two references to our psock are the sockhash's and this call's. A
+ * send() of another thread gives its own back after it has had our socket lock once more
+ * (tcp_bpf_sendmsg()), so that lock orders the two looks.
  */
 inline_fn int may_pause(struct bpf_sock *sk, const struct sock_state *st)
 {

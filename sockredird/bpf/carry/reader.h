@@ -44,7 +44,7 @@ inline_fn int not_accepted(__u64 sk)
 }
 
 /* Whether a task sleeps on the socket, and it is not one that waits for room to send. */
-inline_fn int reader_sleeps(__u64 sk)
+inline_fn int reader_sleeps(__u64 sk, struct sock_state *st)
 {
 	__u64 head = wait_queue_of(sk), at, sleeper;
 
@@ -53,7 +53,7 @@ inline_fn int reader_sleeps(__u64 sk)
 	at = kernel_list_next(head);
 	if (!at || at == head)
 		return 0;
-	sleeper = sleeper_on(sk);
+	sleeper = sleeper_on(sk, st);
 	return sleeper && sleeper != UNSEEN && !kernel_write_pending(sk);
 }
 

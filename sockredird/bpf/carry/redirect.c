@@ -137,7 +137,7 @@ inline_fn int blocking_reader(struct sock_state *st, const struct settings *s)
 	if (s->blocking)
 		return 0;
 	/* without a psock reference it may sleep in connect(), if nothing was redirected to it yet */
-	if (reader_sleeps(st->peer_sk))
+	if (reader_sleeps(st->peer_sk, st))
 		return st->mode == REDIRECT || kernel_psock_refcnt(psock_of(st->peer_sk)) > 1;
 	if (st->reader == READER_POLLS || not_accepted(st->peer_sk))
 		return 0;

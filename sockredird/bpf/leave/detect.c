@@ -138,7 +138,7 @@ int sockredir_spliced(unsigned long long *ctx)
 	} else if (!st->guard_cause) {
 		WRITE_ONCE(st->reset_at, now_ms() | 1);
 		in_time(sk, CAUSE_SPLICE);
-		if (idle_sender(other.sk) && !has_redirected((__u64)sk))
+		if (idle_sender(other.sk, st) && !has_redirected((__u64)sk))
 			WRITE_ONCE(st->reset_at, 0);
 	}
 	return 0;

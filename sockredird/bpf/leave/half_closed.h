@@ -66,7 +66,7 @@ inline_fn void ended(struct bpf_sock_ops *skops)
 	find_other_end(&other, st);
 	err = kernel_err((__u64)tp);
 	psock = psock_of((__u64)tp);
-	if (err ? !psock || !psock_queue_empty(psock) || !idle_sender(other.sk) :
+	if (err ? !psock || !idle_sender(other.sk, st) || !psock_queue_empty(psock) :
 		  !disconnected(tp, skops->args[0]))
 		return;
 	self = st->self;
@@ -105,7 +105,7 @@ inline_fn void half_closed(struct bpf_sock_ops *skops)
 	find_other_end(&other, st);
 	self = st->self;
 	announce_change(st);
-	if (!idle_sender(other.sk) || !psock_queue_empty(psock))
+	if (!idle_sender(other.sk, st) || !psock_queue_empty(psock))
 		return;
 	peers.delete(&self);
 }

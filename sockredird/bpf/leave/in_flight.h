@@ -3,9 +3,12 @@
  * Is a redirect towards a socket in flight? Between the verdict of the sk_msg program and the
  * target's queue the sender holds a reference to its own psock (tcp_bpf_sendmsg()) and one to the
  * target (sk_psock_msg_verdict()); taking the target's psock away then would fail its send().
+ *
+ * It gives them back after the message is in the queue, each with a release (sk_psock_put(),
+ * sock_put()). So who looks reads the references first, then the queue, with a barrier between.
  */
 #pragma once
-#include "../kernel.h"
+#include "../state.h"
 
 #define MAX_WAITERS 8
 #define CROWD (~0ULL)	   /* several sleep */
@@ -41,9 +44,10 @@ inline_fn int names_a_task(__u64 entry)
  *
  * Entries come and go meanwhile. One that has gone leads nowhere (list_del()), and what was its
  * memory, on a kernel stack, may name anything; so an entry that names a task counts if it is still
- * there after the look.
+ * there after the look. The barrier pairs with remove_wait_queue(), which comes before other use of
+ * that stack.
  */
-inline_fn __u64 sleeper_on(__u64 sk)
+inline_fn __u64 sleeper_on(__u64 sk, struct sock_state *st)
 {
 	__u64 head = wait_queue_of(sk), before = head, at, found = 0;
 
@@ -57,6 +61,7 @@ inline_fn __u64 sleeper_on(__u64 sk)
 		if (!at)
 			return UNSEEN;
 		if (names_a_task(wait_entry(at))) {
+			load_barrier(st);
 			if (kernel_list_next(before) != at)
 				return UNSEEN;
 			found = found ? CROWD : wait_entry(at);
@@ -68,10 +73,12 @@ inline_fn __u64 sleeper_on(__u64 sk)
 }
 
 /*
- * Whether nobody sends on `sender`: its psock has the reference of the sockhash, and at the most
- * that of a reader asleep in recv(). To be relied on only while new redirects cannot start.
+ * Whether the psock of `sender` has the reference of the sockhash, and at the most that of a reader
+ * asleep in recv(). The references are read, then the sleeper, then the references again, as a
+ * reader may come or go meanwhile. Pairs with tcp_bpf_recvmsg(), which takes its reference before it
+ * sleeps, and gives it back after that.
  */
-inline_fn int idle_sender(__u64 sender)
+inline_fn int has_no_sender(__u64 sender, struct sock_state *st)
 {
 	__u64 psock = psock_of(sender), sleeper;
 	__u32 refs;
@@ -83,6 +90,20 @@ inline_fn int idle_sender(__u64 sender)
 		return 1;
 	if (refs != 2)
 		return 0;
-	sleeper = sleeper_on(sender);
+	load_barrier(st);
+	sleeper = sleeper_on(sender, st);
+	load_barrier(st);
 	return sleeper && sleeper < UNSEEN && kernel_psock_refcnt(psock) == 2;
+}
+
+/*
+ * Whether nobody sends on `sender`. To be relied on only while new redirects cannot start. What is
+ * read afterwards, as the queue, has all that was sent before: pairs with tcp_bpf_sendmsg().
+ */
+inline_fn int idle_sender(__u64 sender, struct sock_state *st)
+{
+	int idle = has_no_sender(sender, st);
+
+	load_barrier(st);
+	return idle;
 }

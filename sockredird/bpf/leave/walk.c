@@ -23,8 +23,12 @@ struct bpf_iter__sockmap {
 	__u64 sk;
 };
 
-/* No redirect from `sender`, 0 if that is not known, towards `sk` is in flight. */
-inline_fn int none_in_flight(__u64 sk, __u64 sender)
+/*
+ * No redirect from `sender`, 0 if that is not known, towards `sk` is in flight. A timer that is
+ * disarmed meanwhile has to count among the references, or it would hide a sender's: they are read
+ * first, which pairs with sk_stop_timer().
+ */
+inline_fn int none_in_flight(__u64 sk, __u64 sender, struct sock_state *st)
 {
 	__u64 sender_psock = psock_of(sender);
 	__u32 refs;
@@ -33,18 +37,22 @@ inline_fn int none_in_flight(__u64 sk, __u64 sender)
 		return 1;
 	/* a reader, asleep in recv(), has a reference to the sender's psock as well */
 	refs = kernel_refcnt(sk);
+	load_barrier(st);
 	return refs && refs <= known_references(sk);
 }
 
 /* Holds for good once true, given that the sender is stopped and a grace period has passed. */
-inline_fn int quiet(__u64 sk, __u64 sender)
+inline_fn int quiet(__u64 sk, __u64 sender, struct sock_state *st)
 {
 	__u64 psock = psock_of(sk);
 
 	if (!psock)
 		return 1; /* closed, or off the map */
-	/* in this order: what was in flight before may be in the queue now */
-	return none_in_flight(sk, sender) && psock_queue_empty(psock);
+	if (!none_in_flight(sk, sender, st))
+		return 0;
+	/* what was in flight before may be in the queue now; pairs with tcp_bpf_sendmsg() */
+	load_barrier(st);
+	return psock_queue_empty(psock);
 }
 
 #define BEGINS_WITHIN_NS 3000000000ULL /* a joined pair, or it only makes TCP slower */
@@ -174,10 +182,11 @@ inline_fn int is_idle(const struct sock_state *st, __u64 peer_st, const struct s
 }
 
 /* Whether an idle pair that has nothing unread leaves, so that others find room on the sockhash. */
-inline_fn int makes_room(__u64 sk, const struct sock_state *st, __u64 peer_sk, __u64 peer_st,
+inline_fn int makes_room(__u64 sk, struct sock_state *st, __u64 peer_sk, __u64 peer_st,
 			 struct settings *s)
 {
-	if (!s->make_room || !is_idle(st, peer_st, s) || !quiet(sk, peer_sk) || !quiet(peer_sk, sk))
+	if (!s->make_room || !is_idle(st, peer_st, s) || !quiet(sk, peer_sk, st) ||
+	    !quiet(peer_sk, sk, st))
 		return 0;
 	s->make_room--; /* one walk at a time, so nobody else writes this */
 	return 1;
@@ -265,7 +274,7 @@ inline_fn int guarded_and_idle(__u64 sk, struct sock_state *st, __u64 peer_sk, _
 	if (!peer_sk || !guard_cause_of(st, peer_st))
 		return 0;
 	announce_change(st);
-	return idle_sender(sk) && idle_sender(peer_sk);
+	return idle_sender(sk, st) && idle_sender(peer_sk, st);
 }
 
 /* Why a pair leaves that does; of one that leaves for the daemon's sake alone, CAUSE_DISABLE. */
@@ -344,7 +353,7 @@ inline_fn int retire(__u64 sk, struct sock_state *st, struct settings *s, struct
 	/* That end knows this one, so it retires both, and sees what is in flight between them. */
 	if (!other.sk && server_met(l))
 		return 0;
-	if (!quiet(sk, other.sk) || !quiet(other.sk, sk))
+	if (!quiet(sk, other.sk, st) || !quiet(other.sk, sk, st))
 		return 0;
 	w->to_wake += take_off(sk, st, &other, s);
 	return 1;
@@ -375,7 +384,7 @@ inline_fn int at_border(__u64 sk, struct sock_state *st, struct walked *w)
 	if (st->mode != REDIRECT) { /* or it has read everything: carry/begin.h */
 		full_barrier(st);
 		/* a message that was counted may not be in TCP's queue before send() ends */
-		if (!idle_sender(sk) || !psock_queue_empty(psock))
+		if (!idle_sender(sk, st) || !psock_queue_empty(psock))
 			return 1;
 		if (note_unread_left(st->peer_sk, &peer)) {
 			if (!has_read_nothing(st)) {

@@ -193,14 +193,15 @@ BROKEN: dict[str, tuple[str, str, list[Edit]]] = {
     "unread data purged": (
         "unload",
         FAIL,
-        [("bpf/leave/walk.c", "none_in_flight(sk, sender) && psock_queue_empty(psock)", "1"),
+        [("bpf/leave/walk.c", "if (!none_in_flight(sk, sender, st))\n\t\treturn 0;", ""),
+         ("bpf/leave/walk.c", "return psock_queue_empty(psock);", "return 1;"),
          ("check/probes.py", "        self.generation.stop()\n",
           "        self.generation.stop()\n        self.finish_unload()\n")],
     ),
     "never off the sockhash": (
         "unload",
         FAIL,
-        [("bpf/leave/walk.c", "none_in_flight(sk, sender) && psock_queue_empty(psock)", "0")],
+        [("bpf/leave/walk.c", "return psock_queue_empty(psock);", "return 0;")],
     ),
     "wrong offset": (
         "unload",

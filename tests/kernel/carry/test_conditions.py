@@ -69,8 +69,8 @@ ANYBODY: Edit = ("carry/begin.h", "return nobody_in_tcp_recvmsg(peer, st, copied
 AT_ONCE: Edit = ("pair/join.c", "	st->awaits = AWAITS_MESSAGE;\n", "")
 IN_FLIGHT: Edit = (
     "leave/walk.c",
-    "return none_in_flight(sk, sender) && psock_queue_empty(psock);",
-    "return psock_queue_empty(psock);",
+    "	if (!none_in_flight(sk, sender, st))\n		return 0;\n",
+    "",
 )
 STAYS: Edit = (
     "leave/half_closed.h",
@@ -83,7 +83,7 @@ SILENT: Edit = (
     "return one == 0;",
 )
 STAYS_AT_BORDER: Edit = ("leave/walk.c", "	if (stays_at_border(st))", "	if (0)")
-SENDING: Edit = ("leave/walk.c", "if (!idle_sender(sk) || ", "if (")
+SENDING: Edit = ("leave/walk.c", "if (!idle_sender(sk, st) || ", "if (")
 # A message that goes by TCP takes its time between the program and TCP's queue.
 DAWDLES: Edit = (
     "carry/redirect.c",
