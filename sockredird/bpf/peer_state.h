@@ -15,28 +15,42 @@ struct other_end {
 	__u64 st;
 };
 
-inline_fn void read_handshake(struct other_end *other, const struct handshake *hs, __u32 side)
+/*
+ * The socket is read first. Pairs with server_established() and complete(), which write it, or
+ * `joined`, last: whoever sees that finds the state, and the socket on the sockhash.
+ */
+inline_fn void read_handshake(struct other_end *other, const struct handshake *hs,
+			      struct sock_state *st)
 {
-	other->sk = side == CLIENT ? hs->server_sk : hs->client_sk;
-	other->st = side == CLIENT ? hs->server_st : hs->client_st;
+	int is_client = st->self.side == CLIENT;
+
+	other->sk = is_client ? READ_ONCE(hs->server_sk) : READ_ONCE(hs->client_sk);
+	load_barrier(st);
+	other->st = is_client ? READ_ONCE(hs->server_st) : READ_ONCE(hs->client_st);
 }
 
 /*
  * An end that has not sent since it was paired, or joined, finds the other one in the handshake.
- * Pairs with find_peer(), which notes both addresses before it deletes the handshake, the socket's
- * last.
+ *
+ * Pairs with find_peer(), which notes the state's address, then the socket's, then deletes the
+ * handshake, whose memory another connection may have at once. So the socket's is read after the
+ * handshake, and the state's after that.
  */
-inline_fn void find_other_end(struct other_end *other, const struct sock_state *st)
+inline_fn void find_other_end(struct other_end *other, struct sock_state *st)
 {
 	struct pair pair = st->self.pair;
 	struct handshake *hs = READ_ONCE(st->peer_sk) ? NULL : handshakes.lookup(&pair);
+	__u64 sk;
 
-	if (hs) {
-		read_handshake(other, hs, st->self.side);
-	} else {
-		other->sk = READ_ONCE(st->peer_sk);
-		other->st = READ_ONCE(st->peer_st);
-	}
+	if (hs)
+		read_handshake(other, hs, st);
+	load_barrier(st);
+	sk = READ_ONCE(st->peer_sk);
+	if (hs && !sk)
+		return;
+	other->sk = sk;
+	load_barrier(st);
+	other->st = READ_ONCE(st->peer_st);
 }
 
 /* Whether the state of an end is at the address, and not what the memory is used for by now. */

@@ -38,7 +38,8 @@ inline_fn int nobody_in_tcp_recvmsg(__u64 sk, struct sock_state *st, __u32 copie
 
 /*
  * Finds the other end, which a client end does not know until it sends, nor does a joined end. A
- * joined pair's entry goes when the second end has found the first.
+ * joined pair's entry goes when the second end has found the first. Pairs with find_other_end(),
+ * which reads the other way round.
  */
 inline_fn int find_peer(struct sock_state *st)
 {
@@ -46,13 +47,14 @@ inline_fn int find_peer(struct sock_state *st)
 	struct handshake *hs = handshakes.lookup(&pair);
 	struct other_end other = {};
 
-	if (!hs || !hs->server_sk || (st->joined && hs->joined < 3))
+	if (!hs || !READ_ONCE(hs->server_sk) || (st->joined && READ_ONCE(hs->joined) < 3))
 		return 0;
-	read_handshake(&other, hs, st->self.side);
+	read_handshake(&other, hs, st);
 	WRITE_ONCE(st->peer_st, other.st);
 	store_barrier(st);
 	WRITE_ONCE(st->peer_sk, other.sk);
-	if (!st->joined || hs->joined > 3)
+	store_barrier(st);
+	if (!st->joined || READ_ONCE(hs->joined) > 3)
 		handshakes.delete(&pair);
 	else
 		WRITE_ONCE(hs->joined, 4); /* one end has found the other */

@@ -415,7 +415,7 @@ inline_fn __u32 held(struct sock_state *st)
 }
 
 /* Whether a connection counts with this end: the server's, or the client's if it is alone. */
-inline_fn int counts_connection(const struct sock_state *st)
+inline_fn int counts_connection(struct sock_state *st)
 {
 	struct end peer = st->peer;
 	struct other_end other = {};
@@ -427,7 +427,7 @@ inline_fn int counts_connection(const struct sock_state *st)
 }
 
 /* Counts an end that stays; `border`: see at_border(). */
-inline_fn void count_staying(const struct sock_state *st, int border, const struct settings *s,
+inline_fn void count_staying(struct sock_state *st, int border, const struct settings *s,
 			     struct walked *w)
 {
 	w->staying++;

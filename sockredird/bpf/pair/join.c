@@ -173,7 +173,9 @@ inline_fn void complete(struct sock_state *st, const struct joining *j, __u64 sk
 		hs->client_st = (__u64)st;
 	else
 		hs->server_st = (__u64)st;
-	hs->joined |= 1 << side; /* one walk at a time, so nobody else writes this */
+	store_barrier(st); /* pairs with read_handshake() */
+	/* one walk at a time, so nobody else writes this */
+	WRITE_ONCE(hs->joined, hs->joined | 1 << side);
 	if (hs->joined != 3 || !c)
 		return;
 	count(&c->accelerated_connections, 1);

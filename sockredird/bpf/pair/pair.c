@@ -95,6 +95,7 @@ inline_fn enum cause join(struct bpf_sock_ops *skops, struct bpf_sock *sk, struc
 	if (st->provisional)
 		flags |= BPF_SOCK_OPS_PARSE_ALL_HDR_OPT_CB_FLAG;
 	bpf_sock_ops_cb_flags_set(skops, flags);
+	store_barrier(st); /* comes before server_sk; pairs with read_handshake() */
 	return 0;
 }
 
