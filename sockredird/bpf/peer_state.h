@@ -86,7 +86,9 @@ inline_fn __u32 guard_cause_of(const struct sock_state *st, __u64 peer_st)
 
 /*
  * Full barrier, count, full barrier: each sender of the pair sees what was written before this, and
- * we see the psock references taken before it. Pairs with changed_since() in carry/redirect.c.
+ * we see the psock references taken before it. Pairs with sockredir_msg(), which takes its reference
+ * before it reads the count; what_changed(), which looks after that; and begins(), which reads the
+ * count after what a refused call may have read.
  */
 inline_fn void announce_change(struct sock_state *st)
 {

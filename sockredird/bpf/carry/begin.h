@@ -136,6 +136,7 @@ inline_fn int may_begin(struct bpf_sock *sk, struct sock_state *st)
  * Whether the reader splices although redirected data is unread, or was on its way: splice(2) takes
  * TCP's data only, so what follows must not go by TCP until the rest is read, or the daemon has reset
  * the connection (leave/detect.c). A reader of ours that sleeps has a reference to our psock as well.
+ * Pairs with harmed() and sockredir_spliced(), which write reset_at before the cause.
  */
 inline_fn int would_be_overtaken(struct bpf_sock *sk, struct sock_state *st)
 {
@@ -147,8 +148,11 @@ inline_fn int would_be_overtaken(struct bpf_sock *sk, struct sock_state *st)
 	if (st->mode != REDIRECT || !tp || !psock || !is_state_of(st->peer_st, &peer))
 		return 0;
 	STATE_FIELD(cause, st->peer_st, guard_cause);
+	if (cause != CAUSE_SPLICE)
+		return 0;
+	load_barrier(st);
 	STATE_FIELD(reset_at, st->peer_st, reset_at);
-	if (cause != CAUSE_SPLICE || !reset_at)
+	if (!reset_at)
 		return 0;
 	return !psock_queue_empty(psock) ||
 	       kernel_psock_refcnt(psock_of((__u64)tp)) > 2 + (sleeper_on((__u64)tp, st) != 0);

@@ -92,8 +92,7 @@ inline_fn int peer_gone(struct bpf_sock *sk, struct sock_state *st)
  * Whether something happened to either end since the last message that makes this direction TCP:
  * the peer has called shutdown(2), see half_closed(), or a guard has stopped the pair, see
  * leave/guard.c. Looking costs 100 ns, so a message looks only if anything happened to any
- * accelerated socket since the last one did. Pairs with announce_change(): our psock reference was
- * taken before the count is read.
+ * accelerated socket since the last one did.
  */
 inline_fn int changed_since(const struct sock_state *st, __u64 *now)
 {
@@ -106,12 +105,24 @@ inline_fn int changed_since(const struct sock_state *st, __u64 *now)
 	return *now != st->change_count;
 }
 
-inline_fn int left_for_change(struct sock_state *st, __u64 now)
+/*
+ * CAUSE_NONE, or why the pair leaves, after changed_since(). Pairs with announce_change(): what was
+ * announced with the count that was read is seen, or no later message would look for it.
+ */
+inline_fn enum cause what_changed(struct sock_state *st)
 {
-	enum cause cause = guard_cause_of(st, st->peer_st);
+	enum cause cause;
 
+	load_barrier(st);
+	cause = guard_cause_of(st, st->peer_st);
 	if (!cause && kernel_shutdown(st->peer_sk))
 		cause = CAUSE_HALF_CLOSED;
+	return cause;
+}
+
+/* Whether the pair leaves for that cause; otherwise messages look again once the count is not `now`. */
+inline_fn int left_for_change(struct sock_state *st, enum cause cause, __u64 now)
+{
 	if (!cause) {
 		st->change_count = now;
 		return 0;
@@ -288,6 +299,7 @@ int sockredir_msg(struct sk_msg_md *msg)
 	struct settings *s;
 	struct end peer;
 	int zero = 0, behind = 0, verdict;
+	enum cause cause;
 	__u64 now = 0;
 
 	if (!sk)
@@ -309,12 +321,14 @@ int sockredir_msg(struct sk_msg_md *msg)
 	}
 	if (!st->peer_sk && !find_peer(st))
 		return SK_PASS;
-#ifndef __x86_64__ /* where taking the psock reference was one */
+#ifndef __x86_64__ /* where taking the psock reference was one; pairs with announce_change() */
 	full_barrier(st);
 #endif
 	if (changed_since(st, &now)) {
-		behind = would_be_overtaken(sk, st); /* the next message looks again */
-		if (!behind && left_for_change(st, now))
+		cause = what_changed(st);
+		/* after that, so that a splice(2) it tells of is seen; the next message looks again */
+		behind = would_be_overtaken(sk, st);
+		if (!behind && left_for_change(st, cause, now))
 			return by_tcp(msg, st);
 	}
 	if (!behind && blocking_reader(st, s)) {

@@ -91,6 +91,7 @@ inline_fn void harmed(struct sock *sk, enum cause cause, __u32 patience)
 		return;
 	if (patience)
 		WRITE_ONCE(st->reset_at, (now_ms() + patience) | 1);
+	store_barrier(st); /* pairs with would_be_overtaken() and is_stuck_in_splice() */
 	refuse(st, cause);
 	l = whose_calls(sk, st);
 	owner_of_task(&o, bpf_get_current_task());
@@ -121,7 +122,9 @@ inline_fn void in_time(struct sock *sk, enum cause cause)
 
 /*
  * Senders go on to redirect while `reset_at` says that something is unread, or may be: TCP's data would
- * overtake it. It is written first, then the change announced, and senders looked for after that.
+ * overtake it. It is written first, then the cause, then the change announced, and senders looked for
+ * after that, with whatever end has been found by then. Pairs with would_be_overtaken() and
+ * is_stuck_in_splice().
  */
 int sockredir_spliced(unsigned long long *ctx)
 {
@@ -132,12 +135,13 @@ int sockredir_spliced(unsigned long long *ctx)
 
 	if (!st)
 		return 0;
-	find_other_end(&other, st);
 	if (has_redirected((__u64)sk)) {
 		harmed(sk, CAUSE_SPLICE, AT_ONCE);
 	} else if (!st->guard_cause) {
 		WRITE_ONCE(st->reset_at, now_ms() | 1);
+		store_barrier(st);
 		in_time(sk, CAUSE_SPLICE);
+		find_other_end(&other, st);
 		if (idle_sender(other.sk, st) && !has_redirected((__u64)sk))
 			WRITE_ONCE(st->reset_at, 0);
 	}

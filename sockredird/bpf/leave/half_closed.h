@@ -82,7 +82,8 @@ inline_fn void ended(struct bpf_sock_ops *skops)
  * The peer's send() takes a reference to its psock, then its sk_msg program looks whether anybody
  * was shut down meanwhile, and at our sk_shutdown if so; here sk_shutdown was set (inet_shutdown())
  * and announced, then we look at that reference. With a full barrier between each two, one of them
- * sees the other.
+ * sees the other: pairs with sockredir_msg(). The peer is looked for after that as well, since one
+ * that is paired meanwhile may send at once.
  */
 inline_fn void half_closed(struct bpf_sock_ops *skops)
 {
@@ -102,9 +103,9 @@ inline_fn void half_closed(struct bpf_sock_ops *skops)
 	psock = psock_of((__u64)tp);
 	if (!psock)
 		return; /* closed: the kernel took it off before */
-	find_other_end(&other, st);
 	self = st->self;
 	announce_change(st);
+	find_other_end(&other, st);
 	if (!idle_sender(other.sk, st) || !psock_queue_empty(psock))
 		return;
 	peers.delete(&self);

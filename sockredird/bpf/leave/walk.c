@@ -206,6 +206,19 @@ inline_fn void stop_end(struct sock_state *st, struct leaving *l, const struct s
 	l->stopped_in = s->epoch;
 }
 
+/*
+ * Whether splice(2) does not find what is redirected: the pair is not stopped before that is read or
+ * the daemon has reset the connection, see would_be_overtaken(). The cause is read first: pairs with
+ * harmed() and sockredir_spliced().
+ */
+inline_fn int is_stuck_in_splice(__u64 sk, struct sock_state *st)
+{
+	if (READ_ONCE(st->guard_cause) != CAUSE_SPLICE)
+		return 0;
+	load_barrier(st);
+	return READ_ONCE(st->reset_at) && has_redirected(sk);
+}
+
 /* The record of a pair that leaves; NULL if it has no reason to. */
 inline_fn struct leaving *leaving_of(__u64 sk, struct sock_state *st, __u64 peer_sk, __u64 peer_st,
 				     struct pair *pair, struct settings *s)
@@ -216,6 +229,8 @@ inline_fn struct leaving *leaving_of(__u64 sk, struct sock_state *st, __u64 peer
 	if (l)
 		return l;
 	new.reason = why_leave(sk, st, peer_sk, peer_st, s);
+	if (is_stuck_in_splice(sk, st))
+		return NULL; /* the call came after retire() has looked */
 	if (!new.reason)
 		new.reason = makes_room(sk, st, peer_sk, peer_st, s) ? CAUSE_IDLE : CAUSE_NONE;
 	if (!new.reason)
@@ -319,14 +334,19 @@ inline_fn int take_off(__u64 sk, struct sock_state *st, const struct other_end *
 	return note_unread_left(sk, &self) + note_unread_left(other->sk, &peer);
 }
 
-/* Whether a program of this end is stuck: it has made a call that does not find what is unread. */
-inline_fn int to_be_reset(struct sock_state *st, int unread)
+/*
+ * Whether a program of this end is stuck: it has made a call that does not find what is unread. That
+ * is looked at after `reset_at`, since what the program has read before the call does not matter:
+ * pairs with harmed().
+ */
+inline_fn int to_be_reset(__u64 sk, struct sock_state *st)
 {
 	__u32 at = READ_ONCE(st->reset_at);
 
 	if (!at || (__s32)(now_ms() - at) < 0)
 		return 0;
-	return unread || st->guard_cause == CAUSE_OOB;
+	load_barrier(st);
+	return has_redirected(sk) || READ_ONCE(st->guard_cause) == CAUSE_OOB;
 }
 
 /* Takes the retirement of a pair one step further. Returns whether it is off the map. */
@@ -336,8 +356,7 @@ inline_fn int retire(__u64 sk, struct sock_state *st, struct settings *s, struct
 	struct other_end other = {};
 	struct leaving *l = NULL;
 
-	/* one that is to be reset is not stopped: carry/begin.h, would_be_overtaken() */
-	if (st->guard_cause == CAUSE_SPLICE && READ_ONCE(st->reset_at) && has_redirected(sk))
+	if (is_stuck_in_splice(sk, st))
 		return 0;
 	find_other_end(&other, st);
 	/* at once, before the program sleeps: as if it had asked for what a guard sees */
@@ -440,7 +459,7 @@ inline_fn int write_member(struct output out, __u64 sk, struct sock_state *st)
 {
 	struct member m = { .self = st->self, .flow = st->flow };
 
-	m.broken = to_be_reset(st, has_redirected(sk));
+	m.broken = to_be_reset(sk, st);
 	return write_line(out, &m, sizeof(m));
 }
 
