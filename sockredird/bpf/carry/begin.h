@@ -64,7 +64,8 @@ inline_fn int find_peer(struct sock_state *st)
 /*
  * This message is TCP's, on a member. Where FIONREAD does not tell of it, a reader may stop too
  * early: walks wake it until it has read everything. One is asked for if the last of them has seen
- * that, and pairs with at_border(): each side writes, then reads what the other has written.
+ * that, and pairs with at_border(): each side writes, then reads what the other has written. The
+ * mode is written before the count, which the walk reads first.
  */
 inline_fn void by_tcp_on_member(struct sock_state *st)
 {
@@ -72,6 +73,7 @@ inline_fn void by_tcp_on_member(struct sock_state *st)
 
 	if (!fionread_omits_tcp())
 		return;
+	store_barrier(st);
 	WRITE_ONCE(st->borders, borders + 1);
 	full_barrier(st);
 	if (READ_ONCE(st->borders_seen) == borders)

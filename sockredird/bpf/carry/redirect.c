@@ -68,13 +68,16 @@ inline_fn int pause(struct sock_state *st, enum cause cause)
 /*
  * The same where redirected data may be unread. TCP data then lies behind it, and a reader that
  * takes the end of the one for the end of all has to be woken again at that border
- * (leave/rewake.c).
+ * (leave/rewake.c). The mode is written first: pairs with at_border(), which takes a direction that
+ * is redirected for one that is past its borders.
  */
 inline_fn int force_to_tcp(struct sock_state *st, enum cause cause)
 {
-	st->borders++;
+	pause(st, cause);
+	store_barrier(st);
+	WRITE_ONCE(st->borders, st->borders + 1);
 	ask(REQUEST_WALK);
-	return pause(st, cause);
+	return SK_PASS;
 }
 
 /*

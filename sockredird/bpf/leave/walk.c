@@ -387,7 +387,8 @@ inline_fn int untold(__u64 sk, const struct sock_state *st)
 /*
  * Whether a reader may have taken the end of its redirected data for the end of all
  * (carry/redirect.c: force_to_tcp()), or FIONREAD for all that there is (by_tcp_on_member()); notes
- * it for leave/rewake.c if it can read on now. 0 once it has read what there was.
+ * it for leave/rewake.c if it can read on now. 0 once it has read what there was. The count is read
+ * before anything that tells of the borders: pairs with both of these.
  */
 inline_fn int at_border(__u64 sk, struct sock_state *st, struct walked *w)
 {
@@ -400,8 +401,8 @@ inline_fn int at_border(__u64 sk, struct sock_state *st, struct walked *w)
 	psock = psock_of(st->peer_sk);
 	if (!psock)
 		return 0;
-	if (st->mode != REDIRECT) { /* or it has read everything: carry/begin.h */
-		full_barrier(st);
+	load_barrier(st);
+	if (READ_ONCE(st->mode) != REDIRECT) { /* or it has read everything: carry/begin.h */
 		/* a message that was counted may not be in TCP's queue before send() ends */
 		if (!idle_sender(sk, st) || !psock_queue_empty(psock))
 			return 1;
@@ -418,7 +419,7 @@ inline_fn int at_border(__u64 sk, struct sock_state *st, struct walked *w)
 	}
 	st->border_since = 0;
 	WRITE_ONCE(st->borders_seen, borders);
-	full_barrier(st);
+	full_barrier(st); /* pairs with by_tcp_on_member() */
 	return READ_ONCE(st->borders) != borders;
 }
 
