@@ -89,7 +89,8 @@ inline_fn void by_tcp_on_member(struct sock_state *st)
  * Of an end that was joined, as a recv() may have begun in TCP's code before, and wait for the lock
  * unseen: it is over once a later byte has been read. Of others, where leave/detect.c sees which
  * call reads: nothing is redirected to a program that splices from the start or soon after, or
- * receives with flags that a member does not know, so it finds all that was sent.
+ * receives with flags that a member does not know, so it finds all that was sent. What to wait for is
+ * written last: pairs with may_have_read() in learn/readers.h.
  */
 inline_fn int has_read(struct sock_state *st, __u32 copied)
 {
@@ -99,7 +100,8 @@ inline_fn int has_read(struct sock_state *st, __u32 copied)
 			return 1;
 		}
 		st->begin_after = copied;
-		st->awaits = AWAITS_READ;
+		store_barrier(st);
+		WRITE_ONCE(st->awaits, AWAITS_READ);
 	}
 	if (st->awaits == AWAITS_NOTHING)
 		return 1;

@@ -55,33 +55,50 @@ inline_fn void note_short(struct listener *l)
 }
 
 /*
+ * Whether the end `sk` has read what its peer, by the address of its state, has sent by TCP before a
+ * direction that was too short to begin. Pairs with has_read(), which writes `awaits` last.
+ */
+inline_fn int may_have_read(__u64 sk, __u64 sender_st, struct sock_state *st)
+{
+	__u32 awaits = AWAITS_NOTHING, begin_after = 0;
+
+	STATE_FIELD(awaits, sender_st, awaits);
+	if (awaits != AWAITS_READ)
+		return 0;
+	load_barrier(st);
+	STATE_FIELD(begin_after, sender_st, begin_after);
+	return kernel_copied_seq(sk) != begin_after;
+}
+
+/*
  * The same as a server's connection ends, of whichever end has read all the same in a direction that
  * was too short to begin: of one request and one answer for example. How an end has read shows only
- * while it is on the sockhash: no guard has refused the pair, and no walk has stopped it.
+ * while it is on the sockhash: no guard has refused the pair, and no walk has stopped it. That is
+ * looked at last: pairs with announce_change(), before which a refused call cannot have read.
  */
-inline_fn void note_readers(const struct sock_state *st, __u64 sk)
+inline_fn void note_readers(struct sock_state *st, __u64 sk)
 {
 	struct end peer = st->peer;
 	__u64 peer_st = st->peer_st;
-	__u32 awaits = AWAITS_NOTHING, begin_after = 0;
 	__u8 stopped = 1;
-	int zero = 0;
+	int zero = 0, client_read, server_read;
 	struct settings *s = settings.lookup(&zero);
 	struct listener l;
 
 	if (!s || !s->begin_late || st->joined || st->self.side != SERVER ||
-	    !is_state_of(peer_st, &peer) || guard_cause_of(st, peer_st))
+	    !is_state_of(peer_st, &peer))
 		return;
+	client_read = may_have_read(st->peer_sk, (__u64)st, st);
+	server_read = may_have_read(sk, peer_st, st);
+	load_barrier(st);
 	STATE_FIELD(stopped, peer_st, stop);
-	if (stopped || READ_ONCE(st->stop))
+	if (stopped || READ_ONCE(st->stop) || guard_cause_of(st, peer_st))
 		return;
-	if (st->awaits == AWAITS_READ && kernel_copied_seq(st->peer_sk) != st->begin_after) {
+	if (client_read) {
 		l = reader_of(st);
 		note_short(&l);
 	}
-	STATE_FIELD(awaits, peer_st, awaits);
-	STATE_FIELD(begin_after, peer_st, begin_after);
-	if (awaits == AWAITS_READ && kernel_copied_seq(sk) != begin_after) {
+	if (server_read) {
 		l = listener_of(st);
 		note_short(&l);
 	}
