@@ -134,7 +134,7 @@ inline_fn __u64 server_of(const struct sock_state *st)
  * Any user may cause requests, so none is made again before the daemon has begun to carry it out:
  * it clears the mark, then looks (datapath/settings.py: begin_request()). A request comes after
  * what it is about. With a full barrier between each two, one side sees the other: the exchange here
- * is one, and pairs with that of visit(), or with wait_for_programs() where nothing is visited.
+ * is one, and pairs with that of visit(), or with order_requests() where nothing is visited.
  */
 inline_fn void ask(enum request what)
 {

@@ -27,7 +27,7 @@ from sockredird.datapath import adoption, contents, links, visits
 from sockredird.datapath.adoption import MAPS
 from sockredird.datapath.members import Members
 from sockredird.datapath.plan import Plan
-from sockredird.datapath.settings import LiveSettings, begin_request
+from sockredird.datapath.settings import LiveSettings, begin_request, order_requests
 from sockredird.errors import AccessDenied, Internal, LoadFailed
 from sockredird.kernel import capabilities, files, libbpf
 from sockredird.kernel.cgroup import is_cgroup
@@ -317,6 +317,7 @@ class Generation:
         """To be called before learned() and kernel_tls(), see begin_request()."""
         for what in (REQUEST_LEARNED, REQUEST_ULP):
             begin_request(self._pins["requested"], what)
+        order_requests()
 
     def learned(self) -> Iterator[tuple[bytes, bytes]]:
         """struct listener and struct learned_entry of each listener that is left alone."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import sys
 from dataclasses import replace
 from typing import Any
@@ -37,6 +38,18 @@ class LiveSettings:
 def begin_request(requested: Fd, what: int) -> None:
     """To be called before a request is carried out: the programs make it again from here on.
 
-    Pairs with ask() of bpf/peer_state.h.
+    Pairs with ask() of bpf/peer_state.h. What is looked at next has to be read after this: a walk
+    sees to that itself (visit() of bpf/leave/walk.c), who reads a map calls order_requests() first.
     """
     libbpf.update(requested, what.to_bytes(4, sys.byteorder), bytes(8))
+
+
+def order_requests() -> None:
+    """Has what is read from here on hold all for which a request was not made again.
+
+    The kernel counts writers of a map down when an update is done (bpf_map_write_active_dec()), by
+    an atomic instruction, which is a full barrier on x86. Elsewhere it is none; but a program that
+    found the request made has ended once this returns, and so has what it wrote before.
+    """
+    if platform.machine() != "x86_64":
+        libbpf.wait_for_programs()
