@@ -159,16 +159,57 @@ struct checkpoint {
  *
  * field                written by                          read by               ordered by
  * self .. joined       pairing, before the sockhash entry  all                   the entry's insertion
- * peer_sk, peer_st     pairing, or a message               sender, walk          the sender's socket lock
- * mode .. checkpoint   the sender, under its socket lock   walk, listing: may    nothing; an estimate
- *                                                          be one message old
- * waiting              the sender                          the peer's sender     the peer's socket lock
+ * peer_sk, peer_st     pairing, or a message               sender, walk          barriers
+ * mode .. checkpoint   the sender, under its socket lock   walk, listing: may    nothing; an estimate,
+ *                                                          be one message old    but for those below
+ *   mode, borders      the same                            walk                  barriers
+ *   awaits,            the same                            as a connection ends  barriers
+ *     begin_after
+ * waiting              the sender                          the peer's sender     nothing; it looks again
  * stop                 the walk                            sender                RCU grace period (epoch)
- * borders_seen ..      the walk                            the walk
+ * borders_seen         the walk                            walk, sender          barriers
+ * border_since ..      the walk                            the walk
  *   walk
- * guard_cause,         guards, detectors, the walk         sender, walk          announce_change() here,
- *   reset_at                                                                       changed_since() there
+ * guard_cause,         guards, detectors, the walk         sender, walk          barriers
+ *   reset_at
  * sample .. listing    listings                            listings              one listing at a time
+ *
+ * Barriers, by the function that calls for them. Each comes between two accesses to what another
+ * processor reads, or writes, the other way round. What goes wrong without is in
+ * docs/architecture/memory-order.md.
+ *
+ * in                     first, then                                        pairs with
+ * join                   server_st and the sockhash, server_sk              read_handshake
+ * complete               client_st and server_st, joined                    read_handshake
+ * read_handshake         server_sk or joined, the other state               server_established, complete
+ * find_peer              peer_st, peer_sk, the handshake's end              find_other_end
+ * find_other_end         the handshake, peer_sk, peer_st                    find_peer
+ * has_read               begin_after, awaits                                may_have_read
+ * may_have_read          awaits, begin_after                                has_read
+ * announce_change        what is announced, the count, what follows         what_changed, sockredir_msg,
+ *                                                                             begins, note_readers
+ * sockredir_msg          a reference to the psock, the count                announce_change
+ * what_changed           the count, what was announced                      announce_change
+ * begins                 copied_seq, the count                              announce_change
+ * note_readers           copied_seq, guard_cause                            announce_change
+ * harmed                 reset_at, guard_cause                              is_stuck_in_splice
+ * sockredir_spliced      reset_at, guard_cause                              would_be_overtaken
+ * is_stuck_in_splice     guard_cause, reset_at                              harmed
+ * would_be_overtaken     guard_cause, reset_at                              sockredir_spliced
+ * to_be_reset            reset_at, the psock queue                          harmed
+ * force_to_tcp           mode, borders                                      at_border
+ * by_tcp_on_member       mode, borders, borders_seen                        at_border
+ * at_border              borders, mode and references;                      by_tcp_on_member,
+ *                          borders_seen, borders                              force_to_tcp
+ * ask                    what a request is about, its mark                  visit
+ * visit                  the mark (the daemon clears it), what to look at   ask
+ * idle_sender            references, the queue                              tcp_bpf_sendmsg
+ * quiet                  references, the queue                              tcp_bpf_sendmsg
+ * none_in_flight         references, timers                                 sk_stop_timer
+ * has_no_sender          references, the sleeper, references                tcp_bpf_recvmsg
+ * sleeper_on             an entry of the wait queue, whether it is there    remove_wait_queue
+ * nobody_in_tcp_recvmsg  copied_seq, the lock's owner, the sleeper,         tcp_recvmsg, sk_wait_data,
+ *                          its reference and the owner                        tcp_bpf_recvmsg
  */
 struct sock_state {
 	/* written by pairing */
