@@ -42,6 +42,22 @@ ANNOUNCING = {
         LOST,
         {"references": 1},
     ),
+    "shut down as the peer is paired": Protocol(
+        {
+            "half_closed": (
+                Add("count", 1),
+                full("announce_change 2"),
+                Load("peer", "server_sk"),
+            ),
+            "server_established, sockredir_msg": (
+                Store("server_sk", 1),
+                KERNEL,
+                Load("changes", "count"),
+                If("changes", 0, REDIRECTS),
+            ),
+        },
+        has(peer=0, queue=1),
+    ),
     "shut down, and remembered as not": Protocol(
         {"half_closed": announced("shutdown"), "what_changed": remembered("shutdown")},
         has(changes=1, cause=0),

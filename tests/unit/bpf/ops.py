@@ -92,6 +92,28 @@ def without(ops: Ops, site: str) -> Ops:
     return tuple(left)
 
 
+def part_of(ops: Ops, name: str) -> Op | None:
+    """The access that loads this register, or stores to this place."""
+    for op in ops:
+        if isinstance(op, If):
+            found = part_of(op.then, name) or part_of(op.otherwise, name)
+            if found:
+                return found
+        elif name in (getattr(op, "into", None), op.place if isinstance(op, Store) else None):
+            return op
+    return None
+
+
+def leave_out(ops: Ops, gone: Op) -> Ops:
+    left: list[Op] = []
+    for op in ops:
+        if isinstance(op, If):
+            op = If(op.register, op.value, leave_out(op.then, gone), leave_out(op.otherwise, gone))
+        if op is not gone:
+            left.append(op)
+    return tuple(left)
+
+
 def sites(ops: Ops) -> dict[str, Kind]:
     """The barriers that the C has, by where they are."""
     found: dict[str, Kind] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from unit.bpf.litmus import Processor, outcomes
-from unit.bpf.ops import Exchange, If, Load, Ops, sites, without
+from unit.bpf.ops import Barrier, Exchange, If, Load, Ops, leave_out, part_of, sites, without
 from unit.bpf.protocol import Protocol
 from unit.bpf.protocols import PROTOCOLS
 
@@ -69,6 +69,35 @@ def test_it_is_wrong_on_x86_without(site: str) -> None:
     (protocol,) = (one for one in PROTOCOLS.values() if site in barriers(one))
     threads = {side: without(ops, site) for side, ops in protocol.threads.items()}
     assert goes_wrong(protocol, threads, "x86")
+
+
+# An access of one side that comes before, or after, all others of it in the wrong order.
+FIRST = [
+    ("shut down as the peer is paired", "half_closed", "peer"),
+    ("a refused call reads, and its connection ends", "note_readers", "cause"),
+    ("read before a call that does not find what is unread", "to_be_reset", "unread"),
+    ("a redirect ends while a walk looks", "retire", "unread"),
+    ("a redirect ends as its reader is reset", "ended", "unread"),
+    ("splice(2) with nothing unread while a peer sends", "sockredir_spliced", "unread"),
+    ("forced to TCP while a walk looks", "force_to_tcp", "borders"),
+    ("an end finds its peer, and somebody looks for it", "find_other_end", "sk"),
+]
+LAST = [("splice(2) while a peer sends", "what_changed, would_be_overtaken", "cause")]
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "access", "first"),
+    [(*one, True) for one in FIRST] + [(*one, False) for one in LAST],
+)
+def test_the_other_way_round_is_wrong(name: str, side: str, access: str, first: bool) -> None:
+    """On x86 as well, and whatever barriers there are."""
+    protocol = PROTOCOLS[name]
+    ops = protocol.threads[side]
+    moved = part_of(ops, access)
+    assert moved is not None
+    rest = leave_out(ops, moved)
+    swapped = (moved, Barrier("full"), *rest) if first else (*rest, Barrier("full"), moved)
+    assert goes_wrong(protocol, {**protocol.threads, side: swapped}, "x86")
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
