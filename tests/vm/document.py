@@ -88,7 +88,7 @@ def differing_tests(found: list[dict[str, dict[str, str]]]) -> Iterator[Row]:
 
 def differing_behaviours() -> Iterator[Row]:
     """Of the conformance suite: what programs see, over TCP and accelerated, by kernel."""
-    kernels = {results.name(series): found for series, found in results.all_recorded().items()}
+    kernels = results.all_recorded()
     for behaviour in ALL:
         alike: dict[str, list[str]] = {}
         for kernel, found in kernels.items():

@@ -26,6 +26,7 @@ def running(generation: Generation) -> Kernel:
         sees=bool(attached),
         ktls=_has_ktls(),
         counts=detectors.FIONREAD in attached,
+        architecture=results.running_architecture(),
     )
 
 

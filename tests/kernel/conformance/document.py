@@ -65,16 +65,11 @@ def on_kernels(behaviour: Behaviour, kernels: dict[str, dict[str, Found]]) -> st
     """By kernel, where they do not all do the same."""
     alike: dict[str, list[str]] = {}
     for name, found in kernels.items():
-        text = on_kernel(behaviour, recorded(name), found.get(behaviour.name))
+        text = on_kernel(behaviour, results.recorded_kernel(name), found.get(behaviour.name))
         alike.setdefault(text, []).append(name)
     if len(alike) == 1:
         return next(iter(alike))
     return "<br>".join(f"**{', '.join(names)}** {text}" for text, names in alike.items())
-
-
-def recorded(name: str) -> Kernel:
-    major, minor = name.split(".")
-    return results.recorded_kernel((int(major), int(minor)))
 
 
 def on_kernel(behaviour: Behaviour, kernel: Kernel, found: Found | None) -> str:
@@ -93,9 +88,11 @@ def on_kernel(behaviour: Behaviour, kernel: Kernel, found: Found | None) -> str:
 def tested_kernels() -> str:
     """In words, with what else made a difference."""
     words = []
-    for series in results.all_recorded():
-        kernel = results.recorded_kernel(series)
+    for name in results.all_recorded():
+        kernel = results.recorded_kernel(name)
         version = ".".join(map(str, kernel.version))
+        if kernel.architecture != results.FIRST_ARCHITECTURE:
+            version += f" on {kernel.architecture}"
         words.append(version if kernel.sees else f"{version} (one without ftrace)")
     return ", ".join(words)
 
@@ -163,9 +160,9 @@ def same(kernels: dict[str, dict[str, Found]]) -> Iterator[str]:
 
 
 def text() -> str:
-    kernels = {results.name(k): found for k, found in results.all_recorded().items()}
+    kernels = results.all_recorded()
     lines = [*differences(kernels), *same(kernels)]
-    joined = [name for name in kernels if JOINED in recorded(name).states]
+    joined = [name for name in kernels if JOINED in results.recorded_kernel(name).states]
     return INTRODUCTION.replace("JOINED", ", ".join(joined)) + "\n".join(lines).rstrip() + "\n"
 
 

@@ -16,12 +16,12 @@ def test_document() -> None:
     assert document.DOCUMENT.read_text() == document.text(), "out of date: make semantics"
 
 
-@pytest.mark.parametrize("series", RECORDED, ids=results.name)
-def test_recorded_results(series: tuple[int, int]) -> None:
-    assert RECORDED[series].keys() == {behaviour.name for behaviour in ALL}
-    kernel = results.recorded_kernel(series)
+@pytest.mark.parametrize("name", RECORDED)
+def test_recorded_results(name: str) -> None:
+    assert RECORDED[name].keys() == {behaviour.name for behaviour in ALL}
+    kernel = results.recorded_kernel(name)
     for behaviour in ALL:
-        found = RECORDED[series][behaviour.name]
+        found = RECORDED[name][behaviour.name]
         assert found["differs"].keys() == differences.expected(behaviour, kernel), behaviour.name
 
 
@@ -32,10 +32,9 @@ def test_table() -> None:
 
 
 def test_a_newer_release_may_have_put_something_right() -> None:
-    series = max(RECORDED)
     known = {"fresh client", "used client"}
-    recorded = results.recorded_kernel(series)
-    newer = replace(recorded, version=(*series, recorded.version[2] + 1))
+    recorded = results.recorded_kernel(next(iter(RECORDED)))
+    newer = replace(recorded, version=(*recorded.series, recorded.version[2] + 1))
     for kernel in recorded, newer:
         assert differences.agrees(known, known, kernel)
         assert not differences.agrees(known | {"left client"}, known, kernel)
