@@ -5,7 +5,8 @@
 # make attack   a user without privileges tries everything at once, for minutes; beside plain TCP
 # make torture  lifecycle, alternation and sequences, for two hours
 # make bench    figures for docs/benchmarks and the README, in ten minutes; QUICK=1: in one, beside them
-# make vm-test  the package on Debian kernels in virtual machines; KERNEL=6.1, 6.12, 7.3 or all
+# make vm-test  the package on Debian kernels in virtual machines; KERNEL=6.1, 6.12, 7.3 or all of
+#               these, or forky or sid, for that of Debian's testing or unstable; ARCH=arm64
 # make semantics  docs/semantics.md, from what the conformance suite finds on this kernel
 # make kernels  docs/kernels.md, from what the virtual machines found; semantics.md, too
 # make first-day  docs/first-day.md, from what was typed in the one with 6.12
@@ -37,6 +38,8 @@ BENCH_DEPS := apache2-bin gcc libc6-dev iperf3 memcached nginx-light postgresql 
 # of tests/bus/programs
 PROGRAM_DEPS := golang-go haproxy memcached nginx-light nodejs pgbouncer postgresql redis-server
 VM_DEPS := default-jdk-headless e2fsprogs golang-go mmdebstrap util-linux
+# mmdebstrap asks it whether programs of the other architecture run
+VM_FOREIGN_DEPS := arch-test
 # In the guests only: what the tests there use besides.
 VM_PACKAGES := bash-completion default-jre-headless man-db polkitd
 VM_CONTENTS = $(RUNTIME_DEPS) $(TEST_DEPS) $(VM_PACKAGES)
@@ -45,6 +48,10 @@ CHECK_DEPS := python3-venv man-db systemd dbus-bin dbus-daemon util-linux
 BUILD_DEPS := debhelper dh-python dpkg-dev pybuild-plugin-pyproject python3-all python3-setuptools
 
 KERNEL := all
+# of the guests, as Debian and Go call it
+ARCH := amd64
+HOST_ARCH := $(shell dpkg --print-architecture)
+VM_PROGRAMS := build/programs/$(ARCH)
 VENV := build/venv
 # Directories, and scripts without a suffix
 SOURCES := $(wildcard sockredird sockredirctl tests bench) \
@@ -125,21 +132,24 @@ semantics: install-deps
 # What the package depends on, and the tests, is in the guests' root: they have no network.
 # VM_PYTEST_ARGS="-k word" and the like reach pytest in the guests. FULL=1: the whole suites, which
 # take an hour for each kernel, and not one test in sixteen.
-vm-test: deb vm-deps build/programs/docker-proxy
-	CGO_ENABLED=0 GOCACHE=$(CURDIR)/build/go-cache GOFLAGS=-trimpath \
-		go build -o build/programs/copy tests/vm/programs/copy.go
-	javac --release 17 -d build/programs tests/vm/programs/Available.java
+vm-test: deb vm-deps $(VM_PROGRAMS)/docker-proxy
+	CGO_ENABLED=0 GOARCH=$(ARCH) GOCACHE=$(CURDIR)/build/go-cache GOFLAGS=-trimpath \
+		go build -o $(VM_PROGRAMS)/copy tests/vm/programs/copy.go
+	javac --release 17 -d $(VM_PROGRAMS) tests/vm/programs/Available.java
 	$(ROOT) env PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=tests $(PYTHON) -m vm --kernel $(KERNEL) \
-		$(if $(FULL),--full --timeout 7200) \
+		--architecture $(ARCH) $(if $(FULL),--full --timeout 7200) \
 		--pytest="$(VM_PYTEST_ARGS)" --package dist/sockredird_*_all.deb $(VM_CONTENTS)
 
 vm-deps:
-	@$(APT_INSTALL) $(VM_DEPS)
+	@$(APT_INSTALL) $(VM_DEPS) $(if $(filter-out $(HOST_ARCH),$(ARCH)),$(VM_FOREIGN_DEPS))
 
-# Of the package, only that: it would bring a container engine into each root.
-build/programs/docker-proxy:
-	mkdir -p $(@D)
-	cd $(@D) && apt-get download docker.io
+# Of the package, only that: it would bring a container engine into each root. Lists of its own: those
+# of this host have its own architecture only.
+APT_OF_ARCH = apt-get -q -o APT::Architecture=$(ARCH) -o APT::Architectures::=$(ARCH) \
+	-o Dir::State::lists=$(CURDIR)/build/apt/$(ARCH) -o Dir::Cache=$(CURDIR)/build/apt/$(ARCH)
+$(VM_PROGRAMS)/docker-proxy:
+	mkdir -p $(@D) build/apt/$(ARCH)/partial
+	cd $(@D) && $(APT_OF_ARCH) update && $(APT_OF_ARCH) download docker.io
 	dpkg-deb --fsys-tarfile $(@D)/docker.io_*.deb | \
 		tar -x -C $(@D) --strip-components=3 ./usr/sbin/docker-proxy
 	rm $(@D)/docker.io_*.deb
@@ -147,7 +157,7 @@ build/programs/docker-proxy:
 # What vm-test does first, unless it is done.
 vm-roots: vm-deps
 	$(ROOT) env PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=tests $(PYTHON) -m vm --kernel $(KERNEL) \
-		$(VM_CONTENTS)
+		--architecture $(ARCH) $(VM_CONTENTS)
 
 first-day:
 	PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=.:tests $(PYTHON) -m vm.first_day
@@ -155,6 +165,8 @@ first-day:
 # What .ci/run has no time for, see RELEASE.md.
 release-test: torture fuzz attack programs
 	$(MAKE) vm-test KERNEL=all
+	$(MAKE) vm-test KERNEL=forky
+	$(MAKE) vm-test KERNEL=all ARCH=arm64
 
 # From the results of the last `make vm-test`.
 kernels:

@@ -16,13 +16,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
 
-from vm import disk, qemu, report, roots, sources
+from vm import disk, kernels, qemu, report, roots
+from vm.architectures import ARCHITECTURES
 from vm.guest.boots import BOOTS
-from vm.kernels import KERNELS, Kernel
+from vm.kernels import Kernel
 
 REPOSITORY = Path(__file__).parents[2]
 BUILD = REPOSITORY / "build" / "vm"
-# Compiled by make vm-test: the guests have no compilers.
+# Compiled by make vm-test, for each architecture: the guests have no compilers.
 PROGRAMS = REPOSITORY / "build" / "programs"
 # An emulated guest needs an hour for the suites, and some minutes for one in so many tests.
 PARTS = 16
@@ -35,7 +36,8 @@ CHECKOUT = ("bench", "completions", "dbus", "docs", "man", "polkit", "tests")
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="vm")
-    parser.add_argument("--kernel", choices=[*KERNELS, "all"], default="all")
+    parser.add_argument("--kernel", choices=[*kernels.NAMES, "all"], default="all")
+    parser.add_argument("--architecture", choices=ARCHITECTURES, default="amd64")
     parser.add_argument("--package", type=Path, help="the .deb under test")
     parser.add_argument("--timeout", type=float, default=2400, help="seconds for each guest")
     parser.add_argument("--jobs", type=int, default=2, help="guests at a time")
@@ -50,7 +52,7 @@ def twice(kernel: Kernel, chosen: Sequence[Kernel]) -> bool:
     return next(k for k in chosen if k.root == kernel.root) != kernel
 
 
-def fill_share(package: Path, part: str, pytest_arguments: str, tree: Path) -> None:
+def fill_share(package: Path, programs: Path, part: str, pytest_arguments: str, tree: Path) -> None:
     guest = Path(__file__).parent / "guest"
     ignore = shutil.ignore_patterns("__pycache__", ".*")
     shutil.copytree(guest, tree / "guest", ignore=ignore)
@@ -58,7 +60,7 @@ def fill_share(package: Path, part: str, pytest_arguments: str, tree: Path) -> N
     for name in CHECKOUT:
         shutil.copytree(REPOSITORY / name, tree / "checkout" / name, ignore=ignore)
     shutil.copy(REPOSITORY / "pyproject.toml", tree / "checkout")
-    shutil.copytree(PROGRAMS, tree / "programs")
+    shutil.copytree(programs, tree / "programs")
     (tree / "package").mkdir()
     shutil.copy(package, tree / "package")
     shutil.copytree(REPOSITORY / "packaging/debian/tests", tree / "package" / "tests")
@@ -68,15 +70,17 @@ def fill_share(package: Path, part: str, pytest_arguments: str, tree: Path) -> N
 
 def run(kernel: Kernel, image: roots.Image, options: argparse.Namespace, *, userland: bool) -> bool:
     """All boots of one kernel; True if nothing failed."""
-    vmlinuz, initrd = image.boot_files(kernel.version)
-    directory = BUILD / f"guest-{kernel.version}"
+    vmlinuz, initrd = image.boot_files(kernel)
+    architecture = kernel.root.architecture
+    directory = BUILD / f"guest-{kernel.file_name}"
     shutil.rmtree(directory, ignore_errors=True)
     tree = directory / "share"
     tree.mkdir(parents=True)
     # another part on each kernel
-    part = "1/1" if options.full else f"{list(KERNELS).index(kernel.version) + 1}/{PARTS}"
+    part = "1/1" if options.full else f"{kernels.KERNELS.index(kernel) + 1}/{PARTS}"
     selection = [options.pytest] if userland or options.full else [NOT_USERLAND, options.pytest]
-    fill_share(options.package, part, " ".join(selection), tree)
+    programs = PROGRAMS / architecture.name
+    fill_share(options.package, programs, part, " ".join(selection), tree)
     share, root = directory / "share.img", directory / "root.img"
     disk.make(share, tree, SHARE_ROOM)
     disk.copy(image.root, root)
@@ -88,6 +92,7 @@ def run(kernel: Kernel, image: roots.Image, options: argparse.Namespace, *, user
         consoles.append(directory / f"console-{number}")
         print(f"{vmlinuz.name} {boot.parameters}: tail -f {consoles[-1]}", flush=True)
         late = not qemu.boot(
+            architecture,
             kernel=vmlinuz,
             initrd=initrd,
             root=root,
@@ -103,14 +108,14 @@ def run(kernel: Kernel, image: roots.Image, options: argparse.Namespace, *, user
     disk.extract(share, "/results", directory)
     results = directory / "results"
     stages = [stage.name for boot in BOOTS for stage in boot.stages]
-    result = report.read(results, stages, BUILD / f"junit-{kernel.version}.xml")
+    result = report.read(results, stages, BUILD / f"junit-{kernel.file_name}.xml")
     if late:
         result.failures.insert(0, f"the guest was killed after {options.timeout:.0f} s")
     elif not result.passed and not result.failures:
         result.failures.append("no test passed: --pytest chose none")
     lines = [f"===== {vmlinuz.name}: {result.line()} in {duration:.0f} s"]
     if result.failures:
-        failures = [f"===== {kernel.version}: {failure}" for failure in result.failures]
+        failures = [f"===== {kernel.title}: {failure}" for failure in result.failures]
         lines = [report.logs(results, consoles), *failures, *lines]
     # at once, as other guests print, too
     print("\n".join(lines), flush=True)
@@ -134,9 +139,8 @@ def main() -> int:
         except BlockingIOError:
             print(f"vm: another run holds {lock.name}", file=sys.stderr)
             return 1
-        if not qemu.is_recent():
-            sources.install_from_backports(["qemu-system-x86"], BUILD / "apt")
-        chosen = [*KERNELS.values()] if options.kernel == "all" else [KERNELS[options.kernel]]
+        qemu.install(ARCHITECTURES[options.architecture], BUILD / "apt")
+        chosen = kernels.chosen(options.kernel, options.architecture)
         images = {
             root: roots.build(root, options.packages, BUILD / "roots")
             for root in dict.fromkeys(kernel.root for kernel in chosen)
@@ -153,7 +157,7 @@ def main() -> int:
         failed = [kernel for kernel, good in zip(chosen, passed, strict=True) if not good]
         if failed and len(chosen) > 1:
             # emulated processors that share real ones can stand still for longer than a time limit
-            print("===== once more, one at a time:", *(k.version for k in failed), flush=True)
+            print("===== once more, one at a time:", *(k.title for k in failed), flush=True)
             failed = [kernel for kernel in failed if not passes(kernel)]
     return 1 if failed else 0
 

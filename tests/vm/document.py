@@ -12,7 +12,7 @@ from pathlib import Path
 from kernel.conformance import results
 from kernel.conformance.behaviours import ALL
 from kernel.conformance.document import cell, line, tested_kernels
-from vm.kernels import KERNELS
+from vm.kernels import KERNELS, Kernel
 
 REPOSITORY = Path(__file__).parents[2]
 BUILD = REPOSITORY / "build" / "vm"
@@ -21,7 +21,9 @@ DOCUMENT = REPOSITORY / "docs" / "kernels.md"
 INTRODUCTION = """\
 # Kernels
 
-Made by `make kernels` from the results of `make vm-test KERNEL=all`; do not edit.
+Made by `make kernels` from the results of `make vm-test`; do not edit. A column is named after the
+kernel's series, or after Debian's testing or unstable release, whose own kernel it is, and after
+the architecture where that is not amd64: `KERNEL=6.12 ARCH=arm64`, `KERNEL=forky`.
 
 Each of these is a Debian host under systemd in a virtual machine: the package is installed there,
 every command is typed, real programs run over it, it is upgraded and removed under traffic, the
@@ -39,10 +41,10 @@ def table(head: Row, rows: list[Row]) -> Iterator[str]:
     yield ""
 
 
-def outcomes(junit: Path) -> dict[str, dict[str, str]]:
+def outcomes(file: Path) -> dict[str, dict[str, str]]:
     """{stage: {test: outcome}}; why, where a test is skipped or expected to fail."""
     found: dict[str, dict[str, str]] = {}
-    for suite in ET.parse(junit).getroot().iter("testsuite"):
+    for suite in ET.parse(file).getroot().iter("testsuite"):
         stage = found.setdefault(str(suite.get("name")), {})
         for case in suite.iter("testcase"):
             outcome = "passed"
@@ -57,16 +59,27 @@ def outcomes(junit: Path) -> dict[str, dict[str, str]]:
     return found
 
 
-def hosts(kernels: list[str]) -> Iterator[str]:
-    facts = [
-        json.loads((BUILD / f"guest-{kernel}/results/host.json").read_text()) for kernel in kernels
-    ]
+def junit(kernel: Kernel) -> Path:
+    return BUILD / f"junit-{kernel.file_name}.xml"
+
+
+def guest_results(kernel: Kernel) -> Path:
+    return BUILD / f"guest-{kernel.file_name}" / "results"
+
+
+def hosts(kernels: list[Kernel]) -> Iterator[str]:
+    facts = [json.loads((guest_results(kernel) / "host.json").read_text()) for kernel in kernels]
     names = sorted({name for found in facts for name in found}, key=lambda n: (n != "kernel", n))
-    yield from table(["", *kernels], [[name, *(f.get(name, "") for f in facts)] for name in names])
+    titles = [kernel.title for kernel in kernels]
+    yield from table(["", *titles], [[name, *(f.get(name, "") for f in facts)] for name in names])
+
+
+def all_stages(found: list[dict[str, dict[str, str]]]) -> list[str]:
+    return list(dict.fromkeys(stage for kernel in found for stage in kernel))
 
 
 def totals(found: list[dict[str, dict[str, str]]]) -> Iterator[Row]:
-    for stage in found[0]:
+    for stage in all_stages(found):
         row = [stage]
         for kernel in found:
             values = list(kernel.get(stage, {}).values())
@@ -79,7 +92,7 @@ def totals(found: list[dict[str, dict[str, str]]]) -> Iterator[Row]:
 
 
 def differing_tests(found: list[dict[str, dict[str, str]]]) -> Iterator[Row]:
-    for stage in found[0]:
+    for stage in all_stages(found):
         for test in dict.fromkeys(name for kernel in found for name in kernel.get(stage, {})):
             row = [kernel.get(stage, {}).get(test, "not run") for kernel in found]
             if len(set(row) - {"not run"}) > 1:
@@ -102,13 +115,14 @@ def differing_behaviours() -> Iterator[Row]:
             yield [cell(behaviour.title), "<br>".join(named)]
 
 
-def text(kernels: list[str]) -> str:
-    found = [outcomes(BUILD / f"junit-{kernel}.xml") for kernel in kernels]
+def text(kernels: list[Kernel]) -> str:
+    found = [outcomes(junit(kernel)) for kernel in kernels]
+    titles = [kernel.title for kernel in kernels]
     lines = [INTRODUCTION, *hosts(kernels)]
-    lines += ["## Tests", "", *table(["Stage", *kernels], list(totals(found)))]
+    lines += ["## Tests", "", *table(["Stage", *titles], list(totals(found)))]
     lines += ["Where they do not end alike:", ""]
     different = list(differing_tests(found))
-    lines += table(["Test", *kernels], different) if different else ["(nowhere)", ""]
+    lines += table(["Test", *titles], different) if different else ["(nowhere)", ""]
     rows = list(differing_behaviours())
     lines += ["## What programs see", ""]
     lines += [
@@ -121,11 +135,16 @@ def text(kernels: list[str]) -> str:
 
 
 def main() -> None:
+    tested = []
     for kernel in KERNELS:
-        for file in (BUILD / f"guest-{kernel}/results/conformance").glob("*.json"):
+        if not junit(kernel).exists():
+            sys.stdout.write(f"no column for {kernel.title}: it has no results in {BUILD}\n")
+            continue
+        tested.append(kernel)
+        for file in (guest_results(kernel) / "conformance").glob("*.json"):
             if len(results.read(file)) == len(ALL):  # of a whole suite: FULL=1
                 shutil.copy(file, results.RESULTS)
-    DOCUMENT.write_text(text(list(KERNELS)))
+    DOCUMENT.write_text(text(tested))
     sys.stdout.write(f"{DOCUMENT}\n")
 
 

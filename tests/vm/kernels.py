@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from vm.architectures import ARCHITECTURES, Architecture
 
 
 @dataclass(frozen=True)
@@ -10,18 +12,52 @@ class Root:
     suite: str
     # Suites that only bring a kernel, installed beside the suite's own
     kernel_suites: tuple[str, ...] = ()
+    # Beside those that each root has
+    packages: tuple[str, ...] = ()
+    architecture: Architecture = ARCHITECTURES["amd64"]
 
 
 @dataclass(frozen=True)
 class Kernel:
-    version: str  # as in KERNEL=..., and as the image's file name starts
+    name: str  # as in KERNEL=...
     root: Root
+    # How the version in its image's file name starts; of testing and unstable, it is any
+    version: str = ""
+
+    @property
+    def title(self) -> str:
+        """In documents: the architecture is named where it is not amd64."""
+        architecture = self.root.architecture.name
+        return self.name if architecture == "amd64" else f"{self.name} {architecture}"
+
+    @property
+    def file_name(self) -> str:
+        """A part of names of files, for this kernel only."""
+        return self.title.replace(" ", "-")
 
 
 BOOKWORM = Root("bookworm")
-TRIXIE = Root("trixie", ("trixie-backports",))
+TRIXIE = Root("trixie", kernel_suites=("trixie-backports",))
+# Of testing and unstable, with a Python that is not the default yet
+FORKY = Root("forky", packages=("python3.15",))
+SID = Root("sid", packages=("python3.15",))
 
-KERNELS = {
-    kernel.version: kernel
-    for kernel in (Kernel("6.1", BOOKWORM), Kernel("6.12", TRIXIE), Kernel("7.3", TRIXIE))
-}
+# KERNEL=all
+STABLE = (
+    Kernel("6.1", BOOKWORM, "6.1."),
+    Kernel("6.12", TRIXIE, "6.12."),
+    Kernel("7.3", TRIXIE, "7.3."),
+)
+# In the order of docs/kernels.md
+KERNELS = tuple(
+    replace(kernel, root=replace(kernel.root, architecture=architecture))
+    for architecture in ARCHITECTURES.values()
+    for kernel in (*STABLE, Kernel("forky", FORKY), Kernel("sid", SID))
+)
+NAMES = tuple(dict.fromkeys(kernel.name for kernel in KERNELS))
+
+
+def chosen(name: str, architecture: str) -> list[Kernel]:
+    """What KERNEL=... and ARCH=... ask for."""
+    names = [kernel.name for kernel in STABLE] if name == "all" else [name]
+    return [k for k in KERNELS if k.name in names and k.root.architecture.name == architecture]

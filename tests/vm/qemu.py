@@ -11,10 +11,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from vm import sources
+from vm.architectures import Architecture
+
 _running: set[subprocess.Popen[bytes]] = set()
 _ending = threading.Event()
 
-PROGRAM = "qemu-system-x86_64"
 MEMORY_MIB = 2048
 STARTS = 3
 START_TIMEOUT_S = 180.0
@@ -23,24 +25,36 @@ INIT = b"Run /init as init process"
 OLDEST = 10
 
 
-def is_recent() -> bool:
+def is_recent(program: str) -> bool:
     """A QEMU that will do is installed."""
-    if not shutil.which(PROGRAM):
+    if not shutil.which(program):
         return False
-    output = subprocess.run([PROGRAM, "--version"], check=True, capture_output=True, text=True)
-    version = output.stdout.split()[3]
+    output = subprocess.run([program, "--version"], check=True, capture_output=True, text=True)
+    version = output.stdout.split(" version ")[1]
     return int(version.split(".")[0]) >= OLDEST
 
 
-def accelerator() -> str:
+def install(architecture: Architecture, directory: Path) -> None:
+    """Installs what runs guests and what builds their roots, unless it is there."""
+    wanted = {f"qemu-system-{architecture.machine}": architecture.package}
+    if architecture.is_foreign:
+        wanted[f"qemu-{architecture.machine}"] = "qemu-user"
+    missing = [package for program, package in wanted.items() if not is_recent(program)]
+    if missing:
+        sources.install_from_backports(missing, directory)
+
+
+def accelerator(architecture: Architecture) -> str:
     """KVM where it works: a /dev/kvm on a processor without the instructions runs no kernel."""
     flags = Path("/proc/cpuinfo").read_text().split()
-    if {"vmx", "svm"} & set(flags) and os.access("/dev/kvm", os.R_OK | os.W_OK):
+    able = architecture.machine != "x86_64" or {"vmx", "svm"} & set(flags)
+    if not architecture.is_foreign and able and os.access("/dev/kvm", os.R_OK | os.W_OK):
         return "kvm"
     return "tcg,thread=multi"
 
 
 def boot(
+    architecture: Architecture,
     *,
     kernel: Path,
     initrd: Path,
@@ -59,14 +73,15 @@ def boot(
     command = [
         # QEMU does not outlive this process, however that ends
         *("setpriv", "--pdeathsig", "KILL"),
-        *(PROGRAM, "-nodefaults", "-no-user-config", "-display", "none"),
-        # 7.3 hangs when it finds the HPET of an emulated machine
-        *("-nic", "none", "-machine", "q35,hpet=off", "-cpu", "max", "-smp", "2"),
-        *("-accel", accelerator(), "-m", str(MEMORY_MIB)),
+        *(f"qemu-system-{architecture.machine}", "-nodefaults", "-no-user-config"),
+        *("-display", "none", "-nic", "none"),
+        *(*architecture.options, "-cpu", "max", "-smp", "2"),
+        *("-accel", accelerator(architecture), "-m", str(MEMORY_MIB)),
         *("-serial", f"file:{console}"),
         *("-kernel", str(kernel), "-initrd", str(initrd)),
         # panic=-1: a kernel that panics reboots at once, and that ends this boot
-        *("-append", f"root=/dev/vda rw console=ttyS0 panic=-1 {parameters}", "-no-reboot"),
+        *("-append", f"root=/dev/vda rw console={architecture.console} panic=-1 {parameters}"),
+        "-no-reboot",
         # unsafe: the disks are thrown away with whatever goes wrong with this machine
         *("-drive", f"file={root},if=virtio,format=raw,cache=unsafe"),
         *("-drive", f"file={share},if=virtio,format=raw,cache=unsafe"),

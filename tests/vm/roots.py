@@ -5,16 +5,18 @@ from __future__ import annotations
 import hashlib
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from vm import disk, sources
-from vm.kernels import Root
+from vm.architectures import Architecture
+from vm.kernels import Kernel, Root
 
-# The cloud flavour: small, and all of virtio
-KERNEL_PACKAGE = "linux-image-cloud-amd64"
+# Small, and all of virtio
+FLAVOUR = "cloud"
 SYSTEM = ("dbus", "e2fsprogs", "initramfs-tools", "kmod", "systemd-sysv", "udev", "zstd")
 # Programs that are accelerated, and what the typed commands need
 PROGRAMS = (
@@ -23,6 +25,8 @@ PROGRAMS = (
 )
 # Of all that is downloaded and installed; without a mirror apt gives up by itself, before that
 BUILD_TIMEOUT_S = 1800
+# Under qemu-user
+FOREIGN_BUILD_TIMEOUT_S = 5400
 # Free space of the root's file system; the file is sparse
 ROOM = 2 << 30
 # Started by the tests that want them; the login prompt would write over the log on the console.
@@ -33,7 +37,6 @@ MASKED = (
     "e2scrub_all.timer",
     "fstrim.timer",
     "man-db.timer",
-    "serial-getty@ttyS0.service",
 )
 # What it starts comes with the share, so that a change of the tests builds no new root. Not part of
 # a boot that waits for it: the tests start services themselves.
@@ -60,11 +63,11 @@ class Image:
     def root(self) -> Path:
         return self.directory / "root.img"
 
-    def boot_files(self, version: str) -> tuple[Path, Path]:
-        """Kernel and initrd whose version starts so."""
-        kernels = sorted(self.directory.glob(f"vmlinuz-{version}.*"))
+    def boot_files(self, kernel: Kernel) -> tuple[Path, Path]:
+        """Its image and its initrd."""
+        kernels = sorted(self.directory.glob(f"vmlinuz-{kernel.version}*"))
         if not kernels:
-            raise FileNotFoundError(f"{self.directory} has no kernel {version}")
+            raise FileNotFoundError(f"{self.directory} has no kernel {kernel.name}")
         return kernels[-1], Path(str(kernels[-1]).replace("/vmlinuz-", "/initrd.img-"))
 
 
@@ -73,22 +76,23 @@ def build(root: Root, packages: Sequence[str], cache: Path) -> Image:
     # Newer packages of a suite are no reason: `make clean` gets them.
     ingredients = [repr(root), *sorted(packages), Path(__file__).read_text()]
     key = hashlib.sha256("\n".join(ingredients).encode()).hexdigest()[:12]
-    image = Image(cache / f"{root.suite}-{key}")
+    name = f"{root.suite}-{root.architecture.name}"
+    image = Image(cache / f"{name}-{key}")
     if image.directory.exists():
         return image
     cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache, prefix="building-") as name:
-        building = Path(name)
+    with tempfile.TemporaryDirectory(dir=cache, prefix="building-") as temporary:
+        building = Path(temporary)
         tree = building / "tree"
-        _bootstrap(root, [*SYSTEM, *PROGRAMS, *packages], tree)
+        _bootstrap(root, [*SYSTEM, *PROGRAMS, *root.packages, *packages], tree)
         done = building / "image"
         done.mkdir()
-        for file in (tree / "boot").glob("*-*-cloud-amd64"):
+        for file in (tree / "boot").glob(f"*-*-{FLAVOUR}-{root.architecture.name}"):
             if file.name.startswith(("vmlinuz-", "initrd.img-")):
                 shutil.copyfile(file, done / file.name)
         disk.make(done / "root.img", tree, ROOM)
         done.rename(image.directory)
-    for stale in cache.glob(f"{root.suite}-*"):
+    for stale in cache.glob(f"{name}-*"):
         if stale != image.directory:
             shutil.rmtree(stale)
     return image
@@ -96,7 +100,9 @@ def build(root: Root, packages: Sequence[str], cache: Path) -> Image:
 
 def _bootstrap(root: Root, packages: Sequence[str], tree: Path) -> None:
     install = 'chroot "$1" apt-get install -qy --no-install-recommends'
-    hooks = [f"{install} -t {suite} {KERNEL_PACKAGE}" for suite in root.kernel_suites]
+    kernel = f"linux-image-{FLAVOUR}-{root.architecture.name}"
+    masked = [*MASKED, f"serial-getty@{root.architecture.console}.service"]
+    hooks = [f"{install} -t {suite} {kernel}" for suite in root.kernel_suites]
     hooks += [
         # an empty root password: the console is a file, there is nobody to type one
         'chroot "$1" passwd -d root',
@@ -110,22 +116,33 @@ def _bootstrap(root: Root, packages: Sequence[str], tree: Path) -> None:
         'systemctl --root="$1" enable vm-test.service',
         'echo guest > "$1/etc/hostname"',
         'echo "127.0.0.1 localhost guest" > "$1/etc/hosts"',
-        f'systemctl --root="$1" mask {" ".join(MASKED)}',
+        f'systemctl --root="$1" mask {" ".join(masked)}',
         f'systemctl --root="$1" disable {" ".join(NOT_AT_BOOT)}',
     ]
     subprocess.run(
         [
+            *_where_it_runs(root.architecture),
             "mmdebstrap",
             "--mode=root",
             "--variant=minbase",
             "--format=directory",
-            f"--include={','.join([KERNEL_PACKAGE, *packages])}",
+            f"--architectures={root.architecture.name}",
+            f"--include={','.join([kernel, *packages])}",
             '--aptopt=Apt::Install-Recommends "false"',
+            # testing and unstable of a mirror that is a week behind will do
+            '--aptopt=Acquire::Check-Valid-Until "false"',
             *(f"--customize-hook={hook}" for hook in hooks),
             root.suite,
             str(tree),
             *(sources.line(suite) for suite in (root.suite, *root.kernel_suites)),
         ],
         check=True,
-        timeout=BUILD_TIMEOUT_S,
+        timeout=FOREIGN_BUILD_TIMEOUT_S if root.architecture.is_foreign else BUILD_TIMEOUT_S,
     )
+
+
+def _where_it_runs(architecture: Architecture) -> list[str]:
+    """What a command that runs programs of that architecture begins with."""
+    if not architecture.is_foreign:
+        return []
+    return [sys.executable, "-m", "vm.foreign", architecture.name]
