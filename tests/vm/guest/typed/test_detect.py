@@ -29,13 +29,14 @@ from exchanges import (
     learned,
     running,
 )
+from ftrace import NEEDS_FENTRY
 from serving import read_exactly, serving
 from shell import sh
 from status import counters
 
 from conftest import import_from_checkout
 
-pytestmark = pytest.mark.usefixtures("nothing_learned")
+pytestmark = [NEEDS_FENTRY, pytest.mark.usefixtures("nothing_learned")]
 
 DATA = os.urandom(300_000)
 

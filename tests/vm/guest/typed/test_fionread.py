@@ -23,11 +23,12 @@ from exchanges import (
     until_harmed,
     until_known,
 )
+from ftrace import NEEDS_FENTRY
 from serving import read_exactly, serving
 from shell import sh
 from status import BUSCTL, counters
 
-pytestmark = pytest.mark.usefixtures("nothing_learned")
+pytestmark = [NEEDS_FENTRY, pytest.mark.usefixtures("nothing_learned")]
 
 COUNTS_REDIRECTED_DATA = " tcp_bpf_ioctl\n" in Path("/proc/kallsyms").read_text()
 

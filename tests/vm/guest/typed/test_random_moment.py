@@ -17,6 +17,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 import pytest
+from ftrace import NEEDS_FENTRY
 from serving import serving
 from shell import sh
 from status import BUSCTL, counters
@@ -29,7 +30,7 @@ PAUSE_S = 0.003
 PATIENCE_S = 60.0
 STREAM = bytes(range(1, 256)) * (MESSAGES * LONGEST // 255 + 1)  # no byte of it is 0
 
-pytestmark = pytest.mark.usefixtures("nothing_learned")
+pytestmark = [NEEDS_FENTRY, pytest.mark.usefixtures("nothing_learned")]
 
 Receive = Callable[[socket.socket, int], str]
 
