@@ -131,13 +131,15 @@ semantics: install-deps
 
 # What the package depends on, and the tests, is in the guests' root: they have no network.
 # VM_PYTEST_ARGS="-k word" and the like reach pytest in the guests. FULL=1: the whole suites, which
-# take an hour for each kernel, and not one test in sixteen.
+# take an hour for each kernel, and not one test in sixteen. VM_TIMEOUT: seconds for each guest, all
+# boots together; a busy host needs more.
+VM_TIMEOUT := $(if $(FULL),7200,2400)
 vm-test: deb vm-deps $(VM_PROGRAMS)/docker-proxy
 	CGO_ENABLED=0 GOARCH=$(ARCH) GOCACHE=$(CURDIR)/build/go-cache GOFLAGS=-trimpath \
 		go build -o $(VM_PROGRAMS)/copy tests/vm/programs/copy.go
 	javac --release 17 -d $(VM_PROGRAMS) tests/vm/programs/Available.java
 	$(ROOT) env PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=tests $(PYTHON) -m vm --kernel $(KERNEL) \
-		--architecture $(ARCH) $(if $(FULL),--full --timeout 7200) \
+		--architecture $(ARCH) --timeout $(VM_TIMEOUT) $(if $(FULL),--full) \
 		--pytest="$(VM_PYTEST_ARGS)" --package dist/sockredird_*_all.deb $(VM_CONTENTS)
 
 vm-deps:
