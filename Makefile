@@ -5,7 +5,8 @@
 # make attack   a user without privileges tries everything at once, for minutes; beside plain TCP
 # make torture  lifecycle, alternation and sequences, for two hours
 # make bench    figures for docs/benchmarks and the README, in ten minutes; QUICK=1: in one, beside them
-# make vm-test  the package on Debian kernels in virtual machines; KERNEL=6.1, 6.12, 7.3 or all
+# make vm-test  the package on Debian kernels in virtual machines; KERNEL=6.1, 6.12, 7.3 or all;
+#               BOOTS=containers: with podman and Docker; BOOTS=reboots: rebooted ten times
 # make semantics  docs/semantics.md, from what the conformance suite finds on this kernel
 # make kernels  docs/kernels.md, from what the virtual machines found; semantics.md, too
 # make first-day  docs/first-day.md, from what was typed in the one with 6.12
@@ -45,6 +46,7 @@ CHECK_DEPS := python3-venv man-db systemd dbus-bin dbus-daemon util-linux
 BUILD_DEPS := debhelper dh-python dpkg-dev pybuild-plugin-pyproject python3-all python3-setuptools
 
 KERNEL := all
+BOOTS := package
 VENV := build/venv
 # Directories, and scripts without a suffix
 SOURCES := $(wildcard sockredird sockredirctl tests bench) \
@@ -126,10 +128,12 @@ semantics: install-deps
 # VM_PYTEST_ARGS="-k word" and the like reach pytest in the guests. FULL=1: the whole suites, which
 # take an hour for each kernel, and not one test in sixteen.
 vm-test: deb vm-deps build/programs/docker-proxy
-	CGO_ENABLED=0 GOCACHE=$(CURDIR)/build/go-cache GOFLAGS=-trimpath \
-		go build -o build/programs/copy tests/vm/programs/copy.go
+	for program in copy ask; do \
+		CGO_ENABLED=0 GOCACHE=$(CURDIR)/build/go-cache GOFLAGS=-trimpath \
+			go build -o build/programs/$$program tests/vm/programs/$$program.go || exit 1; \
+	done
 	javac --release 17 -d build/programs tests/vm/programs/Available.java
-	$(ROOT) env PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=tests $(PYTHON) -m vm --kernel $(KERNEL) \
+	$(ROOT) env PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=tests $(PYTHON) -m vm --kernel $(KERNEL) --boots $(BOOTS) \
 		$(if $(FULL),--full --timeout 7200) \
 		--pytest="$(VM_PYTEST_ARGS)" --package dist/sockredird_*_all.deb $(VM_CONTENTS)
 
@@ -146,7 +150,7 @@ build/programs/docker-proxy:
 
 # What vm-test does first, unless it is done.
 vm-roots: vm-deps
-	$(ROOT) env PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=tests $(PYTHON) -m vm --kernel $(KERNEL) \
+	$(ROOT) env PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=tests $(PYTHON) -m vm --kernel $(KERNEL) --boots $(BOOTS) \
 		$(VM_CONTENTS)
 
 first-day:
@@ -155,6 +159,8 @@ first-day:
 # What .ci/run has no time for, see RELEASE.md.
 release-test: torture fuzz attack programs
 	$(MAKE) vm-test KERNEL=all
+	$(MAKE) vm-test KERNEL=all BOOTS=containers
+	$(MAKE) vm-test KERNEL=all BOOTS=reboots
 
 # From the results of the last `make vm-test`.
 kernels:

@@ -17,8 +17,8 @@ from pathlib import Path
 from types import FrameType
 
 from vm import disk, qemu, report, roots, sources
-from vm.guest.boots import BOOTS
-from vm.kernels import KERNELS, Kernel
+from vm.guest.boots import SEQUENCES
+from vm.kernels import KERNELS, Kernel, Root, run_name
 
 REPOSITORY = Path(__file__).parents[2]
 BUILD = REPOSITORY / "build" / "vm"
@@ -36,8 +36,9 @@ CHECKOUT = ("bench", "completions", "dbus", "docs", "man", "polkit", "tests")
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="vm")
     parser.add_argument("--kernel", choices=[*KERNELS, "all"], default="all")
+    parser.add_argument("--boots", choices=SEQUENCES, default="package", help="what is tried")
     parser.add_argument("--package", type=Path, help="the .deb under test")
-    parser.add_argument("--timeout", type=float, default=2400, help="seconds for each guest")
+    parser.add_argument("--timeout", type=float, help="seconds for each guest")
     parser.add_argument("--jobs", type=int, default=2, help="guests at a time")
     parser.add_argument("--full", action="store_true", help="whole suites, not a part of each")
     parser.add_argument("--pytest", default="", help="arguments for pytest in the guest")
@@ -50,7 +51,7 @@ def twice(kernel: Kernel, chosen: Sequence[Kernel]) -> bool:
     return next(k for k in chosen if k.root == kernel.root) != kernel
 
 
-def fill_share(package: Path, part: str, pytest_arguments: str, tree: Path) -> None:
+def fill_share(options: argparse.Namespace, part: str, pytest_arguments: str, tree: Path) -> None:
     guest = Path(__file__).parent / "guest"
     ignore = shutil.ignore_patterns("__pycache__", ".*")
     shutil.copytree(guest, tree / "guest", ignore=ignore)
@@ -60,23 +61,27 @@ def fill_share(package: Path, part: str, pytest_arguments: str, tree: Path) -> N
     shutil.copy(REPOSITORY / "pyproject.toml", tree / "checkout")
     shutil.copytree(PROGRAMS, tree / "programs")
     (tree / "package").mkdir()
-    shutil.copy(package, tree / "package")
+    shutil.copy(options.package, tree / "package")
     shutil.copytree(REPOSITORY / "packaging/debian/tests", tree / "package" / "tests")
     (tree / "pytest-arguments").write_text(pytest_arguments)
     (tree / "part").write_text(part)
+    (tree / "sequence").write_text(options.boots)
 
 
 def run(kernel: Kernel, image: roots.Image, options: argparse.Namespace, *, userland: bool) -> bool:
     """All boots of one kernel; True if nothing failed."""
     vmlinuz, initrd = image.boot_files(kernel.version)
-    directory = BUILD / f"guest-{kernel.version}"
+    sequence = SEQUENCES[options.boots]
+    timeout_s = options.timeout or sequence.timeout_s
+    name = run_name(kernel.version, options.boots)
+    directory = BUILD / f"guest-{name}"
     shutil.rmtree(directory, ignore_errors=True)
     tree = directory / "share"
     tree.mkdir(parents=True)
     # another part on each kernel
     part = "1/1" if options.full else f"{list(KERNELS).index(kernel.version) + 1}/{PARTS}"
     selection = [options.pytest] if userland or options.full else [NOT_USERLAND, options.pytest]
-    fill_share(options.package, part, " ".join(selection), tree)
+    fill_share(options, part, " ".join(selection), tree)
     share, root = directory / "share.img", directory / "root.img"
     disk.make(share, tree, SHARE_ROOM)
     disk.copy(image.root, root)
@@ -84,7 +89,7 @@ def run(kernel: Kernel, image: roots.Image, options: argparse.Namespace, *, user
     begun = time.monotonic()
     late = False
     consoles = []
-    for number, boot in enumerate(BOOTS):
+    for number, boot in enumerate(sequence.boots):
         consoles.append(directory / f"console-{number}")
         print(f"{vmlinuz.name} {boot.parameters}: tail -f {consoles[-1]}", flush=True)
         late = not qemu.boot(
@@ -93,7 +98,8 @@ def run(kernel: Kernel, image: roots.Image, options: argparse.Namespace, *, user
             root=root,
             share=share,
             console=consoles[-1],
-            timeout=max(1.0, begun + options.timeout - time.monotonic()),
+            timeout=max(1.0, begun + timeout_s - time.monotonic()),
+            memory_mib=sequence.memory_mib,
             parameters=f"vm_test.boot={number} {boot.parameters}",
         )
         if late:
@@ -102,10 +108,10 @@ def run(kernel: Kernel, image: roots.Image, options: argparse.Namespace, *, user
     root.unlink()
     disk.extract(share, "/results", directory)
     results = directory / "results"
-    stages = [stage.name for boot in BOOTS for stage in boot.stages]
-    result = report.read(results, stages, BUILD / f"junit-{kernel.version}.xml")
+    stages = [stage.name for boot in sequence.boots for stage in boot.stages]
+    result = report.read(results, stages, BUILD / f"junit-{name}.xml")
     if late:
-        result.failures.insert(0, f"the guest was killed after {options.timeout:.0f} s")
+        result.failures.insert(0, f"the guest was killed after {timeout_s:.0f} s")
     elif not result.passed and not result.failures:
         result.failures.append("no test passed: --pytest chose none")
     lines = [f"===== {vmlinuz.name}: {result.line()} in {duration:.0f} s"]
@@ -115,6 +121,13 @@ def run(kernel: Kernel, image: roots.Image, options: argparse.Namespace, *, user
     # at once, as other guests print, too
     print("\n".join(lines), flush=True)
     return not result.failures
+
+
+def build_root(root: Root, options: argparse.Namespace) -> roots.Image:
+    """The sequences that need no packages of their own share a root."""
+    more = SEQUENCES[options.boots].packages_in(root.suite)
+    name = options.boots if more else ""
+    return roots.build(root, [*options.packages, *more], BUILD / "roots", name)
 
 
 def terminate(number: int, frame: FrameType | None) -> None:
@@ -138,14 +151,15 @@ def main() -> int:
             sources.install_from_backports(["qemu-system-x86"], BUILD / "apt")
         chosen = [*KERNELS.values()] if options.kernel == "all" else [KERNELS[options.kernel]]
         images = {
-            root: roots.build(root, options.packages, BUILD / "roots")
+            root: build_root(root, options)
             for root in dict.fromkeys(kernel.root for kernel in chosen)
         }
         if options.package is None:
             return 0
 
         def passes(kernel: Kernel) -> bool:
-            return run(kernel, images[kernel.root], options, userland=not twice(kernel, chosen))
+            userland = options.boots != "package" or not twice(kernel, chosen)
+            return run(kernel, images[kernel.root], options, userland=userland)
 
         with ThreadPoolExecutor(options.jobs) as guests:
             # all of them: a failure on one kernel does not keep the others from running

@@ -12,7 +12,8 @@ from pathlib import Path
 from kernel.conformance import results
 from kernel.conformance.behaviours import ALL
 from kernel.conformance.document import cell, line, tested_kernels
-from vm.kernels import KERNELS
+from vm.guest.boots import SEQUENCES
+from vm.kernels import KERNELS, run_name
 
 REPOSITORY = Path(__file__).parents[2]
 BUILD = REPOSITORY / "build" / "vm"
@@ -27,7 +28,9 @@ Each of these is a Debian host under systemd in a virtual machine: the package i
 every command is typed, real programs run over it, it is upgraded and removed under traffic, the
 host is rebooted with acceleration enabled, and the test suites run over the installed package:
 one in sixteen of their tests, other ones on each kernel, or all with `FULL=1`. What does not depend
-on the kernel, such as polkit and apt, is tried once on each release of Debian.
+on the kernel, such as polkit and apt, is tried once on each release of Debian. Besides, if these
+sequences of boots were run: `containers`, with podman and Docker, and `reboots`, of a host that is
+rebooted ten times with services that are to be accelerated.
 """
 
 Row = list[str]
@@ -57,6 +60,24 @@ def outcomes(junit: Path) -> dict[str, dict[str, str]]:
     return found
 
 
+def found_on(kernel: str) -> dict[str, dict[str, str]]:
+    """The outcomes of the package's boots by stage, and of each other sequence that was run."""
+    found = outcomes(BUILD / f"junit-{kernel}.xml")
+    for boots in SEQUENCES:
+        junit = BUILD / f"junit-{run_name(kernel, boots)}.xml"
+        if boots != "package" and junit.exists():
+            found[boots] = {
+                f"{stage}.{test}": outcome
+                for stage, tests in outcomes(junit).items()
+                for test, outcome in tests.items()
+            }
+    return found
+
+
+def stages(found: list[dict[str, dict[str, str]]]) -> list[str]:
+    return [*dict.fromkeys(stage for kernel in found for stage in kernel)]
+
+
 def hosts(kernels: list[str]) -> Iterator[str]:
     facts = [
         json.loads((BUILD / f"guest-{kernel}/results/host.json").read_text()) for kernel in kernels
@@ -66,10 +87,13 @@ def hosts(kernels: list[str]) -> Iterator[str]:
 
 
 def totals(found: list[dict[str, dict[str, str]]]) -> Iterator[Row]:
-    for stage in found[0]:
+    for stage in stages(found):
         row = [stage]
         for kernel in found:
-            values = list(kernel.get(stage, {}).values())
+            if stage not in kernel:
+                row.append("not run")
+                continue
+            values = list(kernel[stage].values())
             parts = [f"{values.count('passed')} passed"]
             for outcome in ("failed", "xfail", "skip"):
                 number = sum(value.startswith(outcome) for value in values)
@@ -79,7 +103,7 @@ def totals(found: list[dict[str, dict[str, str]]]) -> Iterator[Row]:
 
 
 def differing_tests(found: list[dict[str, dict[str, str]]]) -> Iterator[Row]:
-    for stage in found[0]:
+    for stage in stages(found):
         for test in dict.fromkeys(name for kernel in found for name in kernel.get(stage, {})):
             row = [kernel.get(stage, {}).get(test, "not run") for kernel in found]
             if len(set(row) - {"not run"}) > 1:
@@ -103,7 +127,7 @@ def differing_behaviours() -> Iterator[Row]:
 
 
 def text(kernels: list[str]) -> str:
-    found = [outcomes(BUILD / f"junit-{kernel}.xml") for kernel in kernels]
+    found = [found_on(kernel) for kernel in kernels]
     lines = [INTRODUCTION, *hosts(kernels)]
     lines += ["## Tests", "", *table(["Stage", *kernels], list(totals(found)))]
     lines += ["Where they do not end alike:", ""]

@@ -25,3 +25,8 @@ KERNELS = {
     kernel.version: kernel
     for kernel in (Kernel("6.1", BOOKWORM), Kernel("6.12", TRIXIE), Kernel("7.3", TRIXIE))
 }
+
+
+def run_name(version: str, boots: str = "package") -> str:
+    """What the results of a sequence of boots are called: by the kernel alone for the package's."""
+    return version if boots == "package" else f"{version}-{boots}"

@@ -15,7 +15,6 @@ _running: set[subprocess.Popen[bytes]] = set()
 _ending = threading.Event()
 
 PROGRAM = "qemu-system-x86_64"
-MEMORY_MIB = 2048
 STARTS = 3
 START_TIMEOUT_S = 180.0
 INIT = b"Run /init as init process"
@@ -48,6 +47,7 @@ def boot(
     share: Path,
     console: Path,
     timeout: float,
+    memory_mib: int,
     parameters: str = "",
 ) -> bool:
     """Runs a guest until it powers off or reboots; False if it was killed after `timeout` seconds.
@@ -62,7 +62,7 @@ def boot(
         *(PROGRAM, "-nodefaults", "-no-user-config", "-display", "none"),
         # 7.3 hangs when it finds the HPET of an emulated machine
         *("-nic", "none", "-machine", "q35,hpet=off", "-cpu", "max", "-smp", "2"),
-        *("-accel", accelerator(), "-m", str(MEMORY_MIB)),
+        *("-accel", accelerator(), "-m", str(memory_mib)),
         *("-serial", f"file:{console}"),
         *("-kernel", str(kernel), "-initrd", str(initrd)),
         # panic=-1: a kernel that panics reboots at once, and that ends this boot
