@@ -1,0 +1,61 @@
+"""Containers that are systemd units, by podman's quadlets: scope by --unit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from asking import Asker, check_accelerated, check_on_tcp
+from engines import IMAGE, app, asker_of
+from shell import sh
+
+ENGINE = "podman"
+QUADLETS = Path("/etc/containers/systemd")
+DATABASE = f"""\
+[Container]
+ContainerName=db
+Image={IMAGE}
+Network=shop.network
+"""
+APP = f"""\
+[Unit]
+After=db.service
+[Container]
+ContainerName=app
+Image={IMAGE}
+Network=shop.network
+Exec=ask db:6379 4
+"""
+
+
+@pytest.fixture
+def asker(running: None, engine: str) -> Iterator[Asker]:
+    if not list(Path("/usr/lib/systemd/system-generators").glob("podman-system-generator")):
+        pytest.skip("this podman has no quadlets")
+    QUADLETS.mkdir(parents=True, exist_ok=True)
+    files = {"db.container": DATABASE, "app.container": APP, "shop.network": "[Network]\n"}
+    for name, text in files.items():
+        (QUADLETS / name).write_text(text)
+    sh("systemctl daemon-reload; systemctl start db app")
+    yield asker_of(ENGINE, "app")
+    sh("systemctl stop app db; journalctl -b --no-pager -u app -u db | tail -n 20")
+    for name in files:
+        (QUADLETS / name).unlink()
+    sh("systemctl daemon-reload; podman network rm systemd-shop")
+    sh("sockredirctl disable")
+
+
+def test_scope_by_unit(asker: Asker) -> None:
+    said = sh("sockredirctl enable --configured --addresses any --unit db --unit app")
+    assert "db.service" in said
+    for found in check_accelerated(asker, joined=True):
+        assert (found["client_unit"], found["server_unit"]) == ("app.service", "db.service")
+    said = sh("sockredirctl list --unit app")
+    assert said.count("app.service,db.service") == asker.connections
+    with app(ENGINE, "db:6379", "--network systemd-shop", name="outsider") as outsider:
+        check_on_tcp(outsider)
+    sh("systemctl restart db")
+    check_accelerated(asker, joined=False)
+    sh("systemctl restart app")
+    check_accelerated(asker_of(ENGINE, "app"), joined=False)
