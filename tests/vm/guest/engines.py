@@ -18,7 +18,7 @@ from asking import (
 )
 from shell import sh
 
-ENABLE = "sockredirctl enable --configured --addresses any"
+ENABLE = "sockredirctl enable --addresses any"
 
 # As from a registry, since the commands of docs/containers.md name it so
 IMAGE = "docker.io/library/redis:8"

@@ -47,7 +47,7 @@ def asker(running: None, engine: str) -> Iterator[Asker]:
 
 
 def test_scope_by_unit(asker: Asker) -> None:
-    said = sh("sockredirctl enable --configured --addresses any --unit db --unit app")
+    said = sh("sockredirctl enable --addresses any --unit db --unit app")
     assert "db.service" in said
     for found in check_accelerated(asker, joined=True):
         assert (found["client_unit"], found["server_unit"]) == ("app.service", "db.service")
