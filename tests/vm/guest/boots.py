@@ -39,9 +39,7 @@ class Sequence:
 # In this order: each leaves to the next what it needs
 AFTER_REBOOT = ("services", "first_day", "restored", "removed")
 PACKAGE = (
-    Boot(
-        (Stage("typed", guest=("typed", "test_*.py")), Stage("enabled", guest=("before_reboot",)))
-    ),
+    Boot((Stage("typed", guest=("typed",)), Stage("enabled", guest=("before_reboot",)))),
     Boot(
         (
             Stage("rebooted", guest=tuple(f"after_reboot/test_{name}.py" for name in AFTER_REBOOT)),
