@@ -16,7 +16,7 @@ from status import called, soon
 
 PROGRAM = "/share/programs/ask"
 CONNECTIONS = 4
-ANSWERS = 200  # that are waited for; a message each way for one
+ANSWERS = 50  # that are waited for on each connection; a message each way for one
 Connection = dict[str, Any]
 
 
@@ -32,10 +32,14 @@ class Asker:
         found = re.findall(r"^(\d+) connections, (\d+) answers$", self.output(), re.MULTILINE)
         return (int(found[-1][0]), int(found[-1][1])) if found else (0, 0)
 
-    def until_answered(self, answers: int = ANSWERS) -> None:
-        """Returns when it has had so many more."""
-        wanted = self.progress()[1] + answers
-        soon(lambda: self.progress()[1] >= wanted, f"{answers} answers: {self.output()[-500:]}")
+    @property
+    def answers(self) -> int:
+        return ANSWERS * self.connections
+
+    def until_answered(self) -> None:
+        """Returns when it has had so many more answers."""
+        wanted = self.progress()[1] + self.answers
+        soon(lambda: self.progress()[1] >= wanted, f"{wanted} answers: {self.output()[-500:]}")
 
     def redirecting(self) -> list[Connection]:
         """Those of its connections that are redirected in both directions."""
@@ -64,7 +68,7 @@ def check_accelerated(asker: Asker, *, joined: bool | None = None) -> list[Conne
     for side in ("client", "server"):
         messages = [sum(found[f"{side}_sent_messages"] for found in a) for a in (before, after)]
         # but for those that revalidate, and those that find their reader behind
-        assert messages[1] - messages[0] > ANSWERS // 2, f"what the {side} sends goes by TCP"
+        assert messages[1] - messages[0] > asker.answers // 2, f"what the {side} sends goes by TCP"
     if joined is not None:
         assert {found["joined"] for found in after} == {joined}
     return after
