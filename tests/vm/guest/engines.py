@@ -23,6 +23,8 @@ ENABLE = "sockredirctl enable --addresses any"
 # As from a registry, since the commands of docs/containers.md name it so
 IMAGE = "docker.io/library/redis:8"
 PROGRAMS = ("redis-server", "redis-cli", "redis-benchmark")
+# Where `logs` needs no journal
+LOGS = {"podman": "--log-driver k8s-file", "docker": "--log-driver json-file"}
 COMMAND = 'CMD ["redis-server", "--save", "", "--protected-mode", "no"]'
 
 
@@ -76,7 +78,7 @@ def network(engine: str, name: str, options: str = "") -> Iterator[None]:
 @contextmanager
 def container(engine: str, name: str, options: str = "", command: str = "") -> Iterator[None]:
     """redis-server, unless another command is given."""
-    sh(f"{engine} run -d --name {name} {options} {IMAGE} {command}")
+    sh(f"{engine} run -d --name {name} {LOGS[engine]} {options} {IMAGE} {command}")
     try:
         yield
     finally:

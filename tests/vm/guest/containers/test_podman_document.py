@@ -32,4 +32,3 @@ def test_quadlets() -> None:
     (said,) = documented.type_commands("Podman, as systemd units", accelerated)
     assert said.count("app.service,db.service") == CONNECTIONS
     sh("sockredirctl disable; rm -r /etc/containers/systemd/*; systemctl daemon-reload")
-    sh("podman network rm systemd-shop")

@@ -26,6 +26,7 @@ ContainerName=app
 Image={IMAGE}
 Network=shop.network
 Exec=ask db:6379 4
+LogDriver=k8s-file
 """
 
 
@@ -37,13 +38,15 @@ def asker(running: None, engine: str) -> Iterator[Asker]:
     files = {"db.container": DATABASE, "app.container": APP, "shop.network": "[Network]\n"}
     for name, text in files.items():
         (QUADLETS / name).write_text(text)
-    sh("systemctl daemon-reload; systemctl start db app")
-    yield asker_of(ENGINE, "app")
-    sh("systemctl stop app db; journalctl -b --no-pager -u app -u db | tail -n 20")
-    for name in files:
-        (QUADLETS / name).unlink()
-    sh("systemctl daemon-reload; podman network rm systemd-shop")
-    sh("sockredirctl disable")
+    try:
+        sh("systemctl daemon-reload; systemctl start db app")
+        yield asker_of(ENGINE, "app")
+    finally:
+        sh("journalctl -b --no-pager -u app -u db -u shop-network | tail -n 40")
+        sh("systemctl stop app db shop-network; podman network rm systemd-shop")
+        for name in files:
+            (QUADLETS / name).unlink()
+        sh("systemctl daemon-reload; sockredirctl disable")
 
 
 def test_scope_by_unit(asker: Asker) -> None:
