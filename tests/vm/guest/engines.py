@@ -15,6 +15,7 @@ from asking import (
     Asker,
     check_accelerated,
     check_disabled_without_loss,
+    on_host,
 )
 from shell import sh
 
@@ -121,6 +122,19 @@ def check_app_to_database(engine: str) -> None:
         check_disabled_without_loss(asker)
         sh(ENABLE)
         check_accelerated(asker, joined=True)
+
+
+def check_host_to_container(engine: str) -> None:
+    """By the container's address, and by a published port on the host's address in its network."""
+    with container(engine, "db", "--network shop -p 16379:6379"):
+        inside = f"{address(engine, 'db', 'shop')}:6379"
+        for dialled in (inside, f"{gateway(engine, 'db', 'shop')}:16379"):
+            with on_host(dialled) as asker:
+                for found in check_accelerated(asker, joined=False):
+                    assert found["server"] == dialled
+                    assert found.get("accepted_at", dialled) == inside
+                if dialled != inside:
+                    check_disabled_without_loss(asker)
 
 
 def check_listed(engine: str, *containers: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from asking import check_accelerated, check_disabled_without_loss, on_host
-from engines import address, app, check_app_to_database, container, gateway, network
+from engines import app, check_app_to_database, check_host_to_container, container, gateway, network
 from shell import sh
 from status import counters
 
@@ -37,13 +37,8 @@ def test_pod() -> None:
         sh("podman pod rm -f shop")
 
 
-def test_host_to_published_port(shop: None) -> None:
-    with container(ENGINE, "db", "--network shop -p 16379:6379"):
-        inside = f"{address(ENGINE, 'db', 'shop')}:6379"
-        with on_host(f"{gateway(ENGINE, 'db', 'shop')}:16379") as asker:
-            for found in check_accelerated(asker, joined=False):
-                assert found["accepted_at"] == inside
-            check_disabled_without_loss(asker)
+def test_host_to_container(shop: None) -> None:
+    check_host_to_container(ENGINE)
 
 
 def test_published_on_loopback_is_joined(shop: None) -> None:
