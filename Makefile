@@ -6,7 +6,8 @@
 # make torture  lifecycle, alternation and sequences, for two hours
 # make bench    figures for docs/benchmarks and the README, in ten minutes; QUICK=1: in one, beside them
 # make vm-test  the package on Debian kernels in virtual machines; KERNEL=6.1, 6.12, 7.3 or all of
-#               these, or forky or sid, for that of Debian's testing or unstable; ARCH=arm64
+#               these, or forky or sid, for that of Debian's testing or unstable; ARCH=arm64;
+#               BOOTS=containers: with podman and Docker; BOOTS=reboots: rebooted ten times
 # make semantics  docs/semantics.md, from what the conformance suite finds on this kernel
 # make kernels  docs/kernels.md, from what the virtual machines found; semantics.md, too
 # make first-day  docs/first-day.md, from what was typed in the one with 6.12
@@ -48,6 +49,7 @@ CHECK_DEPS := python3-venv man-db systemd dbus-bin dbus-daemon util-linux
 BUILD_DEPS := debhelper dh-python dpkg-dev pybuild-plugin-pyproject python3-all python3-setuptools
 
 KERNEL := all
+BOOTS := package
 # of the guests, as Debian and Go call it
 ARCH := amd64
 HOST_ARCH := $(shell dpkg --print-architecture)
@@ -133,13 +135,16 @@ semantics: install-deps
 # VM_PYTEST_ARGS="-k word" and the like reach pytest in the guests. FULL=1: the whole suites, which
 # take an hour for each kernel, and not one test in sixteen. VM_TIMEOUT: seconds for each guest, all
 # boots together; a busy host needs more.
-VM_TIMEOUT := $(if $(FULL),7200,2400)
+VM_TIMEOUT := $(if $(FULL),7200)
+VM = $(ROOT) env PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=tests $(PYTHON) -m vm \
+	--kernel $(KERNEL) --architecture $(ARCH) --boots $(BOOTS)
 vm-test: deb vm-deps $(VM_PROGRAMS)/docker-proxy
-	CGO_ENABLED=0 GOARCH=$(ARCH) GOCACHE=$(CURDIR)/build/go-cache GOFLAGS=-trimpath \
-		go build -o $(VM_PROGRAMS)/copy tests/vm/programs/copy.go
+	for program in copy ask; do \
+		CGO_ENABLED=0 GOARCH=$(ARCH) GOCACHE=$(CURDIR)/build/go-cache GOFLAGS=-trimpath \
+			go build -o $(VM_PROGRAMS)/$$program tests/vm/programs/$$program.go || exit 1; \
+	done
 	javac --release 17 -d $(VM_PROGRAMS) tests/vm/programs/Available.java
-	$(ROOT) env PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=tests $(PYTHON) -m vm --kernel $(KERNEL) \
-		--architecture $(ARCH) --timeout $(VM_TIMEOUT) $(if $(FULL),--full) \
+	$(VM) $(if $(VM_TIMEOUT),--timeout $(VM_TIMEOUT)) $(if $(FULL),--full) \
 		--pytest="$(VM_PYTEST_ARGS)" --package dist/sockredird_*_all.deb $(VM_CONTENTS)
 
 vm-deps:
@@ -158,8 +163,7 @@ $(VM_PROGRAMS)/docker-proxy:
 
 # What vm-test does first, unless it is done.
 vm-roots: vm-deps
-	$(ROOT) env PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=tests $(PYTHON) -m vm --kernel $(KERNEL) \
-		--architecture $(ARCH) $(VM_CONTENTS)
+	$(VM) $(VM_CONTENTS)
 
 first-day:
 	PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=.:tests $(PYTHON) -m vm.first_day
@@ -167,6 +171,8 @@ first-day:
 # What .ci/run has no time for, see RELEASE.md.
 release-test: torture fuzz attack programs
 	$(MAKE) vm-test KERNEL=all
+	$(MAKE) vm-test KERNEL=all BOOTS=containers
+	$(MAKE) vm-test KERNEL=all BOOTS=reboots
 	$(MAKE) vm-test KERNEL=forky
 	$(MAKE) vm-test KERNEL=all ARCH=arm64
 

@@ -18,8 +18,8 @@ from types import FrameType
 
 from vm import disk, kernels, qemu, report, roots
 from vm.architectures import ARCHITECTURES
-from vm.guest.boots import BOOTS
-from vm.kernels import Kernel
+from vm.guest.boots import SEQUENCES
+from vm.kernels import Kernel, Root
 
 REPOSITORY = Path(__file__).parents[2]
 BUILD = REPOSITORY / "build" / "vm"
@@ -38,8 +38,9 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="vm")
     parser.add_argument("--kernel", choices=[*kernels.NAMES, "all"], default="all")
     parser.add_argument("--architecture", choices=ARCHITECTURES, default="amd64")
+    parser.add_argument("--boots", choices=SEQUENCES, default="package", help="what is tried")
     parser.add_argument("--package", type=Path, help="the .deb under test")
-    parser.add_argument("--timeout", type=float, default=2400, help="seconds for each guest")
+    parser.add_argument("--timeout", type=float, help="seconds for each guest")
     parser.add_argument("--jobs", type=int, default=2, help="guests at a time")
     parser.add_argument("--full", action="store_true", help="whole suites, not a part of each")
     parser.add_argument("--pytest", default="", help="arguments for pytest in the guest")
@@ -52,7 +53,9 @@ def twice(kernel: Kernel, chosen: Sequence[Kernel]) -> bool:
     return next(k for k in chosen if k.root == kernel.root) != kernel
 
 
-def fill_share(package: Path, programs: Path, part: str, pytest_arguments: str, tree: Path) -> None:
+def fill_share(
+    options: argparse.Namespace, programs: Path, part: str, pytest_arguments: str, tree: Path
+) -> None:
     guest = Path(__file__).parent / "guest"
     ignore = shutil.ignore_patterns("__pycache__", ".*")
     shutil.copytree(guest, tree / "guest", ignore=ignore)
@@ -62,25 +65,28 @@ def fill_share(package: Path, programs: Path, part: str, pytest_arguments: str, 
     shutil.copy(REPOSITORY / "pyproject.toml", tree / "checkout")
     shutil.copytree(programs, tree / "programs")
     (tree / "package").mkdir()
-    shutil.copy(package, tree / "package")
+    shutil.copy(options.package, tree / "package")
     shutil.copytree(REPOSITORY / "packaging/debian/tests", tree / "package" / "tests")
     (tree / "pytest-arguments").write_text(pytest_arguments)
     (tree / "part").write_text(part)
+    (tree / "sequence").write_text(options.boots)
 
 
 def run(kernel: Kernel, image: roots.Image, options: argparse.Namespace, *, userland: bool) -> bool:
     """All boots of one kernel; True if nothing failed."""
     vmlinuz, initrd = image.boot_files(kernel)
     architecture = kernel.root.architecture
-    directory = BUILD / f"guest-{kernel.file_name}"
+    sequence = SEQUENCES[options.boots]
+    timeout_s = options.timeout or sequence.timeout_s
+    name = kernel.run_name(options.boots)
+    directory = BUILD / f"guest-{name}"
     shutil.rmtree(directory, ignore_errors=True)
     tree = directory / "share"
     tree.mkdir(parents=True)
     # another part on each kernel
     part = "1/1" if options.full else f"{kernels.KERNELS.index(kernel) + 1}/{PARTS}"
     selection = [options.pytest] if userland or options.full else [NOT_USERLAND, options.pytest]
-    programs = PROGRAMS / architecture.name
-    fill_share(options.package, programs, part, " ".join(selection), tree)
+    fill_share(options, PROGRAMS / architecture.name, part, " ".join(selection), tree)
     share, root = directory / "share.img", directory / "root.img"
     disk.make(share, tree, SHARE_ROOM)
     disk.copy(image.root, root)
@@ -88,7 +94,7 @@ def run(kernel: Kernel, image: roots.Image, options: argparse.Namespace, *, user
     begun = time.monotonic()
     late = False
     consoles = []
-    for number, boot in enumerate(BOOTS):
+    for number, boot in enumerate(sequence.boots):
         consoles.append(directory / f"console-{number}")
         print(f"{vmlinuz.name} {boot.parameters}: tail -f {consoles[-1]}", flush=True)
         late = not qemu.boot(
@@ -98,7 +104,8 @@ def run(kernel: Kernel, image: roots.Image, options: argparse.Namespace, *, user
             root=root,
             share=share,
             console=consoles[-1],
-            timeout=max(1.0, begun + options.timeout - time.monotonic()),
+            timeout=max(1.0, begun + timeout_s - time.monotonic()),
+            memory_mib=sequence.memory_mib,
             parameters=f"vm_test.boot={number} {boot.parameters}",
         )
         if late:
@@ -107,10 +114,10 @@ def run(kernel: Kernel, image: roots.Image, options: argparse.Namespace, *, user
     root.unlink()
     disk.extract(share, "/results", directory)
     results = directory / "results"
-    stages = [stage.name for boot in BOOTS for stage in boot.stages]
-    result = report.read(results, stages, BUILD / f"junit-{kernel.file_name}.xml")
+    stages = [stage.name for boot in sequence.boots for stage in boot.stages]
+    result = report.read(results, stages, BUILD / f"junit-{name}.xml")
     if late:
-        result.failures.insert(0, f"the guest was killed after {options.timeout:.0f} s")
+        result.failures.insert(0, f"the guest was killed after {timeout_s:.0f} s")
     elif not result.passed and not result.failures:
         result.failures.append("no test passed: --pytest chose none")
     lines = [f"===== {vmlinuz.name}: {result.line()} in {duration:.0f} s"]
@@ -120,6 +127,13 @@ def run(kernel: Kernel, image: roots.Image, options: argparse.Namespace, *, user
     # at once, as other guests print, too
     print("\n".join(lines), flush=True)
     return not result.failures
+
+
+def build_root(root: Root, options: argparse.Namespace) -> roots.Image:
+    """The sequences that need no packages of their own share a root."""
+    more = SEQUENCES[options.boots].packages_in(root.suite)
+    name = options.boots if more else ""
+    return roots.build(root, [*options.packages, *more], BUILD / "roots", name)
 
 
 def terminate(number: int, frame: FrameType | None) -> None:
@@ -142,14 +156,15 @@ def main() -> int:
         qemu.install(ARCHITECTURES[options.architecture], BUILD / "apt")
         chosen = kernels.chosen(options.kernel, options.architecture)
         images = {
-            root: roots.build(root, options.packages, BUILD / "roots")
+            root: build_root(root, options)
             for root in dict.fromkeys(kernel.root for kernel in chosen)
         }
         if options.package is None:
             return 0
 
         def passes(kernel: Kernel) -> bool:
-            return run(kernel, images[kernel.root], options, userland=not twice(kernel, chosen))
+            userland = options.boots != "package" or not twice(kernel, chosen)
+            return run(kernel, images[kernel.root], options, userland=userland)
 
         with ThreadPoolExecutor(options.jobs) as guests:
             # all of them: a failure on one kernel does not keep the others from running

@@ -12,6 +12,7 @@ from pathlib import Path
 from kernel.conformance import results
 from kernel.conformance.behaviours import ALL
 from kernel.conformance.document import cell, line, tested_kernels
+from vm.guest.boots import SEQUENCES
 from vm.kernels import KERNELS, Kernel
 
 REPOSITORY = Path(__file__).parents[2]
@@ -29,7 +30,9 @@ Each of these is a Debian host under systemd in a virtual machine: the package i
 every command is typed, real programs run over it, it is upgraded and removed under traffic, the
 host is rebooted with acceleration enabled, and the test suites run over the installed package:
 one in sixteen of their tests, other ones on each kernel, or all with `FULL=1`. What does not depend
-on the kernel, such as polkit and apt, is tried once on each release of Debian.
+on the kernel, such as polkit and apt, is tried once on each release of Debian. Besides, if these
+sequences of boots were run: `containers`, with podman and Docker, and `reboots`, of a host that is
+rebooted ten times with services that are to be accelerated.
 """
 
 Row = list[str]
@@ -59,12 +62,25 @@ def outcomes(file: Path) -> dict[str, dict[str, str]]:
     return found
 
 
-def junit(kernel: Kernel) -> Path:
-    return BUILD / f"junit-{kernel.file_name}.xml"
+def junit(kernel: Kernel, boots: str = "package") -> Path:
+    return BUILD / f"junit-{kernel.run_name(boots)}.xml"
 
 
 def guest_results(kernel: Kernel) -> Path:
-    return BUILD / f"guest-{kernel.file_name}" / "results"
+    return BUILD / f"guest-{kernel.run_name()}" / "results"
+
+
+def found_on(kernel: Kernel) -> dict[str, dict[str, str]]:
+    """The outcomes of the package's boots by stage, and of each other sequence that was run."""
+    found = outcomes(junit(kernel))
+    for boots in SEQUENCES:
+        if boots != "package" and junit(kernel, boots).exists():
+            found[boots] = {
+                f"{stage}.{test}": outcome
+                for stage, tests in outcomes(junit(kernel, boots)).items()
+                for test, outcome in tests.items()
+            }
+    return found
 
 
 def hosts(kernels: list[Kernel]) -> Iterator[str]:
@@ -82,7 +98,10 @@ def totals(found: list[dict[str, dict[str, str]]]) -> Iterator[Row]:
     for stage in all_stages(found):
         row = [stage]
         for kernel in found:
-            values = list(kernel.get(stage, {}).values())
+            if stage not in kernel:
+                row.append("not run")
+                continue
+            values = list(kernel[stage].values())
             parts = [f"{values.count('passed')} passed"]
             for outcome in ("failed", "xfail", "skip"):
                 number = sum(value.startswith(outcome) for value in values)
@@ -116,7 +135,7 @@ def differing_behaviours() -> Iterator[Row]:
 
 
 def text(kernels: list[Kernel]) -> str:
-    found = [outcomes(junit(kernel)) for kernel in kernels]
+    found = [found_on(kernel) for kernel in kernels]
     titles = [kernel.title for kernel in kernels]
     lines = [INTRODUCTION, *hosts(kernels)]
     lines += ["## Tests", "", *table(["Stage", *titles], list(totals(found)))]

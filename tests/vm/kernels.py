@@ -30,10 +30,10 @@ class Kernel:
         architecture = self.root.architecture.name
         return self.name if architecture == "amd64" else f"{self.name} {architecture}"
 
-    @property
-    def file_name(self) -> str:
-        """A part of names of files, for this kernel only."""
-        return self.title.replace(" ", "-")
+    def run_name(self, boots: str = "package") -> str:
+        """What results of a sequence of boots are called: by the kernel alone for the package's."""
+        kernel = self.title.replace(" ", "-")
+        return kernel if boots == "package" else f"{kernel}-{boots}"
 
 
 BOOKWORM = Root("bookworm")

@@ -17,7 +17,6 @@ from vm.architectures import Architecture
 _running: set[subprocess.Popen[bytes]] = set()
 _ending = threading.Event()
 
-MEMORY_MIB = 2048
 STARTS = 3
 START_TIMEOUT_S = 180.0
 INIT = b"Run /init as init process"
@@ -62,6 +61,7 @@ def boot(
     share: Path,
     console: Path,
     timeout: float,
+    memory_mib: int,
     parameters: str = "",
 ) -> bool:
     """Runs a guest until it powers off or reboots; False if it was killed after `timeout` seconds.
@@ -76,7 +76,7 @@ def boot(
         *(f"qemu-system-{architecture.machine}", "-nodefaults", "-no-user-config"),
         *("-display", "none", "-nic", "none"),
         *(*architecture.options, "-cpu", "max", "-smp", "2"),
-        *("-accel", accelerator(architecture), "-m", str(MEMORY_MIB)),
+        *("-accel", accelerator(architecture), "-m", str(memory_mib)),
         *("-serial", f"file:{console}"),
         *("-kernel", str(kernel), "-initrd", str(initrd)),
         # panic=-1: a kernel that panics reboots at once, and that ends this boot

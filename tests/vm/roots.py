@@ -71,13 +71,16 @@ class Image:
         return kernels[-1], Path(str(kernels[-1]).replace("/vmlinuz-", "/initrd.img-"))
 
 
-def build(root: Root, packages: Sequence[str], cache: Path) -> Image:
-    """The image for `root` with `packages`, from the cache if nothing about it changed."""
+def build(root: Root, packages: Sequence[str], cache: Path, name: str = "") -> Image:
+    """The image for `root` with `packages`, from the cache if nothing about it changed.
+
+    Roots of one suite with other names are kept.
+    """
     # Newer packages of a suite are no reason: `make clean` gets them.
     ingredients = [repr(root), *sorted(packages), Path(__file__).read_text()]
     key = hashlib.sha256("\n".join(ingredients).encode()).hexdigest()[:12]
-    name = f"{root.suite}-{root.architecture.name}"
-    image = Image(cache / f"{name}-{key}")
+    kind = f"{root.suite}-{root.architecture.name}" + (f".{name}" if name else "")
+    image = Image(cache / f"{kind}-{key}")
     if image.directory.exists():
         return image
     cache.mkdir(parents=True, exist_ok=True)
@@ -92,7 +95,7 @@ def build(root: Root, packages: Sequence[str], cache: Path) -> Image:
                 shutil.copyfile(file, done / file.name)
         disk.make(done / "root.img", tree, ROOM)
         done.rename(image.directory)
-    for stale in cache.glob(f"{name}-*"):
+    for stale in cache.glob(f"{kind}-*"):
         if stale != image.directory:
             shutil.rmtree(stale)
     return image

@@ -1,0 +1,1 @@
+"""What runs in guests, as far as it can be seen without one."""

@@ -14,8 +14,3 @@ def test_all_are_those_of_stable_releases() -> None:
 def test_a_suite_has_a_kernel() -> None:
     (kernel,) = kernels.chosen("forky", "amd64")
     assert (kernel.title, kernel.root.suite) == ("forky", "forky")
-
-
-def test_no_two_have_the_same_files() -> None:
-    names = [kernel.file_name for kernel in kernels.KERNELS]
-    assert len(set(names)) == len(names)

@@ -20,13 +20,26 @@ class Boot:
     parameters: str = ""  # of the kernel
 
 
+@dataclass(frozen=True)
+class Sequence:
+    """The disk is kept from each boot to the next, and so is what was enabled."""
+
+    boots: tuple[Boot, ...]
+    # What the guest's root has besides, and what of it a suite does not have
+    packages: tuple[str, ...] = ()
+    lacking: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    memory_mib: int = 2048
+    timeout_s: float = 2400.0
+
+    def packages_in(self, suite: str) -> tuple[str, ...]:
+        missing = dict(self.lacking).get(suite, ())
+        return tuple(name for name in self.packages if name not in missing)
+
+
 # In this order: each leaves to the next what it needs
 AFTER_REBOOT = ("services", "first_day", "restored", "removed")
-# The disk is kept from each boot to the next, and so is what was enabled.
-BOOTS = (
-    Boot(
-        (Stage("typed", guest=("typed", "test_*.py")), Stage("enabled", guest=("before_reboot",)))
-    ),
+PACKAGE = (
+    Boot((Stage("typed", guest=("typed",)), Stage("enabled", guest=("before_reboot",)))),
     Boot(
         (
             Stage("rebooted", guest=tuple(f"after_reboot/test_{name}.py" for name in AFTER_REBOOT)),
@@ -37,3 +50,37 @@ BOOTS = (
     ),
     Boot((Stage("confidentiality", guest=("confidentiality",)),), "lockdown=confidentiality"),
 )
+
+# Debian 12 has the client of Docker in docker.io, and a docker-compose that is no plugin of it.
+CONTAINER_PACKAGES = (
+    *("podman", "netavark", "aardvark-dns", "nftables", "crun", "catatonit"),
+    *("docker.io", "docker-cli", "docker-compose"),
+)
+# Docker makes iptables drop what is forwarded, and what podman forwards with it: each has a boot.
+WITHOUT_DOCKER = " ".join(
+    f"systemd.mask={unit}" for unit in ("docker.service", "docker.socket", "containerd.service")
+)
+CONTAINERS = (
+    Boot((Stage("podman", guest=("containers/test_podman*.py",)),), WITHOUT_DOCKER),
+    Boot((Stage("docker", guest=("containers/test_docker*.py",)),)),
+)
+
+REBOOTS = 10
+REBOOTED = tuple(
+    Boot((Stage(f"reboot-{number + 1}", guest=("reboots/test_again.py",)),))
+    for number in range(REBOOTS)
+)
+SEQUENCES = {
+    "package": Sequence(PACKAGE),
+    "containers": Sequence(
+        CONTAINERS,
+        packages=CONTAINER_PACKAGES,
+        lacking=(("bookworm", ("docker-cli", "docker-compose")),),
+        memory_mib=3072,
+        timeout_s=4800.0,
+    ),
+    "reboots": Sequence(
+        (Boot((Stage("set-up", guest=("before_reboot", "reboots/test_set_up.py")),)), *REBOOTED),
+        timeout_s=4800.0,
+    ),
+}

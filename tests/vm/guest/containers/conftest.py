@@ -1,0 +1,34 @@
+"""What the tests with one engine share; each module names its own in ENGINE."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import engines
+import pytest
+from shell import sh
+from status import loaded
+
+
+@pytest.fixture(scope="module")
+def engine(request: pytest.FixtureRequest) -> str:
+    name = str(request.module.ENGINE)
+    if name == "docker":
+        sh("systemctl start docker")
+    engines.import_image(name)
+    return name
+
+
+@pytest.fixture
+def anywhere(running: None, engine: str) -> Iterator[None]:
+    """Enabled for containers, too."""
+    sh(engines.ENABLE)
+    yield
+    sh("sockredirctl disable")
+    assert not loaded()
+
+
+@pytest.fixture
+def shop(engine: str) -> Iterator[None]:
+    with engines.network(engine, "shop"):
+        yield
