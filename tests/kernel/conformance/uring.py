@@ -68,6 +68,9 @@ def uring_recv_pending(t: Scene) -> None:
 def uring_recv_all(t: Scene) -> None:
     """RECV with MSG_WAITALL"""
     if ring := ring_of(t):
+        # the connection is on TCP from the call on, where that is seen
+        t.near.sendall(b"x")
+        assert t.far.recv(1) == b"x"
         buffer = buffer_of(t, 8)
         where = uring.address(buffer)
         ring.submit(uring.RECV, t.far.fileno(), where, 8, flags=socket.MSG_WAITALL)
