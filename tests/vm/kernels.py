@@ -14,6 +14,8 @@ class Root:
     kernel_suites: tuple[str, ...] = ()
     # Beside those that each root has
     packages: tuple[str, ...] = ()
+    # Of those, what this suite lacks: tests that need it are skipped
+    lacks: tuple[str, ...] = ()
     architecture: Architecture = ARCHITECTURES["amd64"]
 
 
@@ -39,8 +41,8 @@ class Kernel:
 BOOKWORM = Root("bookworm")
 TRIXIE = Root("trixie", kernel_suites=("trixie-backports",))
 # Of testing and unstable, with a Python that is not the default yet
-FORKY = Root("forky", packages=("python3.15",))
-SID = Root("sid", packages=("python3.15",))
+FORKY = Root("forky", packages=("python3.15",), lacks=("python3-fusepy",))
+SID = Root("sid", packages=("python3.15",), lacks=("python3-fusepy",))
 
 # KERNEL=all
 STABLE = (

@@ -87,7 +87,8 @@ def build(root: Root, packages: Sequence[str], cache: Path, name: str = "") -> I
     with tempfile.TemporaryDirectory(dir=cache, prefix="building-") as temporary:
         building = Path(temporary)
         tree = building / "tree"
-        _bootstrap(root, [*SYSTEM, *PROGRAMS, *root.packages, *packages], tree)
+        wanted = [*SYSTEM, *PROGRAMS, *root.packages, *packages]
+        _bootstrap(root, [package for package in wanted if package not in root.lacks], tree)
         done = building / "image"
         done.mkdir()
         for file in (tree / "boot").glob(f"*-*-{FLAVOUR}-{root.architecture.name}"):

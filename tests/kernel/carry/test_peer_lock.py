@@ -20,7 +20,7 @@ from support.edited import Edit, generation_of
 from support.emulated import PATIENCE
 from support.forced import check_it_goes_on
 from support.processes import inside, outside
-from support.slow_file import SlowFile
+from support.slow_file import POSSIBLE, SlowFile
 from support.slow_memory import SlowMemory
 from support.topology import Family, veth
 from support.traffic import Connection, Stream, connection, echo, pattern, push, set_linger
@@ -32,7 +32,8 @@ AT_ONCE_S = 0.5 * PATIENCE
 BLOCKED_S = 1.0
 ADDRESSES = ["127.0.0.1", "::1"]
 Kind = type[SlowMemory] | type[SlowFile]
-KINDS = [SlowMemory, SlowFile]
+NEEDS_FUSE = pytest.mark.skipif(not POSSIBLE, reason="this Debian has no python3-fusepy")
+KINDS = [SlowMemory, pytest.param(SlowFile, marks=NEEDS_FUSE)]
 STEP = MIB
 
 
