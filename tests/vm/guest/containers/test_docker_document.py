@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import documented
 import pytest
-from engines import check_listed
+from engines import identity
 from shell import sh
-from status import accelerated_now, soon
+from status import counters, soon
 
 ENGINE = "docker"
 CHAPTER = "Docker"
@@ -21,11 +21,19 @@ def compose(running: None, engine: str) -> None:
 
 
 def test_compose(compose: None) -> None:
+    names: set[str] = set()
+
     def accelerated() -> None:
         # and one of a health check, perhaps
-        soon(lambda: accelerated_now() >= CONNECTIONS, "the application is accelerated")
-        check_listed(ENGINE, "shop-app-1", "shop-db-1")
+        soon(lambda: active() >= CONNECTIONS, "the application is accelerated")
+        names.update(identity(ENGINE, f"shop-{service}-1")[:12] for service in ("app", "db"))
 
     for said in documented.type_commands(CHAPTER, accelerated):
         assert said.count("redis-benchmark") == CONNECTIONS
+        assert all(name in said for name in names)
+    assert len(names) == 2
     sh("sockredirctl disable")
+
+
+def active() -> int:
+    return counters()["active_connections"]
