@@ -15,7 +15,7 @@ NAME = "file"
 
 
 class _Slow(Operations):
-    """One file, of which nothing is read before the test says so."""
+    """One file; nothing of it is read before the test says so."""
 
     use_ns = True  # of times; fusepy warns where it is not set
 

@@ -131,7 +131,7 @@ def run(kernel: Kernel, image: roots.Image, options: argparse.Namespace, *, user
 
 def build_root(root: Root, options: argparse.Namespace) -> roots.Image:
     """The sequences that need no packages of their own share a root."""
-    more = SEQUENCES[options.boots].packages_in(root.suite)
+    more = SEQUENCES[options.boots].packages
     name = options.boots if more else ""
     return roots.build(root, [*options.packages, *more], BUILD / "roots", name)
 

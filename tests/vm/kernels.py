@@ -14,7 +14,7 @@ class Root:
     kernel_suites: tuple[str, ...] = ()
     # Beside those that each root has
     packages: tuple[str, ...] = ()
-    # Of those, what this suite lacks: tests that need it are skipped
+    # What this suite lacks of all that is asked for: tests that need it are skipped
     lacks: tuple[str, ...] = ()
     architecture: Architecture = ARCHITECTURES["amd64"]
 
@@ -38,7 +38,8 @@ class Kernel:
         return kernel if boots == "package" else f"{kernel}-{boots}"
 
 
-BOOKWORM = Root("bookworm")
+# It has the client of Docker in docker.io, and a docker-compose that is no plugin of it.
+BOOKWORM = Root("bookworm", lacks=("docker-cli", "docker-compose"))
 TRIXIE = Root("trixie", kernel_suites=("trixie-backports",))
 # Of testing and unstable, with a Python that is not the default yet
 FORKY = Root("forky", packages=("python3.15",), lacks=("python3-fusepy",))

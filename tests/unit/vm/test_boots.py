@@ -34,9 +34,3 @@ def test_results_have_names_of_their_own() -> None:
     names = [kernel.run_name(boots) for kernel in KERNELS for boots in SEQUENCES]
     assert len({*names}) == len(names)
     assert {kernel.run_name() for kernel in KERNELS} <= {*names}
-
-
-def test_packages_that_a_suite_lacks_are_left_out() -> None:
-    sequence = Sequence((), packages=("one", "two"), lacking=(("old", ("two",)),))
-    assert sequence.packages_in("old") == ("one",)
-    assert sequence.packages_in("new") == ("one", "two")

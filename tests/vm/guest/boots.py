@@ -25,15 +25,10 @@ class Sequence:
     """The disk is kept from each boot to the next, and so is what was enabled."""
 
     boots: tuple[Boot, ...]
-    # What the guest's root has besides, and what of it a suite does not have
+    # What the guest's root has besides
     packages: tuple[str, ...] = ()
-    lacking: tuple[tuple[str, tuple[str, ...]], ...] = ()
     memory_mib: int = 2048
     timeout_s: float = 2400.0
-
-    def packages_in(self, suite: str) -> tuple[str, ...]:
-        missing = dict(self.lacking).get(suite, ())
-        return tuple(name for name in self.packages if name not in missing)
 
 
 # In this order: each leaves to the next what it needs
@@ -51,7 +46,6 @@ PACKAGE = (
     Boot((Stage("confidentiality", guest=("confidentiality",)),), "lockdown=confidentiality"),
 )
 
-# Debian 12 has the client of Docker in docker.io, and a docker-compose that is no plugin of it.
 CONTAINER_PACKAGES = (
     *("podman", "netavark", "aardvark-dns", "nftables", "crun", "catatonit"),
     *("docker.io", "docker-cli", "docker-compose"),
@@ -75,7 +69,6 @@ SEQUENCES = {
     "containers": Sequence(
         CONTAINERS,
         packages=CONTAINER_PACKAGES,
-        lacking=(("bookworm", ("docker-cli", "docker-compose")),),
         memory_mib=3072,
         timeout_s=4800.0,
     ),
