@@ -25,8 +25,8 @@ PROGRAMS = (
 )
 # Of all that is downloaded and installed; without a mirror apt gives up by itself, before that
 BUILD_TIMEOUT_S = 1800
-# Under qemu-user
-FOREIGN_BUILD_TIMEOUT_S = 5400
+# Under qemu-user, on a host that is busy besides
+FOREIGN_BUILD_TIMEOUT_S = 4 * 3600
 # Free space of the root's file system; the file is sparse
 ROOM = 2 << 30
 # Started by the tests that want them; the login prompt would write over the log on the console.
