@@ -114,7 +114,8 @@ def _bootstrap(root: Root, packages: Sequence[str], tree: Path) -> None:
         'for user in visitor manager admin; do chroot "$1" useradd -m "$user"; done',
         'chroot "$1" usermod -aG sudo admin',
         'echo "/dev/vda / ext4 defaults 0 1" > "$1/etc/fstab"',
-        'echo "/dev/vdb /share ext4 defaults 0 0" >> "$1/etc/fstab"',
+        # of systemd's 90 s, a machine that is emulated on a busy host needs more for udev alone
+        'echo "/dev/vdb /share ext4 x-systemd.device-timeout=15min 0 0" >> "$1/etc/fstab"',
         'mkdir "$1/share"',
         f"""echo '{UNIT}' > "$1/etc/systemd/system/vm-test.service\"""",
         'systemctl --root="$1" enable vm-test.service',
