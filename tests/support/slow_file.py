@@ -8,13 +8,14 @@ import os
 import subprocess
 from multiprocessing.connection import Connection as Channel
 from multiprocessing.reduction import recv_handle
+from pathlib import Path
 
 from support.child import Child
 from support.namespaces import CLONE_NEWNS, unshare
 
 MOUNTED_ON = "/mnt"  # in a mount namespace of the server's own
-# Debian 13 is the last release that has python3-fusepy
-POSSIBLE = importlib.util.find_spec("fusepy") is not None
+# Debian 13 is the last release that has python3-fusepy; a kernel need not have FUSE
+POSSIBLE = importlib.util.find_spec("fusepy") is not None and Path("/dev/fuse").exists()
 
 
 class SlowFile:

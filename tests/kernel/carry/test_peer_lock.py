@@ -32,7 +32,7 @@ AT_ONCE_S = 0.5 * PATIENCE
 BLOCKED_S = 1.0
 ADDRESSES = ["127.0.0.1", "::1"]
 Kind = type[SlowMemory] | type[SlowFile]
-NEEDS_FUSE = pytest.mark.skipif(not POSSIBLE, reason="this Debian has no python3-fusepy")
+NEEDS_FUSE = pytest.mark.skipif(not POSSIBLE, reason="no python3-fusepy, or no FUSE")
 KINDS = [SlowMemory, pytest.param(SlowFile, marks=NEEDS_FUSE)]
 STEP = MIB
 
