@@ -43,15 +43,17 @@ inline_fn int not_accepted(__u64 sk)
 	return !wait_queue_of(sk);
 }
 
-/* Whether a task sleeps on the socket, and it is not one that waits for room to send. */
+/*
+ * Whether a task sleeps inside recv() on a member. It has a reference to the psock meanwhile
+ * (tcp_bpf_recvmsg()), so where the sockhash has the only one, this looks no further. Others with a
+ * reference are those that send, and may wait for room; who sleeps without one is in TCP's own code,
+ * or in connect(): see nobody_in_tcp_recvmsg().
+ */
 inline_fn int reader_sleeps(__u64 sk, struct sock_state *st)
 {
-	__u64 head = wait_queue_of(sk), at, sleeper;
+	__u64 sleeper;
 
-	if (!head)
-		return 0;
-	at = kernel_list_next(head);
-	if (!at || at == head)
+	if (kernel_psock_refcnt(psock_of(sk)) <= 1)
 		return 0;
 	sleeper = sleeper_on(sk, st);
 	return sleeper && sleeper != UNSEEN && !kernel_write_pending(sk);

@@ -150,9 +150,8 @@ inline_fn int blocking_reader(struct sock_state *st, const struct settings *s)
 {
 	if (s->blocking)
 		return 0;
-	/* without a psock reference it may sleep in connect(), if nothing was redirected to it yet */
 	if (reader_sleeps(st->peer_sk, st))
-		return st->mode == REDIRECT || kernel_psock_refcnt(psock_of(st->peer_sk)) > 1;
+		return 1;
 	if (st->reader == READER_POLLS || not_accepted(st->peer_sk))
 		return 0;
 	if (polls(st->peer_sk)) {
@@ -338,11 +337,13 @@ int sockredir_msg(struct sk_msg_md *msg)
 		refuse(st, CAUSE_BLOCKING_READER);
 		return leave(st, CAUSE_BLOCKING_READER);
 	}
-	if (st->mode != REDIRECT && !psock_of(st->peer_sk))
-		return peer_gone(sk, st);
-	if (st->mode != REDIRECT && !begins(sk, st, s)) {
-		by_tcp_on_member(st);
-		return SK_PASS;
+	if (st->mode != REDIRECT) {
+		if (!psock_of(st->peer_sk))
+			return peer_gone(sk, st);
+		if (!begins(sk, st, s)) {
+			by_tcp_on_member(st);
+			return SK_PASS;
+		}
 	}
 	if (pauses(sk, st, size, s))
 		return by_tcp(msg, st);

@@ -205,6 +205,12 @@ GOES: Edit = (
     "		before = at;\n		at = kernel_list_next(at);\n",
     "		before = at;\n		at = bpf_get_prandom_u32() % 16 ? kernel_list_next(at) : 0;\n",
 )
+# Who waits in poll(2) has no reference to the psock, so nothing would be looked at.
+LOOKS: Edit = (
+    "carry/reader.h",
+    "	if (kernel_psock_refcnt(psock_of(sk)) <= 1)\n",
+    "	if (0)\n",
+)
 # Such an entry passed for a sleeping task.
 GONE_SLEEPS: Edit = (
     "leave/in_flight.h",
@@ -258,7 +264,7 @@ def test_who_polls_is_redirected(
 
 @pytest.mark.parametrize("without", [False, True], ids=["with", "without"])
 def test_pollers_that_come_and_go(cgroup: Path, bpffs: Path, tmp_path: Path, without: bool) -> None:
-    edits, scope = [PATIENT, GOES], {"learn": False, "blocking_readers": "tcp"}
+    edits, scope = [PATIENT, LOOKS, GOES], {"learn": False, "blocking_readers": "tcp"}
     if without:
         edits.append(GONE_SLEEPS)
     with generation_of(edits, bpffs, cgroup, tmp_path, **scope) as generation:
