@@ -68,7 +68,7 @@ BPF_HASH(learned, struct listener, struct learned_entry, LEARNED_ENTRIES);
 /* By listener: messages that acceleration saved, less those that pairing cost; see learn/. */
 BPF_TABLE("lru_hash", struct listener, __s32, balances, BALANCED_LISTENERS);
 /* By enum request: 1 if it was made, and the daemon has not begun to carry it out. */
-BPF_ARRAY(requested, __u64, REQUEST_ULP + 1);
+BPF_ARRAY(requested, __u64, REQUEST_JOIN + 1);
 /*
  * On how many connections the programs of a listener have read by an ordinary recv(2), or those of a
  * user's clients of it: learn/readers.h.

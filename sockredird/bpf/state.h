@@ -348,6 +348,7 @@ enum request {
 	REQUEST_WALK,
 	REQUEST_LEARNED, /* the map `learned` has changed */
 	REQUEST_ULP,	 /* a program asked for TCP_ULP: is kernel TLS loaded now? */
+	REQUEST_JOIN,	 /* a connection that is TCP for now may be joined */
 };
 
 enum addresses { ADDRESSES_LOOPBACK, ADDRESSES_HOST, ADDRESSES_ANY };

@@ -42,6 +42,7 @@ from sockredird.loader.records import (
     LISTENER,
     PAUSED,
     PLAIN_COUNTERS,
+    REQUEST_JOIN,
     REQUEST_LEARNED,
     REQUEST_ULP,
     RETIRED,
@@ -297,6 +298,8 @@ class Generation:
 
     def candidates(self) -> Iterator[Any]:
         """A struct candidate for each end in scope with traffic, and for each listener."""
+        begin_request(self._pins["requested"], REQUEST_JOIN)
+        order_requests()
         for chunk in libbpf.iterate(self._pins["candidates"]):
             yield from record("candidate").iter_unpack(chunk)
 

@@ -39,7 +39,7 @@ EVENT_KINDS = (
     *("active_established", "accelerated", "declined", "retired", "closed", "learned"),
     "joined",
 )
-REQUEST_WALK, REQUEST_LEARNED, REQUEST_ULP = range(len(enumerators("request")))
+REQUEST_WALK, REQUEST_LEARNED, REQUEST_ULP, REQUEST_JOIN = range(len(enumerators("request")))
 EXCLUDED = 1 << 31  # pair/cgroup.h: the path ends here
 _V4_MAPPED = bytes(10) + b"\xff\xff"
 

@@ -27,7 +27,7 @@ from sockredird.datapath import inventory
 from sockredird.datapath.generation import Generation
 from sockredird.errors import BusUnavailable, InvalidConfig, SockredirError, printable
 from sockredird.kernel import addresses
-from sockredird.loader.records import REQUEST_LEARNED, REQUEST_ULP
+from sockredird.loader.records import REQUEST_JOIN, REQUEST_LEARNED, REQUEST_ULP
 from sockredird.observe import explain, listing
 from sockredird.service.appearance import Appearance
 from sockredird.service.endpoint import Endpoint
@@ -436,10 +436,12 @@ class Daemon:
 
     def _request(self, what: int) -> None:
         """Carries out a request of the datapath (enum request)."""
-        if what not in (REQUEST_LEARNED, REQUEST_ULP):
-            self._retire_soon()
-        else:
+        if what in (REQUEST_LEARNED, REQUEST_ULP):
             self._learn_soon()
+        elif what == REQUEST_JOIN:
+            self._looks.soon()
+        else:
+            self._retire_soon()
 
     def _learn_soon(self) -> None:
         self._learn_again = True

@@ -17,7 +17,7 @@ FREE_LOOKS = 5  # without that limit, to join soon what is connected at Enable
 
 
 class Looks:
-    """Looks soon after begin() and after a walk has handed back connections, else now and then.
+    """Looks soon after begin() and soon(), else now and then.
 
     Lives on the event loop. Two looks make one decision, as a connection has to carry messages
     between them.
@@ -38,6 +38,7 @@ class Looks:
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
         self._going = False
+        self._wanted = False  # soon() was called since the last look began
 
     def begin(self) -> None:
         """Acceleration has begun: what is connected already joins soon."""
@@ -48,10 +49,13 @@ class Looks:
             self._at(asyncio.get_running_loop().time())
 
     def soon(self) -> None:
-        """Connections were handed back that may join again; SHARE still holds."""
-        due = asyncio.get_running_loop().time() + SOON_S
-        if self._timer is not None and self._timer.when() > due and due > self._rested_at:
-            self._pause = SOON_S
+        """There are connections that may join: new ones, or some that were handed back.
+
+        SHARE still holds.
+        """
+        self._wanted = True
+        due = max(asyncio.get_running_loop().time() + SOON_S, self._rested_at)
+        if self._timer is not None and self._timer.when() > due:
             self._at(due)
 
     def end(self) -> None:
@@ -71,12 +75,13 @@ class Looks:
         self._task.add_done_callback(self._done)
 
     async def _run(self) -> None:
+        self._wanted = False
         looked = await self._look()
         if looked.joined or looked.full:
             self._joined()
         if looked.joined:
             self._pause, self._free = SOON_S, max(self._free, 1)
-        elif looked.new:
+        elif looked.new or self._wanted:
             self._pause = SOON_S
         elif looked.eligible <= looked.left and not self._free:
             self._pause = LONGEST_S

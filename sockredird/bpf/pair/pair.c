@@ -260,6 +260,7 @@ inline_fn void client_outside(const struct pair *pair, struct flow *flow, enum r
 	if (!u || u->pair.client_seq != pair->client_seq || u->pair.server_seq != pair->server_seq)
 		return decline_outside(flow, reach);
 	of_client = u->flow;
+	ask(REQUEST_JOIN);
 	/* the same address: its SYN was answered with a cookie, or before acceleration was enabled */
 	decline_both(same_client(&of_client, flow) ? CAUSE_PEER_OUTSIDE : CAUSE_UNDECIDABLE,
 		     &of_client, flow);
@@ -303,11 +304,12 @@ inline_fn void part(enum cause cause, struct handshake *hs, const struct pair *p
 
 	peers.delete(&client);
 	handshakes.delete((struct pair *)pair);
-	if (cause == CAUSE_EARLY_DATA) {
+	if (cause == CAUSE_EARLY_DATA) { /* that is over as soon as it is read */
 		struct listener l = listener_in(flow);
 
 		add_to_balance(&l, &client_flow, (__u64)tp, client_sk, -EARLY_DATA_COST,
 			       CAUSE_EARLY_DATA);
+		ask(REQUEST_JOIN);
 	}
 	decline_both(cause, &client_flow, flow);
 }

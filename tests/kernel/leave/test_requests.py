@@ -12,10 +12,11 @@ import pytest
 
 from sockredird.datapath.generation import Generation
 from sockredird.kernel.ringbuf import RingBuffers
-from sockredird.loader.records import REQUEST_LEARNED, REQUEST_ULP, REQUEST_WALK
+from sockredird.loader.records import REQUEST_JOIN, REQUEST_LEARNED, REQUEST_ULP, REQUEST_WALK
+from support.kernel_facts import FIONREAD_OMITS_TCP
 from support.options import TCP_ULP
 from support.processes import inside
-from support.traffic import Connection, connection, echo
+from support.traffic import Connection, connection, echo, listen
 
 TIMES = 20
 
@@ -33,6 +34,18 @@ def encrypted(both: Connection) -> None:
         both.client.setsockopt(socket.IPPROTO_TCP, TCP_ULP, b"tls")
 
 
+def declined(_both: Connection) -> None:
+    with listen() as listener:
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 5)
+        with socket.create_connection(listener.getsockname()) as client:
+            client.sendall(b"early")
+            listener.accept()[0].close()
+
+
+def look(generation: Generation) -> None:
+    list(generation.candidates())
+
+
 def walk(generation: Generation) -> None:
     generation.members.walk()
 
@@ -44,6 +57,12 @@ def walk(generation: Generation) -> None:
         (learned, REQUEST_WALK, walk),
         (learned, REQUEST_LEARNED, Generation.begin_learned),
         (encrypted, REQUEST_ULP, Generation.begin_learned),
+        pytest.param(
+            *(declined, REQUEST_JOIN, look),
+            marks=pytest.mark.skipif(
+                not FIONREAD_OMITS_TCP, reason="connections with early data are paired at once"
+            ),
+        ),
     ],
 )
 @inside()

@@ -19,6 +19,7 @@ from sockredird.loader.records import (
     LEARNED_FOR_GOOD,
     MODES,
     PAUSED,
+    REQUEST_JOIN,
     REQUEST_LEARNED,
     REQUEST_ULP,
     REQUEST_WALK,
@@ -51,7 +52,12 @@ def test_enumerations() -> None:
     words = {"by_tcp": "tcp", "redirect": "redirected", "native": "leaving"}
     assert tuple(words[name] for name in names("mode")) == MODES
     assert names("event_kind", "EVENT_") == ("active", *EVENT_KINDS[1:])
-    requests = {"walk": REQUEST_WALK, "learned": REQUEST_LEARNED, "ulp": REQUEST_ULP}
+    requests = {
+        "walk": REQUEST_WALK,
+        "learned": REQUEST_LEARNED,
+        "ulp": REQUEST_ULP,
+        "join": REQUEST_JOIN,
+    }
     assert requests == {name: at for at, name in enumerate(names("request", "REQUEST_"))}
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 
+import pytest
+
 from sockredird.datapath.join import Looked
 from sockredird.service.look import FIRST_S, FREE_LOOKS, LONGEST_S, SHARE, SOON_S, Looks
 from sockredird.service.systemd import next_tick
@@ -60,6 +62,40 @@ def test_within_15_s() -> None:
     *_, longest, seen, _ = pauses(*[replace(NOTHING, seconds=0.0)] * 20, NEW, JOINS)
     assert longest <= LONGEST_S
     assert LONGEST_S + seen < 15.0
+
+
+def test_a_connection_that_was_declined_is_looked_for_once_the_last_looks_are_paid_for() -> None:
+    async def run() -> None:
+        looks = Looks(lambda: asyncio.sleep(0, NOTHING), lambda: None)
+        looks.begin()
+        for _ in range(FREE_LOOKS + 1):
+            await looks._run()
+        now = asyncio.get_running_loop().time()
+        assert looks._timer is not None
+        assert looks._timer.when() > now + SHARE * SECONDS + SOON_S
+        looks.soon()
+        assert looks._timer.when() - now == pytest.approx(SHARE * SECONDS, abs=SOON_S)
+
+    asyncio.run(run())
+
+
+def test_a_connection_that_is_declined_during_a_look_has_another_look() -> None:
+    async def look() -> Looked:
+        looks.soon()
+        return replace(NOTHING, seconds=0.0)
+
+    async def run() -> None:
+        for _ in range(FREE_LOOKS + 1):
+            await looks._run()
+        assert looks._timer is not None
+        assert looks._timer.when() - asyncio.get_running_loop().time() <= SOON_S
+
+    async def main() -> None:
+        looks.begin()
+        await run()
+
+    looks = Looks(look, lambda: None)
+    asyncio.run(main())
 
 
 def test_a_look_that_finds_nothing_wakes_the_processor_with_the_watchdog() -> None:
