@@ -34,8 +34,8 @@ APT_REPO_DEPS := apt-utils gnupg
 # of those that are not run in guests
 HOST_TEST_DEPS := prometheus $(APT_REPO_DEPS)
 # of bench/: what compiles its load generators, and the programs they are compared with
-BENCH_DEPS := apache2-bin gcc libc6-dev iperf3 memcached nginx-light postgresql python3-matplotlib \
-	redis-tools sockperf wrk
+BENCH_DEPS := apache2-bin gcc haproxy libc6-dev iperf3 memcached nginx-light pgbouncer postgresql \
+	python3-matplotlib redis-tools sockperf wrk
 # of tests/bus/programs
 PROGRAM_DEPS := golang-go haproxy memcached nginx-light nodejs pgbouncer postgresql redis-server
 VM_DEPS := default-jdk-headless e2fsprogs golang-go mmdebstrap util-linux

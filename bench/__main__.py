@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import blocks, daemon, loads, machine, profile, readme, report
-from bench.datapaths import Host
+from bench.host import Host
 from bench.loads import Loads
 from bench.programs import Programs
 from bench.spread import FEWEST_ROUNDS, Spread, simultaneous, spread
@@ -60,10 +60,18 @@ def _arguments() -> argparse.Namespace:
         nargs="+",
         help="workloads of these names, or with one of these in their name",
     )
+    parser.add_argument(
+        "--base",
+        type=Path,
+        metavar="DIRECTORY",
+        help="another checkout: compares its sockredird with this one's, and both with plain TCP",
+    )
     parser.add_argument("--rounds", type=int, help="of each workload")
     parser.add_argument("--output", type=Path, help="directory for the results")
     parser.add_argument("--readme", type=Path, help="file whose figures are to be replaced")
     arguments = parser.parse_args()
+    if arguments.base is not None:
+        arguments.base = arguments.base.resolve(strict=True)
     if arguments.rounds is not None and arguments.rounds < FEWEST_ROUNDS:
         parser.error(f"fewer than {FEWEST_ROUNDS} rounds have no interval")
     return arguments
@@ -85,9 +93,9 @@ def _wanted(workloads: list[Workload], arguments: argparse.Namespace) -> list[Wo
 def _run(arguments: argparse.Namespace) -> dict[str, Any]:
     started = time.monotonic()
     kind = arguments.kind
-    results: dict[str, Any] = {"machine": machine.describe(), "kind": kind.title}
+    results: dict[str, Any] = {"machine": machine.describe(arguments.base), "kind": kind.title}
     with ExitStack() as stack:
-        host = Host(stack, null=arguments.null)
+        host = Host(stack, null=arguments.null, base=arguments.base)
         programs = REPOSITORY / "build" / "bench" / "load"
         loads.build(programs)
         load = Loads(host, programs, kind.duration)
@@ -110,7 +118,7 @@ def _run(arguments: argparse.Namespace) -> dict[str, Any]:
             if kind is SHORT and not arguments.null:
                 del entry["rounds"]  # a thousand
             print(report.line(entry), flush=True)
-        if kind in (FULL, QUICK) and not (arguments.null or arguments.only):
+        if kind in (FULL, QUICK) and not (arguments.null or arguments.only or arguments.base):
             results["profile"] = profile.measure(host, load)
             results["daemon"] = daemon.measure(host, load, quick=kind is QUICK)
     results["seconds"] = round(time.monotonic() - started)

@@ -19,7 +19,8 @@ from pathlib import Path
 from subprocess import Popen
 
 from bench import servers
-from bench.datapaths import AGAIN, OURS, TCP, Datapath, Host, cpu_seconds, end, spawn
+from bench.datapaths import AGAIN, OURS, TCP, Datapath, cpu_seconds, end, spawn
+from bench.host import Host
 from bench.servers import Address
 from bench.workload import Sample, Workload
 
@@ -147,6 +148,7 @@ def workloads(host: Host, directory: Path) -> list[Workload]:
             rounds=ROUNDS,
             targets=WANTED,
             accelerated=accelerated,  # until it is known that it does not pay
+            covered=False,
             close=blocks.close,
         )
         for name, title, accelerated, blocks in kinds

@@ -10,7 +10,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bench.datapaths import OURS, Host
+from bench.accelerator import Accelerator
+from bench.datapaths import OURS
+from bench.host import Host
 from bench.loads import Loads
 from bench.spread import spread
 from support.checkout import REPOSITORY
@@ -21,24 +23,25 @@ RUNS = 9
 
 def measure(host: Host, loads: Loads, *, quick: bool) -> dict[str, Any]:
     """Ends the host's daemon and starts others in its place; the last one is left running."""
+    ours = host.ours
     runs = 3 if quick else RUNS
     names = ("restart", "first", "enable", "disable", "stats", "memory")
     found: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(runs):
-        found["restart"].append(_seconds(host.restart_daemon))
+        found["restart"].append(_seconds(ours.restart))
     for _ in range(runs):
-        found["stats"].append(_seconds(lambda: _ctl(host, "stats")))
+        found["stats"].append(_seconds(lambda: _ctl(ours, "stats")))
     for _ in range(runs):
-        found["disable"].append(_seconds(lambda: host.call("Disable")))
-        host.restart_daemon()
-        shutil.rmtree(host.cache)
-        found["first"].append(_seconds(lambda: host.call("Enable")))
-        host.call("Disable")
-        host.restart_daemon()
-        found["enable"].append(_seconds(lambda: host.call("Enable")))
+        found["disable"].append(_seconds(lambda: ours.call("Disable")))
+        ours.restart()
+        shutil.rmtree(ours.cache)
+        found["first"].append(_seconds(lambda: ours.call("Enable")))
+        ours.call("Disable")
+        ours.restart()
+        found["enable"].append(_seconds(lambda: ours.call("Enable")))
         loads.rr(host.datapaths[OURS], size=64)
-        host.call("Stats")
-        found["memory"].append(_resident_mib(host.daemon.pid))
+        ours.call("Stats")
+        found["memory"].append(_resident_mib(ours.process.pid))
     figures = (
         ("memory", "resident memory after Enable", "MiB", 35.0),
         ("restart", "SIGKILL to READY, adopting the datapath", "s", 0.3),
@@ -64,10 +67,10 @@ def _seconds(action: Callable[[], object]) -> float:
     return time.monotonic() - start
 
 
-def _ctl(host: Host, command: str) -> None:
+def _ctl(ours: Accelerator, command: str) -> None:
     subprocess.run(
         [PYTHON, "-m", "sockredirctl", command],
-        env=environment(host.bus),
+        env=environment(ours.bus),
         cwd=REPOSITORY,
         capture_output=True,
         check=True,

@@ -1,4 +1,4 @@
-"""Workloads of bench/load/*.c: request and response, streams, short connections, memcached."""
+"""Workloads of bench/load/*.c: request and response, streams, short connections, caches."""
 
 from __future__ import annotations
 
@@ -17,18 +17,16 @@ from bench.datapaths import (
     TCP,
     TRACED,
     Datapath,
-    Host,
     cpu_seconds,
     end,
     spawn,
 )
+from bench.host import Host
 from bench.servers import Address
-from bench.workload import EVERYWHERE, Sample, Workload
+from bench.workload import EVERYWHERE, SAME_CORE, TWO_CORES, Sample, Workload
 
 SOURCES = Path(__file__).parent / "load"
-LOADS = ("rr", "stream", "crr", "blocks", "memcached")
-SAME_CORE = (0, 0)
-TWO_CORES = (1, 0)  # CPUs of server and client
+LOADS = ("rr", "stream", "crr", "blocks", "cache")
 # Of crr: a listener has seen few, or so many that it is known what acceleration does for it
 FEW_CONNECTIONS, MANY_CONNECTIONS = 50, 2048
 RR, STREAMS, SHORT, EDGES, TRACING = (
@@ -77,6 +75,7 @@ class Loads:
         load: str,
         server: list[object],
         client: list[object],
+        connections: int = 1,
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """The results of both ends. Arguments follow the address."""
         program = str(self._directory / load)
@@ -93,18 +92,20 @@ class Loads:
                 path.client,
                 frozenset({cpus[1]}),
             )
-            theirs = self._result(asking, path)
-            ours = self._result(listening, path)
+            theirs = self._result(asking, path, connections)
+            ours = self._result(listening, path, connections)
         finally:
             end(listening)
         return ours, theirs
 
-    def _result(self, process: subprocess.Popen[str], path: Datapath) -> dict[str, Any]:
+    def _result(
+        self, process: subprocess.Popen[str], path: Datapath, connections: int
+    ) -> dict[str, Any]:
         assert process.stdout is not None and process.stdin is not None
         line = process.stdout.readline()
         if line == "paused\n":
             if path.change is not None:
-                path.change()
+                path.change(connections)
             process.stdin.write("go on\n")
             process.stdin.flush()
             line = process.stdout.readline()
@@ -127,7 +128,8 @@ class Loads:
     ) -> Sample:
         options = ["blocking"] if blocking else []
         client = [size, connections, idle, self._duration, *options, *(["pause"] if pause else [])]
-        server, result = self._talk(path, cpus, "rr", [size, connections + idle, *options], client)
+        serving = [size, connections + idle, *options]
+        server, result = self._talk(path, cpus, "rr", serving, client, connections + idle)
         return Sample(
             rate=result["operations"] / result["seconds"],
             server_cpu_us=server["cpu_seconds"] / server["operations"] * 1e6,
@@ -160,12 +162,18 @@ class Loads:
             more={"connections": client["operations"] + warm_up + 1},
         )
 
-    def memcached(self, path: Datapath, address: Address, *, value: int) -> Sample:
-        """Of a server that runs already."""
+    def cache(
+        self, path: Datapath, kind: str, address: Address, *, value: int, connections: int = 1
+    ) -> Sample:
+        """Of a server that runs already; `kind` is memcached or redis."""
         where = str(address.path) if path.unix else str(address.port)
-        command = [str(self._directory / "memcached"), "client", where, str(value)]
+        arguments = [kind, where, str(value), str(connections), str(self._duration)]
+        pause = ["pause"] if path.change else []
         before = cpu_seconds(path.server)
-        client = self._result(spawn([*command, str(self._duration)], path.client), path)
+        process = spawn(
+            [str(self._directory / "cache"), *arguments, *pause], path.client, path.client_cpus
+        )
+        client = self._result(process, path, connections)
         used = cpu_seconds(path.server) - before
         return Sample(
             rate=client["operations"] / client["seconds"],

@@ -23,10 +23,12 @@ _VERSIONS = {
 }
 
 
-def describe() -> dict[str, Any]:
+def describe(base: Path | None) -> dict[str, Any]:
+    """`base`: the checkout that sockredird is compared with."""
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "commit": _git("describe", "--always", "--dirty"),
+        "commit": _commit(REPOSITORY),
+        **({"base": _commit(base)} if base else {}),
         "kernel": platform.release(),
         "cpu": _field("/proc/cpuinfo", "model name"),
         "cpus": os.cpu_count(),
@@ -46,8 +48,9 @@ def _output(*command: str) -> str:
     return (done.stdout + done.stderr).strip()
 
 
-def _git(*arguments: str) -> str:
-    return _output("git", "-c", f"safe.directory={REPOSITORY}", "-C", str(REPOSITORY), *arguments)
+def _commit(checkout: Path) -> str:
+    command = ["git", "-c", f"safe.directory={checkout}", "-C", str(checkout)]
+    return _output(*command, "describe", "--always", "--dirty")
 
 
 def _field(path: str, name: str) -> str:

@@ -17,9 +17,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench.datapaths import OURS, TEXTBOOK, Host
-from bench.loads import FEW_CONNECTIONS, SAME_CORE, Loads
+from bench.datapaths import OURS, TEXTBOOK
+from bench.host import Host
+from bench.loads import FEW_CONNECTIONS, Loads
 from bench.spread import spread
+from bench.workload import SAME_CORE
 
 ROUNDS = 5
 _RUN_TIME = 0  # enum bpf_stats_type
@@ -54,8 +56,8 @@ def _runs(pin: Path) -> Runs:
 
 def measure(host: Host, loads: Loads) -> dict[str, Any]:
     """Per datapath: ns and runs of its two programs per message, and per connection."""
-    (generation,) = (host.bpffs / "sockredird").glob("generation-*")
-    places = {OURS: generation, TEXTBOOK: host.bpffs / "textbook"}
+    (generation,) = host.ours.bpffs.glob("generation-*")
+    places = {OURS: generation, TEXTBOOK: host.pins(TEXTBOOK)}
     result: dict[str, Any] = {}
     with _timed():
         for name, (sockops, msg) in _PROGRAMS.items():

@@ -5,20 +5,26 @@ from __future__ import annotations
 import csv
 import json
 import re
+import subprocess
 from collections.abc import Callable
 from functools import cached_property, partial
 
 from bench import servers
-from bench.datapaths import OURS, TCP, TEXTBOOK, Datapath, Host, cpu_seconds, spawn
+from bench.datapaths import JOINED, OURS, TCP, TEXTBOOK, Datapath, cpu_seconds, end, spawn
+from bench.host import Host
 from bench.loads import Loads
 from bench.spread import FEWEST_ROUNDS
-from bench.workload import Sample, Workload
+from bench.workload import SAME_CORE, TWO_CORES, Sample, Workload
 
 TOOLS, PROGRAMS = "Tools", "Programs"
+POOLS = "Pools that are older than Enable"
 NO_UNIX = (TCP, OURS, TEXTBOOK)
 VALUES = (64, 4096)
 ROUNDS = 9
 JOINING_S = 10  # so long that what begins on TCP does not count for much
+POOL = 16  # connections to a cache
+PG_CLIENTS = 4
+PG_SECONDS = 2  # for which a pool of PostgreSQL is measured
 
 
 class Programs:
@@ -31,7 +37,7 @@ class Programs:
     ) -> Sample:
         """Runs a client; `parse` finds its rate, and how many operations it did, in its output."""
         before = cpu_seconds(path.server), cpu_seconds(path.client)
-        process = spawn(command, path.client)
+        process = spawn(command, path.client, path.client_cpus)
         output, errors = process.communicate(timeout=120)
         if process.returncode != 0:
             raise RuntimeError(f"{command}: status {process.returncode}: {output}{errors}")
@@ -61,7 +67,7 @@ class Programs:
         with servers.redis(path, self._host.scratch) as address:
             where = ["-s", str(address.path)] if path.unix else ["-p", str(address.port)]
             asking = ["redis-benchmark", *where, "-c", "50", "-d", str(value)]
-            fill = spawn([*asking, "-t", "set", "-n", "1000", "-q"], path.client)
+            fill = spawn([*asking, "-t", "set", "-n", "1000", "-q"], path.client, path.client_cpus)
             fill.communicate(timeout=30)
             count = 200_000 if pipeline > 1 else 40_000
             if value > 1024:
@@ -84,9 +90,44 @@ class Programs:
             ]
             return self._client(path, command, partial(_pgbench, 4 * count))
 
-    def memcached(self, path: Datapath, *, value: int) -> Sample:
-        with servers.memcached(path, self._host.scratch) as address:
-            return self._loads.memcached(path, address, value=value)
+    def pgbench_pool(self, path: Datapath) -> Sample:
+        """pgbench reports each second; that in which `path` changes is left out."""
+        with self._postgres.serving(path) as address:
+            command = [
+                *("pgbench", "-n", "-S", "-M", "prepared", "-c", str(PG_CLIENTS), "-T", "600"),
+                *("-P", "1", "-h", "127.0.0.1", "-p", str(address.port), "-U", "postgres"),
+                "postgres",
+            ]
+            process = spawn(command, path.client, path.client_cpus)
+            try:
+                _pgbench_second(process)
+                if path.change is not None:
+                    path.change(PG_CLIENTS)
+                _pgbench_second(process)
+                before = cpu_seconds(path.server), cpu_seconds(path.client)
+                rates = [_pgbench_second(process) for _ in range(PG_SECONDS)]
+                after = cpu_seconds(path.server), cpu_seconds(path.client)
+            finally:
+                end(process)
+        total = sum(rates)
+        server, client = ((b - a) / total * 1e6 for a, b in zip(before, after, strict=True))
+        return Sample(total / PG_SECONDS, server, client)
+
+    def pgbouncer(self, path: Datapath) -> Sample:
+        """Both ends of the pool's connections are on one CPU, as PostgreSQL and pgbouncer are."""
+        count = 2000
+        with (
+            self._postgres.serving(path) as server,
+            servers.pgbouncer(path, self._host.scratch, server, pool=PG_CLIENTS) as address,
+        ):
+            where = ["-h", "127.0.0.1", "-p", str(address.port), "-U", "postgres", "postgres"]
+            command = ["pgbench", "-n", "-S", "-c", str(PG_CLIENTS), "-t", str(count), *where]
+            return self._client(path, command, partial(_pgbench, PG_CLIENTS * count))
+
+    def cache(self, path: Datapath, kind: str, *, value: int, connections: int = 1) -> Sample:
+        serve = {"memcached": servers.memcached, "redis": servers.redis}[kind]
+        with serve(path, self._host.scratch) as address:
+            return self._loads.cache(path, kind, address, value=value, connections=connections)
 
     def nginx(self, path: Datapath) -> Sample:
         with servers.nginx(path, self._host.scratch) as address:
@@ -98,6 +139,14 @@ class Programs:
         with (
             servers.nginx(path, scratch) as app,
             servers.nginx(path, scratch, app=app, keep=keep) as address,
+        ):
+            return self._wrk(path, address)
+
+    def haproxy(self, path: Datapath) -> Sample:
+        scratch = self._host.scratch
+        with (
+            servers.nginx(path, scratch) as app,
+            servers.haproxy(path, scratch, app) as address,
         ):
             return self._wrk(path, address)
 
@@ -129,6 +178,7 @@ class Programs:
                 self.sockperf,
                 datapaths=(TCP, OURS),
                 rounds=ROUNDS,
+                cpus=SAME_CORE,
                 scope={"blocking_readers": "accelerate"},  # it sleeps inside recv()
             ),
             Workload(
@@ -140,14 +190,17 @@ class Programs:
                 self.iperf3,
                 datapaths=(TCP, OURS),
                 rounds=ROUNDS,
+                cpus=TWO_CORES,
                 targets={f"{OURS}/tcp": 0.98},
             ),
             *self._redis(),
             *self._pgbench(),
             *self._memcached(),
             *self._nginx(),
+            self._pgbouncer(),
             self._deferred_keepalive(),
             *self._deferred(),
+            *self._pools(),
         ]
 
     def _redis(self) -> list[Workload]:
@@ -162,6 +215,7 @@ class Programs:
                 "request",
                 partial(self.redis, pipeline=pipeline, value=value),
                 rounds=ROUNDS,
+                cpus=TWO_CORES,
                 targets={f"{OURS}/tcp": targets.get((pipeline, value), 0.98)},
                 quick=(pipeline, value) == (1, 64),
             )
@@ -183,6 +237,7 @@ class Programs:
                 "transaction",
                 partial(self.pgbench, arguments=arguments, count=count),
                 rounds=ROUNDS,
+                cpus=TWO_CORES,
                 targets={f"{OURS}/tcp": target},
             )
             for name, title, arguments, count, target in kinds
@@ -196,8 +251,9 @@ class Programs:
                 f"memcached get, 1 client, {value} B values",
                 "requests/s",
                 "request",
-                partial(self.memcached, value=value),
+                partial(self.cache, kind="memcached", value=value),
                 rounds=ROUNDS,
+                cpus=SAME_CORE,
                 targets={f"{OURS}/tcp": 1.3 if value == VALUES[0] else 0.98},
                 quick=value == VALUES[0],
             )
@@ -213,6 +269,7 @@ class Programs:
                 partial(self.proxy, keep=True),
                 0.98,
             ),
+            ("haproxy", "HAProxy before nginx, connections kept", self.haproxy, 0.98),
             (
                 "proxy",
                 "nginx as a proxy, a connection per request",
@@ -230,6 +287,7 @@ class Programs:
                 run,
                 datapaths=NO_UNIX,
                 rounds=ROUNDS,
+                cpus=TWO_CORES,
                 targets={f"{OURS}/tcp": target},
             )
             for name, title, run, target in kinds
@@ -246,8 +304,48 @@ class Programs:
             partial(self.nginx_deferred, keep=True),
             datapaths=(TCP, OURS),  # the textbook mixes bytes up here
             rounds=FEWEST_ROUNDS,
+            cpus=TWO_CORES,
             targets={f"{OURS}/tcp": 1.3},
         )
+
+    def _pgbouncer(self) -> Workload:
+        return Workload(
+            "pgbouncer",
+            PROGRAMS,
+            "pgbench -S, 4 clients, through pgbouncer",
+            "transactions/s",
+            "transaction",
+            self.pgbouncer,
+            datapaths=NO_UNIX,
+            rounds=ROUNDS,
+            cpus=TWO_CORES,
+            targets={f"{OURS}/tcp": 0.98},
+        )
+
+    def _pools(self) -> list[Workload]:
+        pgbench = "pgbench -S, 4 clients, prepared", "transactions/s", "transaction"
+        kinds: list[tuple[str, tuple[str, str, str], Callable[[Datapath], Sample]]] = [
+            ("pgbench", pgbench, self.pgbench_pool)
+        ]
+        for kind in ("redis", "memcached"):
+            title = f"{kind} get, {POOL} connections, {VALUES[0]} B values"
+            run = partial(self.cache, kind=kind, value=VALUES[0], connections=POOL)
+            kinds.append((kind, (title, "requests/s", "request"), run))
+        return [
+            Workload(
+                f"{name}-pool",
+                POOLS,
+                title,
+                unit,
+                operation,
+                run,
+                datapaths=(TCP, OURS, JOINED),
+                rounds=ROUNDS,
+                cpus=TWO_CORES,
+                targets={f"{JOINED}/{OURS}": 0.97},
+            )
+            for name, (title, unit, operation), run in kinds
+        ]
 
     def _deferred(self) -> list[Workload]:
         """Nothing is accelerated there, as the first data comes with the handshake."""
@@ -261,6 +359,7 @@ class Programs:
                 run,
                 datapaths=(TCP, OURS),  # the textbook mixes bytes up here
                 rounds=ROUNDS,
+                cpus=TWO_CORES,
                 targets={f"{OURS}/tcp": 0.98},
                 accelerated=False,
             )
@@ -295,6 +394,16 @@ def _pgbench(count: int, output: str) -> tuple[float, float]:
     if found is None:
         raise RuntimeError(f"pgbench said: {output}")
     return float(found[1]), count
+
+
+def _pgbench_second(process: subprocess.Popen[str]) -> float:
+    """Transactions in the second that it reports next."""
+    assert process.stderr is not None
+    for line in process.stderr:
+        found = re.match(r"progress: \S+ s, (\S+) tps", line)
+        if found is not None:
+            return float(found[1])
+    raise RuntimeError(f"pgbench ended: {process.communicate()[0]}")
 
 
 def _wrk(output: str) -> tuple[float, float]:

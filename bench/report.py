@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from bench.datapaths import AGAIN, JOINED, OURS, TCP, TEXTBOOK, TRACED, UNIX
+from bench.datapaths import AGAIN, JOINED, OURS, TCP, TEXTBOOK, TRACED, UNIX, of_base
 from bench.spread import Spread
 
 Entry = dict[str, Any]
@@ -51,6 +51,7 @@ def machine(results: Entry) -> str:
         f"{about['date']}, commit {about['commit']}, Linux {about['kernel']}, "
         f"{about['distribution']}, {about['cpus']} CPUs of {about['cpu']} "
         f"(virtualization: {about['virtual']}), {about['memory_mib'] / 1024:.0f} GiB"
+        + (f"; the base is commit {about['base']}" if "base" in about else "")
     )
 
 
@@ -70,7 +71,7 @@ def _verdict(entry: Entry, name: str) -> str:
 def _ratios(results: Entry, group: str) -> str:
     entries = [entry for entry in results["workloads"] if entry["group"] == group]
     datapaths = entries[0]["datapaths"]
-    if OURS not in datapaths or {TRACED, JOINED, AGAIN} & set(datapaths):
+    if OURS not in datapaths or {TRACED, JOINED, AGAIN, of_base(OURS)} & set(datapaths):
         return _edges(entries)
     head = ["", "plain TCP", "sockredird", *(f"x {_HEADS[name]}" for name in AGAINST)]
     rows = []
@@ -87,7 +88,7 @@ def _ratios(results: Entry, group: str) -> str:
 
 def _edges(entries: list[Entry]) -> str:
     """Of datapaths that are not to differ from another."""
-    names = list(entries[0]["ratios"])
+    names = list(dict.fromkeys(name for entry in entries for name in entry["ratios"]))
     rows = []
     for entry in entries:
         cells = [f"{entry['title']} ({entry['unit']})"]

@@ -47,7 +47,7 @@ def _await(process: subprocess.Popen[str], family: int, address: str | tuple[str
 def _serving(
     command: list[str], path: Datapath, address: Address, *, user: int | None = None
 ) -> Iterator[Address]:
-    process = spawn(command, path.server, user=user)
+    process = spawn(command, path.server, path.server_cpus, user)
     try:
         if path.unix:
             _await(process, socket.AF_UNIX, str(address.path))
@@ -190,6 +190,57 @@ def apache(path: Datapath, scratch: Path) -> Iterator[Address]:
         _APACHE.format(directory=directory, port=address.port, modules="/usr/lib/apache2/modules")
     )
     with _serving(["apache2", "-DFOREGROUND", "-f", str(configuration)], path, address):
+        yield address
+
+
+_HAPROXY = """
+global
+    nbthread 1
+defaults
+    mode http
+    timeout connect 20s
+    timeout client 60s
+    timeout server 60s
+    http-reuse always
+frontend f
+    bind 127.0.0.1:{port}
+    default_backend b
+backend b
+    server app 127.0.0.1:{app}
+"""
+
+
+@contextmanager
+def haproxy(path: Datapath, scratch: Path, app: Address) -> Iterator[Address]:
+    """A proxy before `app` that keeps its connections, and does not splice."""
+    address = _fresh(scratch, "haproxy")
+    configuration = scratch / "haproxy.cfg"
+    configuration.write_text(_HAPROXY.format(port=address.port, app=app.port))
+    with _serving(["haproxy", "-db", "-f", str(configuration)], path, address):
+        yield address
+
+
+_PGBOUNCER = """
+[databases]
+postgres = host=127.0.0.1 port={server} dbname=postgres user=postgres
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = {port}
+unix_socket_dir =
+auth_type = any
+pool_mode = transaction
+default_pool_size = {pool}
+"""
+
+
+@contextmanager
+def pgbouncer(path: Datapath, scratch: Path, server: Address, *, pool: int) -> Iterator[Address]:
+    """A pool of connections to PostgreSQL."""
+    address = _fresh(scratch, "pgbouncer")
+    configuration = scratch / "pgbouncer.ini"
+    configuration.write_text(_PGBOUNCER.format(port=address.port, server=server.port, pool=pool))
+    user = pwd.getpwnam("postgres").pw_uid
+    with _serving(["pgbouncer", "-q", str(configuration)], path, address, user=user):
         yield address
 
 

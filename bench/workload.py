@@ -3,13 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
-from bench.datapaths import AGAIN, JOINED, OURS, TCP, TEXTBOOK, TRACED, UNIX, Datapath, Host
+from bench import coverage
+from bench.datapaths import (
+    AGAIN,
+    EXCLUDED,
+    JOINED,
+    OURS,
+    OUTSIDE,
+    RETIRED,
+    TCP,
+    TEXTBOOK,
+    TRACED,
+    UNIX,
+    Datapath,
+    of_base,
+)
+from bench.host import Host
 from bench.spread import spread
 
+SAME_CORE = (0, 0)
+TWO_CORES = (1, 0)  # CPUs of server and client
 EVERYWHERE = (TCP, OURS, TEXTBOOK, UNIX)
+AGAINST_BASE = 0.98  # the smallest ratio to another checkout that is wanted
 
 
 @dataclass(frozen=True)
@@ -39,8 +58,10 @@ class Workload:
     targets: dict[str, float] = field(default_factory=dict)  # "a/b" -> smallest ratio wanted
     quick: bool = False
     accelerated: bool = True  # whether OURS is expected to redirect
+    covered: bool = True  # whether all connections of a run begin and end in it
     scope: dict[str, str] = field(default_factory=dict)  # keys of [scope] that it needs
     close: Callable[[], None] = lambda: None  # after the last round
+    cpus: tuple[int, int] | None = None  # those of servers and clients; None: the scheduler chooses
 
 
 def ratio_names(datapaths: Sequence[str]) -> list[str]:
@@ -49,6 +70,18 @@ def ratio_names(datapaths: Sequence[str]) -> list[str]:
     if OURS in datapaths:
         names += [f"{OURS}/{name}" for name in (TEXTBOOK, UNIX) if name in datapaths]
     names += [f"{name}/{OURS}" for name in (TRACED, JOINED) if name in datapaths]
+    names += [f"{name}/{of_base(name)}" for name in datapaths if of_base(name) in datapaths]
+    return names
+
+
+def visited(workload: Workload, *, null: bool, base: bool) -> list[str]:
+    """The names of its datapaths, in a run without acceleration, or beside another checkout."""
+    names = list(workload.datapaths)
+    if null:
+        return [TCP, AGAIN, *(name for name in names if name not in (TCP, AGAIN, UNIX))]
+    if base:
+        ours = [n for n in names if n in (OURS, EXCLUDED, OUTSIDE, RETIRED, TRACED)]
+        return [TCP, *ours, *map(of_base, ours)]
     return names
 
 
@@ -61,19 +94,19 @@ def order(datapaths: Sequence[str], number: int) -> list[str]:
 
 def measure(workload: Workload, host: Host, rounds: int) -> dict[str, Any]:
     """The workload's entry in the results: medians per datapath, ratios of rounds, all rounds."""
-    names = list(workload.datapaths)
-    if host.null:
-        names = [TCP, AGAIN, *(name for name in names if name not in (TCP, AGAIN, UNIX))]
-    host.forget()
+    names = visited(workload, null=host.null, base=host.base is not None)
+    for accelerator in host.accelerators:
+        accelerator.forget()
     before = host.redirected()
     samples: list[dict[str, dict[str, float]]] = []
     try:
         with host.enabled_with(workload.scope):
             for number in range(rounds):
                 samples.append({name: _run(workload, host, name) for name in order(names, number)})
+            redirected = host.redirected() - before
+            covered = _coverage(workload, host) if OURS in names else None
     finally:
         workload.close()
-    redirected = host.redirected() - before
     if {OURS, JOINED} & set(names) and workload.accelerated != bool(redirected) and not host.null:
         raise RuntimeError(f"{workload.name}: {redirected} messages were redirected")
     return {
@@ -83,15 +116,31 @@ def measure(workload: Workload, host: Host, rounds: int) -> dict[str, Any]:
         "unit": workload.unit,
         "operation": workload.operation,
         "redirected_messages": redirected,
+        "coverage": covered,
         "datapaths": {name: _medians([sample[name] for sample in samples]) for name in names},
         "ratios": {name: asdict(spread(ratios(samples, name))) for name in ratio_names(names)},
-        "targets": workload.targets,
+        "targets": workload.targets
+        | {name: AGAINST_BASE for name in ratio_names(names) if of_base("") in name},
         "rounds": samples,
     }
 
 
-def _run(workload: Workload, host: Host, name: str) -> dict[str, float]:
+def _path(workload: Workload, host: Host, name: str) -> Datapath:
     path = host.datapaths[name]
+    if not workload.cpus:
+        return path
+    server, client = workload.cpus
+    return replace(path, server_cpus=frozenset({server}), client_cpus=frozenset({client}))
+
+
+def _coverage(workload: Workload, host: Host) -> float | None:
+    if host.null or host.base or not workload.covered:
+        return None
+    return coverage.measure(host, partial(workload.run, _path(workload, host, OURS)))
+
+
+def _run(workload: Workload, host: Host, name: str) -> dict[str, float]:
+    path = _path(workload, host, name)
     with path.around():
         return workload.run(path).figures()
 

@@ -19,8 +19,8 @@ from bench.datapaths import (
     TCP,
     TEXTBOOK,
     UNIX,
-    Host,
 )
+from bench.host import Host
 from bench.loads import Loads
 from bench.workload import measure
 
@@ -51,10 +51,10 @@ def test_only_ours_is_redirected_by_ours(host: Host, load: Loads, name: str) -> 
     path = host.datapaths[name]
     before = 0
 
-    def change() -> None:
+    def change(connections: int) -> None:
         nonlocal before
         if path.change is not None:
-            path.change()
+            path.change(connections)
         before = host.redirected()
 
     with path.around():

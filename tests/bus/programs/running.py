@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pwd
 import shutil
 import socket
 import subprocess
@@ -21,7 +20,6 @@ from bench.datapaths import Datapath, end, spawn
 from bus.programs import clients
 from support.daemon.client import Client
 from support.daemon.host import Host
-from support.traffic import free_port
 from support.waiting import eventually
 
 HERE = Path(__file__).parent
@@ -108,35 +106,15 @@ def nginx(host: Host, scratch: Path, load: Load) -> Iterator[Traffic]:
         yield traffic
 
 
-_HAPROXY = """
-defaults
-    mode http
-    timeout connect 20s
-    timeout client 60s
-    timeout server 60s
-    http-reuse always
-frontend f
-    bind 127.0.0.1:{port}
-    default_backend b
-backend b
-    server app 127.0.0.1:{app}
-"""
-
-
 @contextmanager
 def haproxy(host: Host, scratch: Path, load: Load) -> Iterator[Traffic]:
     needs("haproxy")
-    with _web(host, scratch / "behind-haproxy") as app:
-        port = free_port()
-        configuration = scratch / "haproxy.cfg"
-        configuration.write_text(_HAPROXY.format(port=port, app=app.port))
-        process = spawn(["haproxy", "-db", "-f", str(configuration)], host.cgroup)
-        try:
-            servers._await(process, 2, ("127.0.0.1", port))
-            with asking(host, load, clients.Http, port, app.port) as traffic:
-                yield traffic
-        finally:
-            end(process)
+    with (
+        _web(host, scratch / "behind-haproxy") as app,
+        servers.haproxy(place(host), scratch, app) as proxy,
+        asking(host, load, clients.Http, proxy.port, app.port) as traffic,
+    ):
+        yield traffic
 
 
 class _Psql:
@@ -182,36 +160,17 @@ def postgresql(host: Host, scratch: Path, load: Load) -> Iterator[Traffic]:
         yield traffic
 
 
-_PGBOUNCER = """
-[databases]
-postgres = host=127.0.0.1 port={server} dbname=postgres user=postgres
-[pgbouncer]
-listen_addr = 127.0.0.1
-listen_port = {port}
-unix_socket_dir =
-auth_type = any
-pool_mode = transaction
-default_pool_size = 2
-"""
-
-
 @contextmanager
 def pgbouncer(host: Host, scratch: Path, load: Load) -> Iterator[Traffic]:
     needs("psql", "pg_ctlcluster", "pgbouncer")
     scratch = scratch / "behind-pgbouncer"
     scratch.mkdir()
-    with servers.Postgres(scratch).serving(place(host)) as address:
-        port = free_port()
-        configuration = scratch / "pgbouncer.ini"
-        configuration.write_text(_PGBOUNCER.format(port=port, server=address.port))
-        user = pwd.getpwnam("postgres").pw_uid
-        process = spawn(["pgbouncer", "-q", str(configuration)], host.cgroup, user=user)
-        try:
-            servers._await(process, 2, ("127.0.0.1", port))
-            with _psqls(host, load, port, address.port) as traffic:
-                yield traffic
-        finally:
-            end(process)
+    with (
+        servers.Postgres(scratch).serving(place(host)) as server,
+        servers.pgbouncer(place(host), scratch, server, pool=2) as proxy,
+        _psqls(host, load, proxy.port, server.port) as traffic,
+    ):
+        yield traffic
 
 
 @contextmanager
