@@ -13,9 +13,7 @@ from sockredirctl.client import Client
 
 Row = dict[str, Any]
 ON_PAR = 0.05  # a ratio whose median is nearer to 1 than this is no difference
-BUSIEST = 100  # connections that the estimate is made of
-ONE_CPU = "round trip, {}, one CPU"  # a work whose time is processor time
-SIZES = {"64 B": 64, "8 KiB": 8192}  # bytes
+LEAST_SHOWN = 0.01  # seconds of processor time per second
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -30,13 +28,13 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 async def run(client: Client, arguments: argparse.Namespace) -> None:
     async with progress.shown("measuring round trips and streams, which takes some seconds"):
-        rows: list[Row] = await client.call("Bench", "q", arguments.port)
-    if arguments.json:
-        print(json.dumps(rows))
-        return
-    print(text(rows))
-    query = {"sort": Variant("s", "message_rate")}
-    print(estimate(rows, await client.call("ConnectionsWith", "ua{sv}", BUSIEST, query)))
+        if arguments.json:
+            print(json.dumps(await client.call("Bench", "q", arguments.port)))
+            return
+        options = {"port": Variant("q", arguments.port)}
+        result: dict[str, Any] = await client.call("BenchWith", "a{sv}", options)
+    print(text(result["rows"]))
+    print(estimate(result["estimate"]))
 
 
 def text(rows: list[Row]) -> str:
@@ -61,30 +59,55 @@ def sentence(rows: list[Row]) -> str:
     return f"{opening}: {', '.join(parts)}. Measured in Python: faster programs gain more."
 
 
-def estimate(rows: list[Row], connections: list[Row]) -> str:
-    """What the busiest connections save at this moment, by the times of the nearest size."""
-    rates = [
-        (c.get(f"{side}_messages_per_second", 0), c.get(f"{side}_bytes_per_second", 0))
-        for c in connections
-        for side in ("client", "server")
-    ]
-    messages = sum(count for count, _ in rates)
-    trips = {row["work"]: row["plain"] - row["accelerated"] for row in rows}
-    saved = {size: trips.get(ONE_CPU.format(name)) for name, size in SIZES.items()}
-    if not messages or None in saved.values():
-        return (
-            "For an estimate of what the programs here gain, enable acceleration, and run this "
-            "again while they work."
+def estimate(found: dict[str, Row]) -> str:
+    """What this host's own connections save, and what more of them would, in sentences."""
+    lines = []
+    accelerated, plain = found.get("accelerated"), found.get("tcp")
+    if accelerated and accelerated["connections"]:
+        lines.append(
+            f"This host's accelerated connections: {_exchange(accelerated)}; acceleration saves "
+            f"{_saved(accelerated)} (an estimate)."
         )
-    microseconds = 0.0
-    for count, size in rates:
-        nearest = min(SIZES.values(), key=lambda known: abs(known - size / count)) if count else 0
-        # a round trip is two messages
-        microseconds += count * (saved.get(nearest) or 0.0) / 2
+    if plain is None:
+        lines.append("There is no estimate of what this host's connections on TCP would save.")
+    elif plain["connections"]:
+        end = f", and {_large(plain)}" if plain["large_connections"] else ""
+        lines.append(
+            f"This host's own connections: {_exchange(plain)} by plain TCP; accelerating them "
+            f"would save {_saved(plain)}{end} (an estimate)."
+        )
+    elif plain["large_connections"]:
+        lines.append(f"This host's own connections on plain TCP: {_large(plain)} (an estimate).")
+    elif not lines:
+        lines.append(
+            "This host's own connections: none between two local programs carried a message by "
+            "plain TCP just now; run this while the services work, for an estimate of what they "
+            "would save."
+        )
+    return "\n".join(lines)
+
+
+def _exchange(found: Row) -> str:
+    one = found["connections"] == 1
     return (
-        f"An estimate for the {len(connections)} busiest accelerated connections: at "
-        f"{messages:,} messages per second, they save {microseconds / 1e6:.2f} s of processor "
-        "time per second."
+        f"{found['connections']:,} between local programs {'exchanges' if one else 'exchange'} "
+        f"{found['messages_per_second']:,} messages of {found['message_bytes']:,} bytes per second"
+    )
+
+
+def _saved(found: Row) -> str:
+    seconds = found["saved_cpu_seconds"]
+    if seconds <= 0:
+        return "no processor time"
+    amount = f"about {seconds:.2f} s" if seconds >= LEAST_SHOWN else f"less than {LEAST_SHOWN} s"
+    return f"{amount} of processor time per second"
+
+
+def _large(found: Row) -> str:
+    one = found["large_connections"] == 1
+    return (
+        f"{found['large_connections']:,} with messages larger than 16 KiB "
+        f"{'gains' if one else 'gain'} nothing"
     )
 
 

@@ -53,6 +53,7 @@ class Backend(Protocol):
     async def learned(self) -> list[dict[str, Any]]: ...
     async def forget(self, identity: str) -> None: ...
     async def bench(self, port: int) -> list[dict[str, Any]]: ...
+    async def bench_and_estimate(self, port: int) -> dict[str, Any]: ...
     async def subscribe(self, client: str) -> None: ...
     async def unsubscribe(self, client: str) -> None: ...
     def properties(self) -> dict[str, Variant]: ...
@@ -191,6 +192,26 @@ class Manager1(ServiceInterface):  # type: ignore[misc]
     @no_type_check
     async def Bench(self, port: "q") -> "aa{sv}":  # noqa: F821
         return [variants(row) for row in await self._backend.bench(port)]
+
+    @method()
+    @_answered
+    @no_type_check
+    async def BenchWith(self, options: "a{sv}") -> "a{sv}":
+        """`port` q. Returns `rows`, as Bench does, and `estimate`, an a{sv} for each kind."""
+        values = {name: value.value for name, value in options.items()}
+        port = values.pop("port", 0)
+        if values:
+            raise InvalidConfig(f"{', '.join(sorted(values))}: unknown option; there is only port")
+        if type(port) is not int or not 0 <= port <= 65535:
+            raise InvalidConfig("port: must be a number from 0 to 65535; 0 is any")
+        result = await self._backend.bench_and_estimate(port)
+        kinds = result["estimate"].items()
+        return {
+            "rows": Variant("aa{sv}", [variants(row) for row in result["rows"]]),
+            "estimate": Variant(
+                "a{sv}", {kind: Variant("a{sv}", variants(found)) for kind, found in kinds}
+            ),
+        }
 
     @method()
     @_answered

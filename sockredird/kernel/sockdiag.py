@@ -30,9 +30,11 @@ _REQUEST_OF_ONE = struct.Struct("=BBxxI2s2s16s16s4x8s")  # struct inet_diag_req_
 _NO_COOKIE = bytes([0xFF] * 8)
 _V4_MAPPED = bytes(10) + b"\xff\xff"
 _MESSAGE = struct.Struct("=BBxx2s2s16s16s4x8s3I2I")  # struct inet_diag_msg
-_ULP_INFO, _CGROUP_ID = 19, 21
+_INFO, _ULP_INFO, _CGROUP_ID = 2, 19, 21
+# tcpi_bytes_received and tcpi_data_segs_in of struct tcp_info, include/uapi/linux/tcp.h
+_RECEIVED = struct.Struct("=128xQ16xI")
 _ULP_NAME = 1
-_WANT_INFO = 1 << 1  # INET_DIAG_INFO: without it the kernel leaves out the ULP
+_WANT_INFO = 1 << (_INFO - 1)  # without it the kernel leaves out the ULP, too
 _CLONE_NEWNET = 0x40000000
 
 
@@ -76,6 +78,8 @@ class Socket:
     cgroup: int  # id; 0: unknown
     ulp: str
     cookie: bytes  # unique among all sockets since boot
+    received_bytes: int = 0  # by TCP: what was redirected is not in it
+    received_segments: int = 0  # with data, modulo 2^32
 
     @property
     def listening(self) -> bool:
@@ -94,6 +98,8 @@ def _parse(raw: bytes) -> Socket:
         parsed = IPv4Address(ip[:4]) if family == socket.AF_INET else _unmapped(IPv6Address(ip))
         return Address(parsed, int.from_bytes(port, "big"))
 
+    info = has.get(_INFO, b"")
+    received = _RECEIVED.unpack_from(info) if len(info) >= _RECEIVED.size else (0, 0)
     ulp = attributes(has.get(_ULP_INFO, b"")).get(_ULP_NAME, b"")
     return Socket(
         local=address(src, sport),
@@ -104,6 +110,8 @@ def _parse(raw: bytes) -> Socket:
         cgroup=int.from_bytes(has.get(_CGROUP_ID, b""), "little"),
         ulp=ulp.rstrip(b"\0").decode(errors="replace"),
         cookie=cookie,
+        received_bytes=received[0],
+        received_segments=received[1],
     )
 
 

@@ -126,6 +126,16 @@ def _flows(c: Connection) -> set[bytes]:
     return {FLOW.pack(**seen._asdict()) for seen in (c.flow, _as_server_sees(c))}
 
 
+def rates(generations: list[Generation]) -> Iterator[tuple[set[bytes], list[tuple[int, int]]]]:
+    """Each connection: struct flow as either end sees it, and the rates of its directions.
+
+    A rate is messages and bytes per second that were redirected since the last list that was made
+    at least half a second ago.
+    """
+    for c in _read(generations):
+        yield _flows(c), [(view.message_rate, view.byte_rate) for view in c.view]
+
+
 def describe(c: Connection, names: Names) -> dict[str, Any]:
     flow = Flow.of(c.flow)
     seen = Flow.of(_as_server_sees(c))

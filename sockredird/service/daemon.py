@@ -19,7 +19,7 @@ from sockredird.bus import connection
 from sockredird.bus import manager1 as dbus
 from sockredird.bus.events import EventRelay
 from sockredird.bus.units import Units
-from sockredird.check import benchmark
+from sockredird.check import benchmark, estimate
 from sockredird.check.findings import Finding
 from sockredird.config import Config
 from sockredird.control.manager import DRAINING, Manager
@@ -282,10 +282,21 @@ class Daemon:
         return [finding.told(everything) for finding in findings]
 
     async def bench(self, port: int) -> list[dict[str, Any]]:
+        return await self._beside(lambda: self._measure(port))
+
+    async def bench_and_estimate(self, port: int) -> dict[str, Any]:
+        """Looks at this host's connections first, since measuring slows their programs down."""
+
+        def trial() -> dict[str, Any]:
+            seen = estimate.watch(lambda: self._manager.generations, self._worker.wait)
+            rows = self._measure(port)
+            return {"rows": rows, "estimate": estimate.of(rows, seen)}
+
+        return await self._beside(trial)
+
+    def _measure(self, port: int) -> list[dict[str, Any]]:
         root = Path(self._settings.paths.bpffs)
-        return await self._beside(
-            lambda: benchmark.run(root, port, lambda: self._manager.generations, self._worker.wait)
-        )
+        return benchmark.run(root, port, lambda: self._manager.generations, self._worker.wait)
 
     def kernel(self) -> dict[str, Any]:
         return self._manager.kernel.summary()

@@ -37,6 +37,7 @@ from .bus.fakebus import FakeBus
 _MEMBERS = [
     *("Enable", "EnableWith", "DisableWith", "Stats", "Check", "Explain", "Connections"),
     *("WriteConnections", "ConnectionsWith", "Forget", "Subscribe", "Get", "GetAll", "Introspect"),
+    *("Bench", "BenchWith"),
     *(
         "Set",
         "Ping",

@@ -26,6 +26,7 @@ METHODS = {
     "Explain": ("a{sv}", "aa{sv}"),
     "Check": ("", "aa{sv}"),
     "Bench": ("q", "aa{sv}"),
+    "BenchWith": ("a{sv}", "a{sv}"),
     "Learned": ("", "aa{sv}"),
     "Forget": ("s", ""),
     "Reload": ("", ""),

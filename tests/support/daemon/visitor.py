@@ -17,6 +17,7 @@ from support.daemon.users import NOBODY, become
 _client: Client
 BODIES = {
     "Bench": ("q", 0),
+    "BenchWith": ("a{sv}", {}),
     "Connections": ("u", 0),
     "ConnectionsWith": ("ua{sv}", 0, {}),
     "WriteConnections": ("ha{sv}", 0, {}),

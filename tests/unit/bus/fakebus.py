@@ -26,7 +26,11 @@ class Backend:
 
     def __getattr__(self, name: str) -> Any:
         async def answer(*_arguments: Any, **_keys: Any) -> Any:
-            return {"stats": {"active_connections": 1}}.get(name, [])
+            answers: dict[str, Any] = {
+                "stats": {"active_connections": 1},
+                "bench_and_estimate": {"rows": [], "estimate": {}},
+            }
+            return answers.get(name, [])
 
         return answer
 

@@ -57,6 +57,7 @@ def answers(name: str) -> dict[str, Any]:
             connection(name, False) | {"kind": "connection", "state": "tcp", "detail": name},
         ],
         "Bench": [],
+        "BenchWith": {"rows": [], "estimate": {}},
         "properties": {
             "Version": "0.1.0",
             "State": "enabled",
