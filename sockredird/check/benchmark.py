@@ -24,6 +24,7 @@ ROUNDS = 9  # their extremes enclose the median with 99.6 % confidence
 SECONDS = 0.05  # of one measurement
 TRIES = 3  # on a busy host a message of an accelerated connection may go by TCP
 WINDOW_BYTES = 4 << 20
+SOFTIRQS_APART = 0.85  # below it, the kernel counts the softirqs of plain TCP apart
 _MAX_CONNECTIONS = 1024
 
 
@@ -45,10 +46,20 @@ WORKS = (
 
 
 @dataclass(frozen=True)
+class Measured:
+    """What one round found of a work."""
+
+    rate: float  # round trips or bytes per second
+    cpu: float = 0.0  # seconds of processor time of a round trip; 0 for a stream
+
+
+@dataclass(frozen=True)
 class Row:
     """Medians of rounds, in microseconds of a round trip or in MB/s.
 
     `ratio` says how many times as fast acceleration is. Its median is between `low` and `high`.
+    `plain_cpu` and `accelerated_cpu` are the processor time that a round trip takes at both ends
+    together, in microseconds; 0 for a stream.
     """
 
     work: str
@@ -58,13 +69,16 @@ class Row:
     ratio: float
     low: float
     high: float
+    plain_cpu: float
+    accelerated_cpu: float
 
     @classmethod
-    def of(cls, work: Work, plain: list[float], accelerated: list[float]) -> Row:
-        """The row of a work, from its rates per second in each round."""
-        ratios = [a / b for a, b in zip(accelerated, plain, strict=True)]
+    def of(cls, work: Work, plain: list[Measured], accelerated: list[Measured]) -> Row:
+        """The row of a work, from what was measured in each round."""
+        ratios = [a.rate / b.rate for a, b in zip(accelerated, plain, strict=True)]
         trips = work.order == "round_trips"
-        rates = statistics.median(plain), statistics.median(accelerated)
+        rates = [statistics.median(m.rate for m in kind) for kind in (plain, accelerated)]
+        cpu = _cpu(work, plain, accelerated)
         shown = [1e6 / rate if trips else rate / 1e6 for rate in rates]
         return cls(
             work=work.title,
@@ -74,7 +88,28 @@ class Row:
             ratio=statistics.median(ratios),
             low=min(ratios),
             high=max(ratios),
+            plain_cpu=1e6 * cpu[0],
+            accelerated_cpu=1e6 * cpu[1],
         )
+
+
+def _cpu(work: Work, plain: list[Measured], accelerated: list[Measured]) -> tuple[float, float]:
+    """Seconds of processor time of a round trip, plain and accelerated.
+
+    Other programs on the same CPU make a round trip longer, but not its processor time. A kernel
+    with CONFIG_IRQ_TIME_ACCOUNTING leaves the softirqs of plain TCP out of that. This shows where
+    both ends share a CPU, and one of them is always running: the processor time of plain TCP is a
+    smaller part of the time that passes. Then the time that passes is taken.
+    """
+    both = list(zip(plain, accelerated, strict=True))
+    if work.same_cpu and all(a.cpu for a in accelerated):
+        part = statistics.median(p.cpu * p.rate / (a.cpu * a.rate) for p, a in both)
+        if part < SOFTIRQS_APART:
+            return (
+                statistics.median(1 / p.rate for p, _ in both),
+                statistics.median(1 / a.rate for _, a in both),
+            )
+    return statistics.median(p.cpu for p, _ in both), statistics.median(a.cpu for _, a in both)
 
 
 def run(
@@ -93,25 +128,25 @@ def run(
         max_connections=_MAX_CONNECTIONS,
         window_bytes=WINDOW_BYTES,
     )
-    rates: dict[Work, tuple[list[float], list[float]]] = {}
+    found: dict[Work, tuple[list[Measured], list[Measured]]] = {}
     with Generation.unpinned(root, plan) as candidate:
         for number in range(ROUNDS):
             reverse = number % 2 == 1
 
-            def one_round(reverse: bool = reverse) -> list[tuple[Work, float, float]]:
+            def one_round(reverse: bool = reverse) -> list[tuple[Work, Measured, Measured]]:
                 return list(_round(root, candidate, port, generations(), reverse))
 
             for work, plain, accelerated in in_worker(one_round):
-                both = rates.setdefault(work, ([], []))
+                both = found.setdefault(work, ([], []))
                 both[0].append(plain)
                 both[1].append(accelerated)
-    return [asdict(Row.of(work, *both)) for work, both in rates.items()]
+    return [asdict(Row.of(work, *both)) for work, both in found.items()]
 
 
 def _round(
     root: Path, candidate: Generation, port: int, generations: list[Generation], reverse: bool
-) -> Iterator[tuple[Work, float, float]]:
-    """The rates of each work, plain and accelerated, in this order or the reverse."""
+) -> Iterator[tuple[Work, Measured, Measured]]:
+    """What is found of each work, plain and accelerated, in this order or the reverse."""
     with ExitStack() as stack:
         box = stack.enter_context(sandbox.opened(root))
         ports = box.order("ports", wanted=port)
@@ -125,7 +160,7 @@ def _round(
                 answer = _measure_as(kind, box, work, ports[kind])
                 if "missing" in answer:
                     break
-                found[kind] = float(answer["rate"])
+                found[kind] = Measured(answer["rate"], answer.get("cpu", 0.0))
             if len(found) == 2:
                 yield work, found["plain"], found["accelerated"]
 

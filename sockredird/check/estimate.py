@@ -129,15 +129,13 @@ def of(rows: list[dict[str, Any]], seen: Seen) -> dict[str, dict[str, Any]]:
 def saved_per_message(rows: list[dict[str, Any]]) -> Callable[[float], float] | None:
     """Seconds of processor time that a message of a size in bytes takes less when redirected.
 
-    Both ends of a round trip on one CPU share it, and one of them is always running, so its time is
-    processor time, that of the softirq included; a round trip is two messages. The time that Python
-    takes is in both kinds, and cancels out. If other programs run on that CPU, their time counts in
-    both, so the result is too large then. Between the sizes that were measured it is interpolated.
-    None if no such round trip was measured.
+    They come from the round trips on one CPU; a round trip is two messages. The time that Python
+    takes is in both kinds, and cancels out. Between the sizes that were measured, they are
+    interpolated. The result is None if no such round trip was measured.
     """
     measured = {row["work"]: row for row in rows}
     points: list[tuple[int, float]] = sorted(
-        (work.size, (row["plain"] - row["accelerated"]) / 2 * 1e-6)
+        (work.size, (row["plain_cpu"] - row["accelerated_cpu"]) / 2 * 1e-6)
         for work in WORKS
         if work.order == "round_trips" and work.same_cpu and (row := measured.get(work.title))
     )

@@ -16,6 +16,7 @@ from sockredird.check.tcp_pair import new_pair, sent_by_tcp
 
 WARM_UP = 20  # round trips
 READ_SIZE = 1 << 18
+_CPUCLOCK_SCHED = 2  # include/linux/posix-timers.h
 PATIENCE_S = 5.0
 
 
@@ -28,13 +29,18 @@ def cpus(same: bool) -> tuple[int, int] | None:
 
 
 def round_trips(port: int, size: int, seconds: float, same_cpu: bool) -> dict[str, Any]:
-    """Round trips per second, with a message of `size` bytes each way."""
+    """Round trips per second, with a message of `size` bytes each way.
+
+    `cpu` is the processor time of a round trip at both ends together, in seconds. On kernels with
+    CONFIG_IRQ_TIME_ACCOUNTING, that of softirqs is not in it (update_rq_clock_task(),
+    kernel/sched/core.c).
+    """
 
     def serve(server: socket.socket) -> None:
         while data := server.recv(READ_SIZE):
             server.sendall(data)
 
-    def ask(client: socket.socket) -> float:
+    def ask(client: socket.socket, used: Callable[[], float]) -> dict[str, float]:
         message = b"x" * size
 
         def once() -> None:
@@ -45,12 +51,12 @@ def round_trips(port: int, size: int, seconds: float, same_cpu: bool) -> dict[st
 
         for _ in range(WARM_UP):
             once()
-        count, start = 0, time.perf_counter()
+        count, before, start = 0, used(), time.perf_counter()
         end = start + seconds
         while (now := time.perf_counter()) < end:
             once()
             count += 1
-        return count / (now - start)
+        return {"rate": count / (now - start), "cpu": (used() - before) / count}
 
     return _talk(port, same_cpu, serve, ask)
 
@@ -65,12 +71,12 @@ def stream(port: int, size: int, seconds: float, same_cpu: bool) -> dict[str, An
         while time.perf_counter() < end:
             server.sendall(chunk)
 
-    def ask(client: socket.socket) -> float:
+    def ask(client: socket.socket, _: Callable[[], float]) -> dict[str, float]:
         client.sendall(b"g")
         count, start = len(client.recv(READ_SIZE)), time.perf_counter()
         while data := client.recv(READ_SIZE):
             count += len(data)
-        return count / (time.perf_counter() - start)
+        return {"rate": count / (time.perf_counter() - start)}
 
     return _talk(port, same_cpu, serve, ask)
 
@@ -79,9 +85,12 @@ def _talk(
     port: int,
     same_cpu: bool,
     serve: Callable[[socket.socket], None],
-    ask: Callable[[socket.socket], float],
+    ask: Callable[[socket.socket, Callable[[], float]], dict[str, float]],
 ) -> dict[str, Any]:
-    """Runs `ask` in this process and `serve` in a child. `redirected`: TCP has sent nothing."""
+    """Runs `ask` in this process and `serve` in a child. `redirected`: TCP has sent nothing.
+
+    `ask` can call what it is passed for the processor time of both so far, in seconds.
+    """
     chosen = cpus(same_cpu)
     if chosen is None:
         return {"missing": True}
@@ -99,12 +108,16 @@ def _talk(
         finally:
             os._exit(0)
     pair.server.close()
+    clock = ~child << 3 | _CPUCLOCK_SCHED  # as clock_getcpuclockid(3) has it
+
+    def used() -> float:
+        return time.process_time() + time.clock_gettime(clock)
+
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {chosen[0]})
     try:
         with pair.client as client:
-            rate = ask(client)
-            return {"rate": rate, "redirected": sent_by_tcp(client) == 0}
+            return {**ask(client, used), "redirected": sent_by_tcp(client) == 0}
     finally:
         os.sched_setaffinity(0, before)
         os.waitpid(child, 0)

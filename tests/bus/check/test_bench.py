@@ -24,6 +24,7 @@ from support.waiting import eventually
 
 Row = dict[str, Any]
 KEYS = {"work", "unit", "plain", "accelerated", "ratio", "low", "high"}
+KEYS |= {"plain_cpu", "accelerated_cpu"}
 
 
 def check_rows(rows: list[Row]) -> None:
@@ -32,6 +33,11 @@ def check_rows(rows: list[Row]) -> None:
         assert row.keys() == KEYS
         assert row["plain"] > 0 and row["accelerated"] > 0
         assert 0 < row["low"] <= row["ratio"] <= row["high"]
+        for kind in ("plain", "accelerated"):
+            # medians of the same rounds; no round trip takes more processors than two
+            longest = 2.5 * row[kind] if row["unit"] == "us" else 0
+            assert 0 <= row[f"{kind}_cpu"] <= longest
+            assert (row[f"{kind}_cpu"] > 0) == (row["unit"] == "us")
 
 
 def test_whether_enabled_or_not(host: Host, client: Client) -> None:

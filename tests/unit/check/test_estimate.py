@@ -10,10 +10,10 @@ from sockredird.check import estimate
 from sockredird.check.estimate import Connection, Seen
 
 ROWS: list[dict[str, Any]] = [
-    {"work": "round trip, 64 B, one CPU", "plain": 20.0, "accelerated": 10.0},
-    {"work": "round trip, 64 B, two CPUs", "plain": 90.0, "accelerated": 10.0},
-    {"work": "round trip, 8 KiB, one CPU", "plain": 40.0, "accelerated": 10.0},
-    {"work": "stream, writes of 1 KiB", "plain": 900.0, "accelerated": 1000.0},
+    {"work": "round trip, 64 B, one CPU", "plain_cpu": 20.0, "accelerated_cpu": 10.0},
+    {"work": "round trip, 64 B, two CPUs", "plain_cpu": 90.0, "accelerated_cpu": 10.0},
+    {"work": "round trip, 8 KiB, one CPU", "plain_cpu": 40.0, "accelerated_cpu": 10.0},
+    {"work": "stream, writes of 1 KiB", "plain_cpu": 900.0, "accelerated_cpu": 1000.0},
 ]
 
 
