@@ -44,32 +44,33 @@ class Reason:
     title: str
     cause: str
     guard: str
+    by_default: bool = True  # not only with blocking_readers = "accelerate"
 
 
-SEEN = (
-    "Where the kernel has ftrace, the call is seen, the connection goes back to TCP, and the "
-    "listener is learned: later connections to it stay on TCP. Elsewhere, leave such programs out "
-    "with exclude_ports."
+NOTICED = "Calls that are noticed"
+HOW_NOTICED = (
+    "Where the kernel has ftrace, some of the calls below are seen: the connection goes back to "
+    "TCP, and the listener is learned, so that later connections to it stay on TCP. A program that "
+    "makes such a call from the start, or soon after, gets what TCP gives: nothing is redirected "
+    "to it before it has read 16 messages by an ordinary recv(), or another connection of its kind "
+    "has shown that. What it gets later, with redirected data unread, is in the table. Without "
+    "ftrace, leave such programs out with exclude_ports.\n\n"
+    # Measured by tests/vm/guest/typed/test_random_moment.py, which prints these
+    "What becomes of connections that begin at *a random moment* of a stream of 80 small messages "
+    "was measured with 250 of each kind, in emulated guests with Linux 6.1, 6.12 and 7.3."
 )
-FROM_THE_START = (
-    "A program that does so from the start, or soon after, gets what TCP gives where the kernel "
-    "has ftrace: nothing is redirected to it before it has read 16 messages by an ordinary recv(), "
-    "or another connection of its kind has shown that. If it does so later, with redirected data "
-    "unread:"
-)
-# Measured by tests/vm/guest/typed/test_random_moment.py, which prints these
-AT_RANDOM = (
-    "Of 250 connections that began to do so at a random moment of a stream of 80 small messages, "
-    "in emulated guests with Linux 6.1, 6.12 and 7.3,"
-)
+SEEN = "It is [noticed](#calls-that-are-noticed)."
 REASONS = {
     "woken for nothing": Reason(
         "A blocking recv() that is woken for nothing",
         "`tcp_bpf_recvmsg()` waits once and returns EAGAIN if there is no data then, where "
-        "`tcp_recvmsg()` goes back to wait, or looks for an error or the end. Signals, resets, "
-        "another thread's shutdown(), a second reader and a sender's room all wake a reader.",
-        "Half-closing by the thread that reads next is dealt with (the socket leaves the sockhash "
-        f"inside shutdown()). Programs that poll before they read are not affected. {SEEN}",
+        "`tcp_recvmsg()` goes back to wait, or looks for an error or the end.",
+        "By default the connection of a reader that sleeps inside recv() is on TCP. With "
+        'blocking_readers = "accelerate", and by default for the moment before it has left, what '
+        "is below differs. Half-closing by the thread that reads next is dealt with (the socket "
+        "leaves the sockhash inside shutdown()). Programs that poll before they read are not "
+        f"affected. {SEEN}",
+        by_default=False,
     ),
     "reset": Reason(
         "Close with unread data",
@@ -92,8 +93,7 @@ REASONS = {
         "`tcp_bpf_sendmsg()` returns the error without clearing it: the next send() or recv() "
         "returns it once more.",
         "A socket is taken off the sockhash when it is reset, unless there is data unread, which "
-        "must not be lost, or the peer is about to send. Both errors say that the connection is "
-        "gone.",
+        "must not be lost, or the peer is about to send.",
     ),
     "nothing sent": Reason(
         "send() of nothing",
@@ -116,25 +116,25 @@ REASONS = {
     "splice": Reason(
         "splice() from the socket",
         "`tcp_splice_read()` does not know the psock queue: EAGAIN although there is data.",
-        f"{FROM_THE_START} {SEEN} The connection is reset, within milliseconds. Until then its "
+        f"{SEEN} The connection is reset, within milliseconds. Until then its "
         "peer goes on to redirect, so that nothing overtakes what is unread. But splice() moves "
         "what had gone by TCP already, and returns 0 if the peer has finished. "
-        f"{AT_RANDOM} 51, 65 and 53 were cut short so; 8, none and 6 were reset. In an earlier run "
-        "on 6.12 one was out of order.",
+        "At a random moment, 51, 65 and 53 were cut short so, and 8, none and 6 were reset. In an "
+        "earlier run on 6.12 one was out of order.",
     ),
     "flags": Reason(
         "recv() flags that the sockhash does not know",
         "`tcp_bpf_recvmsg()` has MSG_PEEK and MSG_DONTWAIT. MSG_WAITALL, MSG_TRUNC and MSG_OOB "
         "are not looked at, and it returns 0 at once for a buffer of no length.",
-        f"{FROM_THE_START} {SEEN} {AT_RANDOM} 55, 57 and 56 had one short read with MSG_WAITALL; "
-        "with MSG_TRUNC, 69, 60 and 61 had one that copied what it should have discarded.",
+        f"{SEEN} At a random moment, 55, 57 and 56 had one short read with MSG_WAITALL; with "
+        "MSG_TRUNC, 69, 60 and 61 had one that copied what it should have discarded.",
     ),
     "urgent": Reason(
         "Urgent data",
         "`tcp_bpf_sendmsg()` sends MSG_OOB in line, without a mark for the receiver.",
         "The ports of FTP, telnet, rlogin and rsh are excluded by default. "
-        f"{FROM_THE_START} {SEEN} {AT_RANDOM} and asked for urgent data where there was none, 3, 4 "
-        "and 2 were reset.",
+        f"{SEEN} Of those that asked for urgent data where there was none, at a random moment, 3, "
+        "4 and 2 were reset.",
     ),
     "no packets": Reason(
         "There are no packets",
@@ -146,7 +146,7 @@ REASONS = {
         "Data held back",
         "TCP holds a partial segment back for TCP_CORK and MSG_MORE, for 200 ms at the most. "
         "Redirected data is there at once, which TCP allows, too.",
-        "Nothing has to be done.",
+        "Nothing.",
     ),
     "io_uring zero copy": Reason(
         "SEND_ZC of io_uring",

@@ -9,7 +9,13 @@ from typing import Any
 from kernel.conformance import results
 from kernel.conformance.behaviours import ALL, AREAS
 from kernel.conformance.catalogue import JOINED, LEFT, Behaviour
-from kernel.conformance.differences import DIFFERENCES, REASONS
+from kernel.conformance.differences import (
+    DIFFERENCES,
+    HOW_NOTICED,
+    NOTICED,
+    REASONS,
+    Reason,
+)
 from kernel.conformance.results import Found, Kernel, Notes
 from support.checkout import REPOSITORY
 
@@ -113,26 +119,38 @@ def differences(kernels: dict[str, dict[str, Found]]) -> Iterator[str]:
     yield ""
     yield from heading(["Behaviour", "Plain TCP", "Accelerated", "Why, and what sockredird does"])
     for behaviour in ALL:
-        if behaviour.name not in DIFFERENCES:
-            continue
-        found = [results_of.get(behaviour.name) for results_of in kernels.values()]
-        keys: set[str] = set()
-        for one in found:
-            for notes in one["differs"].values() if one else ():
-                keys |= differing_keys(one["plain"], notes) if one else set()
-        newest = next(one for one in reversed(found) if one)
-        reason = REASONS[DIFFERENCES[behaviour.name].reason]
-        link = f"[{reason.title}]({anchor(reason.title)})"
-        accelerated = on_kernels(behaviour, kernels)
-        yield row([cell(behaviour.title), line(newest["plain"], keys), accelerated, link])
-    yield ""
+        if behaviour.name in DIFFERENCES and (reason := reason_of(behaviour)).by_default:
+            link = f"[{reason.title}]({anchor(reason.title)})"
+            yield row([cell(behaviour.title), *compared(behaviour, kernels), link])
+    yield from ("", f"### {NOTICED}", "", HOW_NOTICED, "")
     for reason in REASONS.values():
-        yield f"### {reason.title}"
-        yield ""
-        yield f"{reason.cause}"
-        yield ""
-        yield f"**What sockredird does:** {reason.guard}"
-        yield ""
+        yield from (f"### {reason.title}", "", f"{reason.cause}", "")
+        yield from (f"**What sockredird does:** {reason.guard}", "")
+        if not reason.by_default:
+            yield from accelerated_only(reason, kernels)
+
+
+def reason_of(behaviour: Behaviour) -> Reason:
+    return REASONS[DIFFERENCES[behaviour.name].reason]
+
+
+def compared(behaviour: Behaviour, kernels: dict[str, dict[str, Found]]) -> tuple[str, str]:
+    """What differs, by plain TCP and accelerated."""
+    found = [results_of.get(behaviour.name) for results_of in kernels.values()]
+    keys: set[str] = set()
+    for one in found:
+        for notes in one["differs"].values() if one else ():
+            keys |= differing_keys(one["plain"], notes) if one else set()
+    newest = next(one for one in reversed(found) if one)
+    return line(newest["plain"], keys), on_kernels(behaviour, kernels)
+
+
+def accelerated_only(reason: Reason, kernels: dict[str, dict[str, Found]]) -> Iterator[str]:
+    yield from heading(["Behaviour", "Plain TCP", "Accelerated"])
+    for behaviour in ALL:
+        if behaviour.name in DIFFERENCES and reason_of(behaviour) == reason:
+            yield row([cell(behaviour.title), *compared(behaviour, kernels)])
+    yield ""
 
 
 def how(behaviour: Behaviour) -> str:
@@ -144,7 +162,7 @@ def how(behaviour: Behaviour) -> str:
 def same(kernels: dict[str, dict[str, Found]]) -> Iterator[str]:
     yield "## What is the same"
     yield ""
-    yield f"On kernels {tested_kernels()}, with what a program sees."
+    yield "On the same kernels, with what a program sees."
     yield ""
     for area in AREAS:
         members = [b for b in ALL if b.function.__module__ == area.__name__]
