@@ -34,8 +34,8 @@ APT_REPO_DEPS := apt-utils gnupg
 # of those that are not run in guests
 HOST_TEST_DEPS := prometheus $(APT_REPO_DEPS)
 # of bench/: what compiles its load generators, and the programs they are compared with
-BENCH_DEPS := apache2-bin gcc haproxy libc6-dev iperf3 memcached nginx-light pgbouncer postgresql \
-	python3-matplotlib redis-tools sockperf wrk
+BENCH_DEPS := apache2-bin gcc haproxy libc6-dev iperf3 memcached nginx-light pgbouncer php-fpm \
+	postgresql python3-grpcio python3-matplotlib redis-tools sockperf wrk
 # of tests/bus/programs
 PROGRAM_DEPS := golang-go haproxy memcached nginx-light nodejs pgbouncer postgresql redis-server
 VM_DEPS := default-jdk-headless e2fsprogs golang-go mmdebstrap util-linux
@@ -114,16 +114,23 @@ torture: install-deps
 # QUICK=1: a part of it. NULL=1: nothing is accelerated, and every ratio has to be 1. SUSTAINED=1:
 # streams of half a minute instead, for three quarters of an hour. SHORT=1: a connection per request
 # instead, in blocks, for ten minutes.
+# BASE=commit: compares that commit with this one, in half an hour; or BASE=directory, of a checkout.
 # BENCH_ARGS="--only redis" and the like reach the benchmark.
 BENCH_OUTPUT := $(if $(NULL),--null,$(if $(QUICK),--output docs/benchmarks/quick,\
 	$(if $(SUSTAINED),--output docs/benchmarks/sustained,\
 	$(if $(SHORT),--output docs/benchmarks/short,\
-	--output docs/benchmarks --readme README.md))))
-bench: install-deps
+	$(if $(BASE),--output docs/benchmarks/base,\
+	--output docs/benchmarks --readme README.md)))))
+BASE_CHECKOUT := $(if $(wildcard $(BASE)/sockredird),$(BASE),build/base/$(BASE))
+build/base/%:
+	git clone -q --shared . $@
+	git -C $@ checkout -q --detach $*
+
+bench: install-deps $(if $(BASE),$(BASE_CHECKOUT))
 	@$(APT_INSTALL) $(BENCH_DEPS)
 	$(ROOT) env PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=.:tests $(PYTHON) -m bench \
 		$(if $(QUICK),--quick) $(if $(SUSTAINED),--sustained) $(if $(SHORT),--short) \
-		$(BENCH_OUTPUT) $(BENCH_ARGS)
+		$(if $(BASE),--base $(BASE_CHECKOUT)) $(BENCH_OUTPUT) $(BENCH_ARGS)
 
 # Results of other kernels stay as they are.
 semantics: install-deps

@@ -90,6 +90,14 @@ def _wanted(workloads: list[Workload], arguments: argparse.Namespace) -> list[Wo
     return [w for w in workloads if w.quick] if arguments.kind is QUICK else workloads
 
 
+def _rounds(workload: Workload, arguments: argparse.Namespace) -> int:
+    """Twice as many beside another checkout, as a difference of 2 % matters there."""
+    if arguments.kind is QUICK:
+        return FEWEST_ROUNDS
+    more = 2 if arguments.base and workload.rounds > FEWEST_ROUNDS else 1
+    return more * workload.rounds
+
+
 def _run(arguments: argparse.Namespace) -> dict[str, Any]:
     started = time.monotonic()
     kind = arguments.kind
@@ -107,7 +115,7 @@ def _run(arguments: argparse.Namespace) -> dict[str, Any]:
             workloads = [*load.workloads(), *Programs(host, load).workloads()]
         results["workloads"], results["failed"] = [], []
         for workload in _wanted(workloads, arguments):
-            rounds = arguments.rounds or (FEWEST_ROUNDS if kind is QUICK else workload.rounds)
+            rounds = arguments.rounds or _rounds(workload, arguments)
             try:
                 entry = measure(workload, host, rounds)
             except (RuntimeError, OSError, subprocess.SubprocessError) as error:

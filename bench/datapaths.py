@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from support import cgroups
+from support.topology import Namespace, Network
 
 TCP, OURS, TEXTBOOK, UNIX = "tcp", "sockredird", "textbook", "unix"
 EXCLUDED, OUTSIDE, RETIRED = "excluded", "outside", "retired"
@@ -31,7 +32,8 @@ def of_base(name: str) -> str:
 class Datapath:
     """`port` is where a server has to listen, 0 for any. `change` is called once connections are
     established and warm, before they are measured, with their number; `around` is there all the
-    time; `unix` means a path instead of a port. Without CPUs, the scheduler chooses them."""
+    time; `unix` means a path instead of a port. Without CPUs, the scheduler chooses them; without a
+    network, both ends are on the loopback of the host."""
 
     name: str
     server: Path
@@ -42,10 +44,15 @@ class Datapath:
     around: Callable[[], AbstractContextManager[None]] = nullcontext
     server_cpus: frozenset[int] | None = None
     client_cpus: frozenset[int] | None = None
+    network: Network | None = None
 
 
 def spawn(
-    command: list[str], cgroup: Path, cpus: frozenset[int] | None = None, user: int | None = None
+    command: list[str],
+    cgroup: Path,
+    cpus: frozenset[int] | None = None,
+    user: int | None = None,
+    namespace: Namespace | None = None,
 ) -> subprocess.Popen[str]:
     """A process inside the cgroup, on those CPUs, with pipes for stdin and stdout."""
 
@@ -53,6 +60,8 @@ def spawn(
         cgroups.join(cgroup)
         if cpus is not None:
             os.sched_setaffinity(0, cpus)
+        if namespace is not None:
+            namespace.enter()
         if user is not None:
             os.setgroups([])
             os.setgid(user)

@@ -24,6 +24,7 @@ from bench.datapaths import (
 from bench.host import Host
 from bench.servers import Address
 from bench.workload import EVERYWHERE, SAME_CORE, TWO_CORES, Sample, Workload
+from support import topology
 
 SOURCES = Path(__file__).parent / "load"
 LOADS = ("rr", "stream", "crr", "blocks", "cache")
@@ -37,6 +38,7 @@ RR, STREAMS, SHORT, EDGES, TRACING = (
     "While somebody traces",
 )
 BLOCKING = 'Readers that sleep inside recv(), with blocking_readers = "accelerate"'
+NETWORKS = 'Network namespaces, with addresses = "any"'
 OLDER = "Connections that are older than Enable"
 SUSTAINED = "Streams that go on"
 
@@ -78,19 +80,29 @@ class Loads:
         connections: int = 1,
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """The results of both ends. Arguments follow the address."""
-        program = str(self._directory / load)
+        program, network = str(self._directory / load), path.network
         address = str(self._host.scratch / f"{load}.socket") if path.unix else str(path.port)
         Path(address).unlink(missing_ok=True)
+        if network is not None:
+            address = f"{network.bound}:{network.port}"
         listening = spawn(
-            [program, "server", address, *map(str, server)], path.server, frozenset({cpus[0]})
+            [program, "server", address, *map(str, server)],
+            path.server,
+            frozenset({cpus[0]}),
+            namespace=network.server if network else None,
         )
         try:
             assert listening.stdout is not None
             port = listening.stdout.readline().strip()
+            if network is not None:
+                address = f"{network.dialled}:{network.dialled_port or network.port}"
+            elif not path.unix:
+                address = port
             asking = spawn(
-                [program, "client", address if path.unix else port, *map(str, client)],
+                [program, "client", address, *map(str, client)],
                 path.client,
                 frozenset({cpus[1]}),
+                namespace=network.client if network else None,
             )
             theirs = self._result(asking, path, connections)
             ours = self._result(listening, path, connections)
@@ -120,6 +132,7 @@ class Loads:
         path: Datapath,
         *,
         size: int,
+        answer: int = 0,
         connections: int = 1,
         idle: int = 0,
         cpus: tuple[int, int] = TWO_CORES,
@@ -127,8 +140,10 @@ class Loads:
         blocking: bool = False,
     ) -> Sample:
         options = ["blocking"] if blocking else []
-        client = [size, connections, idle, self._duration, *options, *(["pause"] if pause else [])]
-        serving = [size, connections + idle, *options]
+        """Answers are as long as the requests, unless it says how long."""
+        sizes = f"{size}/{answer or size}"
+        client = [sizes, connections, idle, self._duration, *options, *(["pause"] if pause else [])]
+        serving = [sizes, connections + idle, *options]
         server, result = self._talk(path, cpus, "rr", serving, client, connections + idle)
         return Sample(
             rate=result["operations"] / result["seconds"],
@@ -184,9 +199,11 @@ class Loads:
     def workloads(self) -> list[Workload]:
         return [
             *self._rr(),
+            self._batches(),
             *self._streams(),
             *self._short(),
             *self._blocking(),
+            *self._networks(),
             self._joined(),
             *self._edges(),
             self._traced(),
@@ -229,6 +246,18 @@ class Loads:
                 )
             )
         return found
+
+    def _batches(self) -> Workload:
+        """A producer of a message queue that waits until a batch is acknowledged."""
+        return Workload(
+            "batches",
+            RR,
+            "batches of 64 KiB, each acknowledged by 64 B, two cores",
+            "batches/s",
+            "batch",
+            partial(self.rr, size=65536, answer=64, cpus=TWO_CORES),
+            targets={f"{OURS}/tcp": 0.98},
+        )
 
     def _streams(self) -> list[Workload]:
         found = []
@@ -278,6 +307,28 @@ class Loads:
                 scope={"blocking_readers": "accelerate"},
             )
             for name, cpus in (("same-core", SAME_CORE), ("two-cores", TWO_CORES))
+        ]
+
+    def _networks(self) -> list[Workload]:
+        kinds = (
+            ("bridge", "two containers on a bridge", topology.bridge),
+            ("dnat", "a container to a service address (DNAT)", topology.service_address),
+        )
+        return [
+            Workload(
+                f"rr-64-{name}-{place}",
+                NETWORKS,
+                f"64 B, {title}, {place.replace('-', ' ')}",
+                "round trips/s",
+                "round trip",
+                partial(self.rr, size=64, cpus=cpus),
+                datapaths=(TCP, OURS),
+                targets={f"{OURS}/tcp": 1.2},
+                scope={"addresses": "any"},
+                network=network,
+            )
+            for name, title, network in kinds
+            for place, cpus in (("same-core", SAME_CORE), ("two-cores", TWO_CORES))
         ]
 
     def _joined(self) -> Workload:

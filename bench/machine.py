@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from support.daemon.process import PYTHON
+
 REPOSITORY = Path(__file__).parents[1]
 _VERSIONS = {
     "redis": ["redis-server", "--version"],
@@ -20,6 +22,9 @@ _VERSIONS = {
     "memcached": ["memcached", "--version"],
     "sockperf": ["sockperf", "--version"],
     "iperf3": ["iperf3", "--version"],
+    "HAProxy": ["haproxy", "-v"],
+    "pgbouncer": ["pgbouncer", "--version"],
+    "gRPC": [PYTHON, "-c", "import grpc; print(grpc.__version__)"],
 }
 
 

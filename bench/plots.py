@@ -76,9 +76,9 @@ def _by_size(entries: list[Entry], key: str, label: str, path: Path) -> None:
     if len(sizes) < 2:
         return
     figure, axes = plt.subplots(figsize=(6, 3.5))
-    for name, colour in COLOURS.items():
+    for name in filter(entries[0]["datapaths"].__contains__, COLOURS):
         values = [entry["datapaths"][name][key] for entry in entries]
-        axes.plot(sizes, values, "o-", color=colour, markersize=4, label=name)
+        axes.plot(sizes, values, "o-", color=COLOURS[name], markersize=4, label=name)
     _size_axis(axes, sizes)
     axes.set_yscale("log")
     axes.set_ylabel(label)

@@ -15,6 +15,7 @@ from bench.host import Host
 from bench.loads import Loads
 from bench.spread import FEWEST_ROUNDS
 from bench.workload import SAME_CORE, TWO_CORES, Sample, Workload
+from support.daemon.process import PYTHON
 
 TOOLS, PROGRAMS = "Tools", "Programs"
 POOLS = "Pools that are older than Enable"
@@ -150,6 +151,21 @@ class Programs:
         ):
             return self._wrk(path, address)
 
+    def php(self, path: Datapath) -> Sample:
+        """Both ends of the connections to PHP-FPM are servers here; it sleeps inside read()."""
+        scratch = self._host.scratch
+        with (
+            servers.php_fpm(path, scratch) as app,
+            servers.nginx(path, scratch, app=app, php=True) as address,
+        ):
+            return self._wrk(path, address)
+
+    def grpc(self, path: Datapath) -> Sample:
+        with servers.grpc(path, self._host.scratch) as address:
+            words = [str(address.port), "64", "1", "4"]  # bytes, seconds, calls at a time
+            command = [PYTHON, str(servers.GRPC_ECHO), "client", *words]
+            return self._client(path, command, _grpc)
+
     def nginx_deferred(self, path: Datapath, *, keep: bool) -> Sample:
         with servers.nginx(path, self._host.scratch, deferred=True) as address:
             return self._wrk(path, address, keep=keep, seconds=JOINING_S if keep else 1)
@@ -200,6 +216,7 @@ class Programs:
             self._pgbouncer(),
             self._deferred_keepalive(),
             *self._deferred(),
+            self._grpc(),
             *self._pools(),
         ]
 
@@ -270,6 +287,7 @@ class Programs:
                 0.98,
             ),
             ("haproxy", "HAProxy before nginx, connections kept", self.haproxy, 0.98),
+            ("php", "PHP-FPM behind nginx, connections kept", self.php, 0.98),
             (
                 "proxy",
                 "nginx as a proxy, a connection per request",
@@ -320,6 +338,22 @@ class Programs:
             rounds=ROUNDS,
             cpus=TWO_CORES,
             targets={f"{OURS}/tcp": 0.98},
+        )
+
+    def _grpc(self) -> Workload:
+        """Its C core asks for SO_ZEROCOPY, TCP_USER_TIMEOUT and TCP_INQ, so it stays on TCP."""
+        return Workload(
+            "grpc",
+            PROGRAMS,
+            "gRPC in Python, 4 calls of 64 B at a time, which stays on TCP",
+            "calls/s",
+            "call",
+            self.grpc,
+            datapaths=(TCP, OURS),
+            rounds=ROUNDS,
+            cpus=TWO_CORES,
+            targets={f"{OURS}/tcp": 0.98},
+            accelerated=False,
         )
 
     def _pools(self) -> list[Workload]:
@@ -404,6 +438,11 @@ def _pgbench_second(process: subprocess.Popen[str]) -> float:
         if found is not None:
             return float(found[1])
     raise RuntimeError(f"pgbench ended: {process.communicate()[0]}")
+
+
+def _grpc(output: str) -> tuple[float, float]:
+    result = json.loads(output)
+    return result["rate"], result["calls"]
 
 
 def _wrk(output: str) -> tuple[float, float]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.datapaths import OURS, TCP, TEXTBOOK, UNIX
-from bench.report import amount, machine, ratio, table
+from bench.report import amount, coverage, machine, ratio, table
 
 BEGIN = "<!-- figures: written by `make bench`, not by hand -->"
 END = "<!-- end of figures -->"
@@ -45,8 +45,10 @@ def figures(results: dict[str, Any]) -> str:
         rates = [amount(entry["datapaths"][path]["rate"]) for path in (TCP, OURS)]
         against = [ratio(entry, f"{OURS}/{path}") for path in (TCP, UNIX, TEXTBOOK)]
         ratios = [f"{found.median:.2f}" if found else "" for found in against[1:]]
-        rows.append([f"{entry['title']} ({entry['unit']})", *rates, str(against[0]), *ratios])
-    head = ["", "plain TCP", "sockredird", "x TCP", "x UNIX socket", "x textbook sockmap"]
+        title = f"{entry['title']} ({entry['unit']})"
+        rows.append([title, *rates, str(against[0]), *ratios, coverage(entry)])
+    times = ["x TCP", "x UNIX socket", "x textbook sockmap"]
+    head = ["", "plain TCP", "sockredird", *times, "redirected"]
     return f"{table(head, rows)}\n{machine(results)}.\n"
 
 

@@ -19,6 +19,12 @@ def ratio(entry: Entry, name: str) -> Spread | None:
     return Spread(**found) if found else None
 
 
+def coverage(entry: Entry) -> str:
+    """The share of the messages that is redirected, in per cent."""
+    found = entry.get("coverage")
+    return "" if found is None else f"{100 * found:.3g} %"
+
+
 def _digits(entry: Entry) -> str:
     """Plain TCP's ratio to itself is measured where thousandths matter."""
     return ".3f" if AGAIN in entry["datapaths"] else ""
@@ -73,7 +79,8 @@ def _ratios(results: Entry, group: str) -> str:
     datapaths = entries[0]["datapaths"]
     if OURS not in datapaths or {TRACED, JOINED, AGAIN, of_base(OURS)} & set(datapaths):
         return _edges(entries)
-    head = ["", "plain TCP", "sockredird", *(f"x {_HEADS[name]}" for name in AGAINST)]
+    times = [f"x {_HEADS[name]}" for name in AGAINST]
+    head = ["", "plain TCP", "sockredird", *times, "redirected"]
     rows = []
     for entry in entries:
         cells = [f"{entry['title']} ({entry['unit']})"]
@@ -82,7 +89,7 @@ def _ratios(results: Entry, group: str) -> str:
             found = ratio(entry, f"{OURS}/{name}")
             missed = _verdict(entry, f"{OURS}/{name}")
             cells.append(f"{found}{missed}" if found else "")
-        rows.append(cells)
+        rows.append([*cells, coverage(entry)])
     return table(head, rows)
 
 

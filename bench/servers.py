@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.datapaths import Datapath, end, spawn
+from support.daemon.process import PYTHON
 from support.traffic import free_port
 
 START_TIMEOUT_S = 20.0
@@ -128,6 +129,8 @@ http {{
 }}
 """
 _PROXY = 'proxy_pass http://app; proxy_http_version 1.1; proxy_set_header Connection "";'
+_FASTCGI = "fastcgi_pass app; fastcgi_keep_conn on; fastcgi_param SCRIPT_FILENAME {script};"
+_SCRIPT = "<?php echo str_repeat('x', 1024);"
 
 
 @contextmanager
@@ -138,16 +141,23 @@ def nginx(
     app: Address | None = None,
     keep: bool = True,
     deferred: bool = False,
+    php: bool = False,
 ) -> Iterator[Address]:
     """Serves a file of 1 KiB; or is a proxy before `app`, keeping its connections or not.
 
-    `deferred`: with TCP_DEFER_ACCEPT.
+    `deferred`: with TCP_DEFER_ACCEPT. `php`: `app` speaks FastCGI.
     """
     address = _fresh(scratch, "nginx")
     name = "proxy" if app else "web"
     directory = scratch / f"nginx-{name}"
     (directory / "www").mkdir(parents=True, exist_ok=True)
     (directory / "www" / "index.html").write_text("x" * 1024)
+    (directory / "www" / "index.php").write_text(_SCRIPT)
+    location = ""
+    if php:
+        location = _FASTCGI.format(script=directory / "www" / "index.php")
+    elif app:
+        location = _PROXY if keep else "proxy_pass http://app;"
     configuration = directory / "nginx.conf"
     configuration.write_text(
         _NGINX.format(
@@ -156,12 +166,49 @@ def nginx(
             deferred=" deferred" if deferred else "",
             app=app.port if app else 1,
             upstream_keepalive="keepalive 64;" if keep else "",
-            location=(_PROXY if keep else "proxy_pass http://app;") if app else "",
+            location=location,
         )
     )
     command = ["nginx", "-p", str(directory), "-c", str(configuration)]
     with _serving(command, path, address):
         yield address
+
+
+_PHP_FPM = """
+[global]
+daemonize = no
+error_log = {log}
+[www]
+user = www-data
+group = www-data
+listen = 127.0.0.1:{port}
+pm = static
+pm.max_children = 4
+"""
+
+
+@contextmanager
+def php_fpm(path: Datapath, scratch: Path) -> Iterator[Address]:
+    """Speaks FastCGI."""
+    address = _fresh(scratch, "php-fpm")
+    configuration = scratch / "php-fpm.conf"
+    configuration.write_text(_PHP_FPM.format(log=scratch / "php-fpm.log", port=address.port))
+    (program,) = sorted(Path("/usr/sbin").glob("php-fpm[0-9]*"))[-1:]
+    with _serving([str(program), "--fpm-config", str(configuration)], path, address):
+        yield address
+
+
+GRPC_ECHO = Path(__file__).parent / "load" / "grpc_echo.py"
+
+
+@contextmanager
+def grpc(path: Datapath, scratch: Path) -> Iterator[Address]:
+    process = spawn([PYTHON, str(GRPC_ECHO), "server"], path.server, path.server_cpus)
+    try:
+        assert process.stdout is not None
+        yield Address(int(process.stdout.readline()), scratch)
+    finally:
+        end(process)
 
 
 _APACHE = """

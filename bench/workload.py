@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -24,6 +26,7 @@ from bench.datapaths import (
 )
 from bench.host import Host
 from bench.spread import spread
+from support.topology import Family, Network
 
 SAME_CORE = (0, 0)
 TWO_CORES = (1, 0)  # CPUs of server and client
@@ -62,6 +65,7 @@ class Workload:
     scope: dict[str, str] = field(default_factory=dict)  # keys of [scope] that it needs
     close: Callable[[], None] = lambda: None  # after the last round
     cpus: tuple[int, int] | None = None  # those of servers and clients; None: the scheduler chooses
+    network: Callable[[Family], Network] | None = None  # None: the loopback of the host
 
 
 def ratio_names(datapaths: Sequence[str]) -> list[str]:
@@ -100,11 +104,12 @@ def measure(workload: Workload, host: Host, rounds: int) -> dict[str, Any]:
     before = host.redirected()
     samples: list[dict[str, dict[str, float]]] = []
     try:
-        with host.enabled_with(workload.scope):
+        with host.enabled_with(workload.scope), _placed(workload) as place:
+            paths = {name: place(host.datapaths[name]) for name in names}
             for number in range(rounds):
-                samples.append({name: _run(workload, host, name) for name in order(names, number)})
+                samples.append({n: _run(workload, paths[n]) for n in order(names, number)})
             redirected = host.redirected() - before
-            covered = _coverage(workload, host) if OURS in names else None
+            covered = _coverage(workload, host, paths[OURS]) if OURS in names else None
     finally:
         workload.close()
     if {OURS, JOINED} & set(names) and workload.accelerated != bool(redirected) and not host.null:
@@ -125,24 +130,30 @@ def measure(workload: Workload, host: Host, rounds: int) -> dict[str, Any]:
     }
 
 
-def _path(workload: Workload, host: Host, name: str) -> Datapath:
-    path = host.datapaths[name]
-    if not workload.cpus:
-        return path
-    server, client = workload.cpus
-    return replace(path, server_cpus=frozenset({server}), client_cpus=frozenset({client}))
+@contextmanager
+def _placed(workload: Workload) -> Iterator[Callable[[Datapath], Datapath]]:
+    """Puts a datapath on the workload's CPUs and its network, which is there inside the block."""
+    found: dict[str, Any] = {}
+    if workload.cpus:
+        server, client = workload.cpus
+        found |= {"server_cpus": frozenset({server}), "client_cpus": frozenset({client})}
+    with ExitStack() as stack:
+        if workload.network:
+            found["network"] = network = workload.network(Family(4))
+            for namespace in (network.server, network.client):
+                stack.callback(os.close, namespace.fd)
+        yield lambda path: replace(path, **found)
 
 
-def _coverage(workload: Workload, host: Host) -> float | None:
-    if host.null or host.base or not workload.covered:
-        return None
-    return coverage.measure(host, partial(workload.run, _path(workload, host, OURS)))
-
-
-def _run(workload: Workload, host: Host, name: str) -> dict[str, float]:
-    path = _path(workload, host, name)
+def _run(workload: Workload, path: Datapath) -> dict[str, float]:
     with path.around():
         return workload.run(path).figures()
+
+
+def _coverage(workload: Workload, host: Host, path: Datapath) -> float | None:
+    if host.null or host.base or not workload.covered:
+        return None
+    return coverage.measure(host, partial(workload.run, path))
 
 
 def ratios(samples: Sequence[dict[str, dict[str, float]]], name: str) -> list[float]:

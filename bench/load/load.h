@@ -47,7 +47,7 @@ static inline int is_unix(const char *address)
 	return address[0] == '/';
 }
 
-/* `address` is a path, or a port of 127.0.0.1; 0 lets the kernel choose one. */
+/* `address` is a path, IP:PORT, or a port of 127.0.0.1; 0 lets the kernel choose one. */
 static inline socklen_t parse(const char *address, struct sockaddr_storage *to)
 {
 	struct sockaddr_un *un = (void *)to;
@@ -60,8 +60,16 @@ static inline socklen_t parse(const char *address, struct sockaddr_storage *to)
 		return sizeof(*un);
 	}
 	in->sin_family = AF_INET;
-	in->sin_port = htons(atoi(address));
 	in->sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+	if (strchr(address, ':')) {
+		char ip[INET_ADDRSTRLEN] = "";
+
+		sscanf(address, "%15[^:]", ip);
+		if (inet_pton(AF_INET, ip, &in->sin_addr) != 1)
+			errx(1, "%s", address);
+		address = strchr(address, ':') + 1;
+	}
+	in->sin_port = htons(atoi(address));
 	return sizeof(*in);
 }
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Request and response of `size` bytes, one outstanding per connection.
+ * Request and response, one outstanding per connection. SIZE is that of both in bytes, or
+ * REQUEST/RESPONSE.
  *
  *	rr server ADDRESS SIZE CONNECTIONS [blocking]
  *	rr client ADDRESS SIZE CONNECTIONS IDLE MILLISECONDS [blocking] [pause]
@@ -18,7 +19,7 @@
 #define START 'S'		/* first byte of the first measured request */
 
 static char *buffer;
-static size_t size;
+static size_t request, response; /* bytes */
 
 struct span {
 	uint64_t wall, cpu;
@@ -46,14 +47,14 @@ static struct span started;
 /* 0 when the client has closed. */
 static int answer(int fd)
 {
-	if (!recv_all(fd, buffer, size))
+	if (!recv_all(fd, buffer, request))
 		return 0;
 	if (buffer[0] == START) {
 		started = begin();
 		answered = 0;
 	}
 	buffer[0] = 'x';
-	send_all(fd, buffer, size);
+	send_all(fd, buffer, response);
 	answered++;
 	return 1;
 }
@@ -109,12 +110,12 @@ static void keep(uint64_t ns)
 
 static void ask(int fd)
 {
-	send_all(fd, buffer, size);
+	send_all(fd, buffer, request);
 }
 
 static void hear(int fd)
 {
-	if (!recv_all(fd, buffer, size))
+	if (!recv_all(fd, buffer, response))
 		errx(1, "the server has closed");
 }
 
@@ -226,8 +227,9 @@ int main(int argc, char **argv)
 	if (argc < 5)
 		errx(2, "see rr.c for the arguments");
 	many_files();
-	size = strtoul(argv[3], NULL, 10);
-	buffer = allocate(size);
+	if (sscanf(argv[3], "%zu/%zu", &request, &response) != 2)
+		request = response = strtoul(argv[3], NULL, 10);
+	buffer = allocate(request > response ? request : response);
 	polls = !given(argv + 5, "blocking");
 	if (!strcmp(argv[1], "server"))
 		server(argv[2], atoi(argv[4]));

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from bench import blocks, loads
+from bench import blocks, coverage, loads
 from bench.datapaths import (
     AGAIN,
     EXCLUDED,
@@ -85,6 +86,23 @@ def test_a_workload_that_is_not_accelerated_is_no_figure(host: Host, load: Loads
     with pytest.raises(RuntimeError, match="0 messages were redirected"):
         measure(short, host, 1)
     host.call("Enable")
+
+
+def test_coverage_is_the_share_of_the_messages_that_is_redirected(host: Host, load: Loads) -> None:
+    """Plain TCP's are counted by their data segments: a request each, and an answer."""
+    operations = 0.0
+
+    def run(*names: str) -> None:
+        nonlocal operations
+        for name in names:
+            sample = load.rr(host.datapaths[name], size=64)
+            operations = sample.rate * DURATION_MS / 1000
+
+    assert coverage.measure(host, partial(run, OURS)) > 0.99
+    assert coverage.measure(host, partial(run, EXCLUDED)) == 0
+    plain = operations
+    found = coverage.measure(host, partial(run, EXCLUDED, OURS))
+    assert found == pytest.approx(operations / (operations + plain), abs=0.2)
 
 
 def test_blocks_of_short_connections(host: Host, programs: Path) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from itertools import permutations
 from typing import Any
 
 import pytest
 
 from bench.__main__ import judge_null
-from bench.datapaths import AGAIN, TCP
-from bench.workload import order, ratio_names, ratios
+from bench.datapaths import AGAIN, EXCLUDED, JOINED, OURS, RETIRED, TCP, of_base
+from bench.workload import Sample, Workload, order, ratio_names, ratios, visited
 
 NAMES = ("tcp", "sockredird", "textbook", "unix")
 
@@ -35,6 +36,18 @@ def test_what_is_compared() -> None:
         "sockredird/unix",
     ]
     assert ratio_names(("tcp", "excluded")) == ["excluded/tcp"]
+
+
+def test_beside_another_checkout_each_of_our_datapaths_has_its_counterpart() -> None:
+    edges = Workload(
+        *("edges", "", "", "", ""), lambda _: Sample(1, 1, 1), (TCP, EXCLUDED, RETIRED)
+    )
+    names = visited(edges, null=False, base=True)
+    assert names == [TCP, EXCLUDED, RETIRED, "base excluded", "base retired"]
+    assert ratio_names(names)[-2:] == ["excluded/base excluded", "retired/base retired"]
+    everywhere = replace(edges, datapaths=(*NAMES, JOINED))
+    assert visited(everywhere, null=False, base=True) == [TCP, OURS, of_base(OURS)]
+    assert visited(everywhere, null=True, base=False) == [TCP, AGAIN, OURS, "textbook", JOINED]
 
 
 def rounds_of(tcp: list[float], again: list[float]) -> list[dict[str, dict[str, float]]]:
