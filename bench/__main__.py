@@ -126,8 +126,10 @@ def _run(arguments: argparse.Namespace) -> dict[str, Any]:
             if kind is SHORT and not arguments.null:
                 del entry["rounds"]  # a thousand
             print(report.line(entry), flush=True)
-        if kind in (FULL, QUICK) and not (arguments.null or arguments.only or arguments.base):
+        whole = kind in (FULL, QUICK) and not (arguments.null or arguments.only)
+        if whole:
             results["profile"] = profile.measure(host, load)
+        if whole and not arguments.base:
             results["daemon"] = daemon.measure(host, load, quick=kind is QUICK)
     results["seconds"] = round(time.monotonic() - started)
     return results

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench.datapaths import OURS, TEXTBOOK
+from bench.datapaths import OURS, TEXTBOOK, of_base
 from bench.host import Host
 from bench.loads import FEW_CONNECTIONS, Loads
 from bench.spread import spread
@@ -25,7 +25,6 @@ from bench.workload import SAME_CORE
 
 ROUNDS = 5
 _RUN_TIME = 0  # enum bpf_stats_type
-_PROGRAMS = {OURS: ("pair", "redirect"), TEXTBOOK: ("sockops", "msg")}
 
 
 @dataclass(frozen=True)
@@ -48,30 +47,49 @@ def _timed() -> Iterator[None]:
         os.close(fd)
 
 
-def _runs(pin: Path) -> Runs:
+def _shown(pin: Path) -> Any:
     command = ["bpftool", "--json", "prog", "show", "pinned", str(pin)]
-    shown = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+    return json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+
+
+def _runs(pin: Path) -> Runs:
+    shown = _shown(pin)
     return Runs(shown.get("run_time_ns", 0), shown.get("run_cnt", 0))
 
 
+def _instructions(pin: Path) -> int:
+    """As the verifier leaves them."""
+    return int(_shown(pin)["bytes_xlated"]) // 8
+
+
+def _pins(host: Host) -> dict[str, tuple[Path, Path]]:
+    """Of the sock_ops and the sk_msg program, by datapath."""
+    directory = host.pins(TEXTBOOK)
+    found = {TEXTBOOK: (directory / "sockops", directory / "msg")}
+    for name, accelerator in zip((OURS, of_base(OURS)), host.accelerators, strict=False):
+        (generation,) = accelerator.bpffs.glob("generation-*")
+        found[name] = (generation / "pair", generation / "redirect")
+    return found
+
+
 def measure(host: Host, loads: Loads) -> dict[str, Any]:
-    """Per datapath: ns and runs of its two programs per message, and per connection."""
-    (generation,) = host.ours.bpffs.glob("generation-*")
-    places = {OURS: generation, TEXTBOOK: host.pins(TEXTBOOK)}
+    """Per datapath, of its two programs: ns and runs per message and per connection, and sizes."""
     result: dict[str, Any] = {}
     with _timed():
-        for name, (sockops, msg) in _PROGRAMS.items():
+        for name, (sockops, msg) in sorted(_pins(host).items()):
             path = host.datapaths[name]
-            message = _per_run(places[name] / msg, partial(loads.rr, path, size=64, cpus=SAME_CORE))
+            message = _per_run(msg, partial(loads.rr, path, size=64, cpus=SAME_CORE))
             per_connection = []
             for _ in range(ROUNDS):
-                before = _runs(places[name] / sockops)
+                before = _runs(sockops)
                 sample = loads.crr(path, warm_up=FEW_CONNECTIONS)
-                after = _runs(places[name] / sockops) - before
+                after = _runs(sockops) - before
                 per_connection.append((after.ns, after.count, sample.more["connections"]))
             result[name] = {
                 "message_ns": message,
                 "connection_ns": spread([ns / n for ns, _, n in per_connection]).median,
+                "message_instructions": _instructions(msg),
+                "connection_instructions": _instructions(sockops),
                 "callbacks": spread([runs / n for _, runs, n in per_connection]).median,
             }
     return result

@@ -145,10 +145,12 @@ def _profile(profile: Entry) -> str:
             f"{figures['message_ns']:.0f}",
             f"{figures['connection_ns']:.0f}",
             f"{figures['callbacks']:.0f}",
+            *(str(figures.get(f"{kind}_instructions", "")) for kind in ("message", "connection")),
         ]
         for name, figures in profile.items()
     ]
-    head = ["", "ns per message (sk_msg)", "ns per connection (sock_ops)", "callbacks"]
+    times = ["ns per message (sk_msg)", "ns per connection (sock_ops)", "callbacks"]
+    head = ["", *times, "instructions (sk_msg)", "instructions (sock_ops)"]
     return table(head, rows)
 
 
