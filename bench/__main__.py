@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dbus_next import DBusError
+
 from bench import blocks, daemon, loads, machine, profile, readme, report
 from bench.host import Host
 from bench.loads import Loads
@@ -118,7 +120,7 @@ def _run(arguments: argparse.Namespace) -> dict[str, Any]:
             rounds = arguments.rounds or _rounds(workload, arguments)
             try:
                 entry = measure(workload, host, rounds)
-            except (RuntimeError, OSError, subprocess.SubprocessError) as error:
+            except (RuntimeError, OSError, subprocess.SubprocessError, DBusError) as error:
                 print(f"bench: {workload.name} failed: {error}", file=sys.stderr, flush=True)
                 results["failed"].append(workload.name)
                 continue

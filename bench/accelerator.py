@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dbus_next import DBusError, Variant
+from dbus_next import Variant
 
 from bench.datapaths import EXCLUDED, JOINED, OURS, OUTSIDE, RETIRED, TRACED, Datapath
 from sockredird.kernel.cgroup import mount_point
@@ -154,13 +154,12 @@ class Accelerator:
     def enabled_with(self, scope: dict[str, str]) -> Iterator[None]:
         """Keys of [scope] and their values, by which it differs meanwhile.
 
-        A daemon of an older checkout that does not know a key stays as it is.
+        Raises DBusError if it does not know a key.
         """
         if self._null or not scope:
             yield
             return
-        with suppress(DBusError):
-            self.call("EnableWith", "a{sv}", {name: Variant("s", v) for name, v in scope.items()})
+        self.call("EnableWith", "a{sv}", {name: Variant("s", v) for name, v in scope.items()})
         try:
             yield
         finally:
