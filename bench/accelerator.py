@@ -104,7 +104,7 @@ class Accelerator:
 
     def datapaths(self, inside: Datapath, outside: Datapath) -> dict[str, Datapath]:
         """By name: `inside`, which is in its cgroup, and its variants; `outside` is not in it."""
-        paths = {
+        return {
             OURS: inside,
             EXCLUDED: replace(inside, port=self._excluded_port),
             OUTSIDE: replace(inside, client=outside.client),
@@ -112,7 +112,6 @@ class Accelerator:
             JOINED: replace(inside, change=self._join, around=self._disabled),
             TRACED: replace(inside, around=self._traced),
         }
-        return paths
 
     @contextmanager
     def _traced(self) -> Iterator[None]:
@@ -154,7 +153,7 @@ class Accelerator:
     def enabled_with(self, scope: dict[str, str]) -> Iterator[None]:
         """Keys of [scope] and their values, by which it differs meanwhile.
 
-        Raises DBusError if it does not know a key.
+        Raises DBusError if the daemon does not know a key.
         """
         if self._null or not scope:
             yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,5 +33,5 @@ def measure(host: Host, run: Callable[[], object]) -> float:
         before = host.redirected()
         run()
         redirected = host.redirected() - before
-        by_tcp = int.from_bytes(libbpf.lookup(segments, bytes(4), 8) or b"", "little")
+        by_tcp = int.from_bytes(libbpf.lookup(segments, bytes(4), 8), sys.byteorder)
     return redirected / (redirected + by_tcp) if redirected else 0.0

@@ -85,20 +85,14 @@ class Programs:
     def pgbench(self, path: Datapath, *, arguments: tuple[str, ...], count: int) -> Sample:
         with self._postgres.serving(path) as address:
             where = str(address.path) if path.unix else "127.0.0.1"
-            command = [
-                *("pgbench", "-n", "-c", "4", "-t", str(count), *arguments),
-                *("-h", where, "-p", str(address.port), "-U", "postgres", "postgres"),
-            ]
-            return self._client(path, command, partial(_pgbench, 4 * count))
+            command = _pgbench_command(where, address.port, "-t", str(count), *arguments)
+            return self._client(path, command, partial(_pgbench, PG_CLIENTS * count))
 
     def pgbench_pool(self, path: Datapath) -> Sample:
         """pgbench reports each second; that in which `path` changes is left out."""
         with self._postgres.serving(path) as address:
-            command = [
-                *("pgbench", "-n", "-S", "-M", "prepared", "-c", str(PG_CLIENTS), "-T", "600"),
-                *("-P", "1", "-h", "127.0.0.1", "-p", str(address.port), "-U", "postgres"),
-                "postgres",
-            ]
+            for_long = ("-T", "600", "-P", "1", "-S", "-M", "prepared")
+            command = _pgbench_command("127.0.0.1", address.port, *for_long)
             process = spawn(command, path.client, path.client_cpus)
             try:
                 _pgbench_second(process)
@@ -121,8 +115,7 @@ class Programs:
             self._postgres.serving(path) as server,
             servers.pgbouncer(path, self._host.scratch, server, pool=PG_CLIENTS) as address,
         ):
-            where = ["-h", "127.0.0.1", "-p", str(address.port), "-U", "postgres", "postgres"]
-            command = ["pgbench", "-n", "-S", "-c", str(PG_CLIENTS), "-t", str(count), *where]
+            command = _pgbench_command("127.0.0.1", address.port, "-t", str(count), "-S")
             return self._client(path, command, partial(_pgbench, PG_CLIENTS * count))
 
     def cache(self, path: Datapath, kind: str, *, value: int, connections: int = 1) -> Sample:
@@ -421,6 +414,13 @@ def _iperf3(output: str) -> tuple[float, float]:
 def _redis(count: int, output: str) -> tuple[float, float]:
     rows = list(csv.reader(output.splitlines()))
     return float(rows[-1][1]), count
+
+
+def _pgbench_command(where: str, port: int, *arguments: str) -> list[str]:
+    return [
+        *("pgbench", "-n", "-c", str(PG_CLIENTS), *arguments),
+        *("-h", where, "-p", str(port), "-U", "postgres", "postgres"),
+    ]
 
 
 def _pgbench(count: int, output: str) -> tuple[float, float]:

@@ -46,8 +46,11 @@ def amount(value: float) -> str:
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    heads = list(head)
-    lines = [heads, ["---", *("--:" for _ in heads[1:])], *map(list, rows)]
+    """In Markdown; a column that is empty in each row is left out."""
+    lines = [list(head), *map(list, rows)]
+    kept = [at for at in range(len(lines[0])) if not at or any(cells[at] for cells in lines[1:])]
+    heads, *lines = ([cells[at] for at in kept] for cells in lines)
+    lines = [heads, ["---", *("--:" for _ in heads[1:])], *lines]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
 
 

@@ -11,37 +11,42 @@
 #include <fcntl.h>
 
 #define KEY "sockredir-bench"
+#define KEY_OF_REDIS "$15\r\n" KEY "\r\n"
 #define WARM_UP 200 /* requests */
 
 static char *buffer;
 static const char *request;
 static size_t answer; /* bytes of one */
 
-static void memcached(int fd, char *value, size_t size)
+/* Sends what sets a value, which the server is to answer in so many words. */
+static void set(int fd, const char *command, const char *value, size_t size, const char *done)
 {
-	char command[64], stored[8];
+	char said[16] = "";
 
-	sprintf(command, "set " KEY " 0 0 %zu\r\n", size);
 	send_all(fd, command, strlen(command));
 	send_all(fd, value, size);
 	send_all(fd, "\r\n", 2);
-	if (!recv_all(fd, stored, 8) || memcmp(stored, "STORED\r\n", 8))
-		errx(1, "set: %.8s", stored);
+	if (!recv_all(fd, said, strlen(done)) || strcmp(said, done))
+		errx(1, "set: %s", said);
+}
+
+static void memcached(int fd, const char *value, size_t size)
+{
+	char command[64];
+
+	sprintf(command, "set " KEY " 0 0 %zu\r\n", size);
+	set(fd, command, value, size, "STORED\r\n");
 	request = "get " KEY "\r\n";
 	answer = snprintf(NULL, 0, "VALUE " KEY " 0 %zu\r\n", size) + size + strlen("\r\nEND\r\n");
 }
 
-static void redis(int fd, char *value, size_t size)
+static void redis(int fd, const char *value, size_t size)
 {
-	char command[64], ok[5];
+	char command[64];
 
-	sprintf(command, "*3\r\n$3\r\nSET\r\n$%zu\r\n" KEY "\r\n$%zu\r\n", strlen(KEY), size);
-	send_all(fd, command, strlen(command));
-	send_all(fd, value, size);
-	send_all(fd, "\r\n", 2);
-	if (!recv_all(fd, ok, 5) || memcmp(ok, "+OK\r\n", 5))
-		errx(1, "SET: %.5s", ok);
-	request = "*2\r\n$3\r\nGET\r\n$15\r\n" KEY "\r\n";
+	sprintf(command, "*3\r\n$3\r\nSET\r\n" KEY_OF_REDIS "$%zu\r\n", size);
+	set(fd, command, value, size, "+OK\r\n");
+	request = "*2\r\n$3\r\nGET\r\n" KEY_OF_REDIS;
 	answer = snprintf(NULL, 0, "$%zu\r\n", size) + size + strlen("\r\n");
 }
 

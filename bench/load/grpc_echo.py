@@ -18,16 +18,13 @@ METHOD = "/echo.Echo/Call"
 
 
 def serve() -> None:
-    def handler(details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
-        if details.method != METHOD:
-            return None
-        return grpc.unary_unary_rpc_method_handler(lambda request, _: request)
-
-    class Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]
+    class Echo(grpc.GenericRpcHandler):  # type: ignore[misc]
         def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
-            return handler(details)
+            if details.method != METHOD:
+                return None
+            return grpc.unary_unary_rpc_method_handler(lambda request, _: request)
 
-    server = grpc.server(futures.ThreadPoolExecutor(max_workers=4), handlers=[Handlers()])
+    server = grpc.server(futures.ThreadPoolExecutor(max_workers=4), handlers=[Echo()])
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     print(port, flush=True)

@@ -56,6 +56,7 @@ class Looks:
         self._wanted = True
         due = max(asyncio.get_running_loop().time() + SOON_S, self._rested_at)
         if self._timer is not None and self._timer.when() > due:
+            self._pause = SOON_S
             self._at(due)
 
     def end(self) -> None:

@@ -304,12 +304,12 @@ inline_fn void part(enum cause cause, struct handshake *hs, const struct pair *p
 
 	peers.delete(&client);
 	handshakes.delete((struct pair *)pair);
-	if (cause == CAUSE_EARLY_DATA) { /* that is over as soon as it is read */
+	if (cause == CAUSE_EARLY_DATA) {
 		struct listener l = listener_in(flow);
 
 		add_to_balance(&l, &client_flow, (__u64)tp, client_sk, -EARLY_DATA_COST,
 			       CAUSE_EARLY_DATA);
-		ask(REQUEST_JOIN);
+		ask(REQUEST_JOIN); /* once that data is read, nothing keeps the pair on TCP */
 	}
 	decline_both(cause, &client_flow, flow);
 }
