@@ -208,6 +208,7 @@ struct checkpoint {
  * none_in_flight         references, timers                                 sk_stop_timer
  * has_no_sender          references, the sleeper, references                tcp_bpf_recvmsg
  * sleeper_on             an entry of the wait queue, whether it is there    remove_wait_queue
+ * reader_sleeps          senders, the lock's owner, sleeper, senders        sk_stream_wait_memory
  * nobody_in_tcp_recvmsg  copied_seq, the lock's owner, the sleeper,         tcp_recvmsg, sk_wait_data,
  *                          its reference and the owner                        tcp_bpf_recvmsg
  */
@@ -242,10 +243,12 @@ struct sock_state {
 	__u32 budget_messages;
 	__u32 window_bytes; /* what may be unread; grows while the reader keeps up */
 	__u32 window_messages;
-	__u32 charged;	      /* bytes of kernel memory this direction has of unread_memory */
-	__u32 grants;	      /* settings.grants when the budget was granted */
-	__u32 checkpoints;    /* taken so far */
-	__u32 unknown_since;  /* ms: reader has been READER_UNKNOWN at a message; 0: never */
+	__u32 charged;	     /* bytes of kernel memory this direction has of unread_memory */
+	__u32 grants;	     /* settings.grants when the budget was granted */
+	__u32 checkpoints;   /* taken so far */
+	__u32 unknown_since; /* ms: reader has been READER_UNKNOWN at a message; 0: never */
+	__u32 reader_copied; /* the reader's copied_seq at the last message with READER_UNKNOWN */
+	__u32 reads_seen; /* messages before which it had read more, and at which it did not sleep */
 	__u32 late_messages;  /* that went by TCP with AWAITS_READ, as far as they matter */
 	__u64 charged_cgroup; /* key in cgroup_memory, or 0 */
 	__u64 room_until;     /* jiffies: before then that cgroup has room below its limit */

@@ -45,9 +45,13 @@ inline_fn int not_accepted(__u64 sk)
 
 /*
  * Whether a task sleeps inside recv() on a member. It has a reference to the psock meanwhile
- * (tcp_bpf_recvmsg()), so where the sockhash has the only one, this looks no further. Others with a
- * reference are those that send, and may wait for room; who sleeps without one is in TCP's own code,
- * or in connect(): see nobody_in_tcp_recvmsg().
+ * (tcp_bpf_recvmsg()), so where the sockhash has the only one, this looks no further. Who sleeps
+ * without one is in TCP's own code, or in connect(): see nobody_in_tcp_recvmsg().
+ *
+ * A sender has a reference as well, and may wait for room on the same wait queue. It is counted in
+ * sk_write_pending while it sleeps there, and has the lock at any other time. One that wakes is seen
+ * by the count, the lock, then the wait queue; one that falls asleep by the lock, then the count.
+ * Pairs with sk_stream_wait_memory().
  */
 inline_fn int reader_sleeps(__u64 sk, struct sock_state *st)
 {
@@ -55,6 +59,12 @@ inline_fn int reader_sleeps(__u64 sk, struct sock_state *st)
 
 	if (kernel_psock_refcnt(psock_of(sk)) <= 1)
 		return 0;
+	if (kernel_write_pending(sk))
+		return 0;
+	load_barrier(st);
+	if (kernel_lock_owned(sk))
+		return 0;
+	load_barrier(st);
 	sleeper = sleeper_on(sk, st);
 	return sleeper && sleeper != UNSEEN && !kernel_write_pending(sk);
 }
@@ -66,6 +76,17 @@ inline_fn int waits_for_us(const struct sock_state *st)
 
 	STATE_FIELD(waiting, st->peer_st, waiting);
 	return waiting;
+}
+
+/*
+ * 100 ns or so between two looks at a lock. The verifier goes through each look, so there cannot be
+ * many, but does not mind how long a helper takes.
+ */
+inline_fn void rest(void)
+{
+#pragma unroll
+	for (int i = 0; i < 4; i++)
+		bpf_ktime_get_ns();
 }
 
 /*
@@ -90,6 +111,7 @@ inline_fn int peer_stays_busy(struct sock_state *st, __u32 size)
 		}
 		if (bpf_ktime_get_ns() > until)
 			break;
+		rest();
 	}
 	WRITE_ONCE(st->waiting, 0);
 	return busy;

@@ -144,10 +144,13 @@ inline_fn int left_for_change(struct sock_state *st, enum cause cause, __u64 now
 /*
  * Whether the pair leaves because a program sleeps inside recv(). Where the descriptor is not
  * O_NONBLOCK and nobody polls it as this message comes, the program may poll a moment later, or sleep
- * inside recv() the next time: walks decide, milliseconds later (leave/walk.c: may_block()).
+ * inside recv() the next time: walks decide, milliseconds later (leave/walk.c: may_block()). A reader
+ * that always finds something has to do neither: that is seen from what it has read.
  */
 inline_fn int blocking_reader(struct sock_state *st, const struct settings *s)
 {
+	__u32 copied;
+
 	if (s->blocking)
 		return 0;
 	if (reader_sleeps(st->peer_sk, st))
@@ -157,6 +160,11 @@ inline_fn int blocking_reader(struct sock_state *st, const struct settings *s)
 	if (polls(st->peer_sk)) {
 		st->reader = READER_POLLS;
 		return 0;
+	}
+	copied = kernel_copied_seq(st->peer_sk);
+	if (copied != st->reader_copied) {
+		st->reader_copied = copied;
+		st->reads_seen++;
 	}
 	if (!st->unknown_since) {
 		st->unknown_since = now_ms() | 1;

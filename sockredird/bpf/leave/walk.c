@@ -102,7 +102,7 @@ inline_fn __u8 reason_of_peer(const struct sock_state *st, __u64 peer_st)
 inline_fn int reader_undecided(const struct sock_state *st, const struct settings *s)
 {
 	return !s->blocking && st->unknown_since && st->reader == READER_UNKNOWN &&
-	       st->sent_messages < SHOWN_BY_MESSAGES && psock_of(st->peer_sk) &&
+	       st->sent_messages + st->reads_seen < SHOWN_BY_MESSAGES && psock_of(st->peer_sk) &&
 	       !polls(st->peer_sk);
 }
 

@@ -14,6 +14,7 @@ import socket
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing.connection import Connection as Channel
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from typing import Any
 import pytest
 
 from support import cgroups, processes
-from support.background import retiring
+from support.background import Background, retiring
 from support.child import Child
 from support.datapath import Datapath
 from support.edited import Edit, generation_of
@@ -274,3 +275,85 @@ def test_pollers_that_come_and_go(cgroup: Path, bpffs: Path, tmp_path: Path, wit
     assert counters["retired_blocking_reader"] == without
     if not without:
         assert counters["redirected_messages"] >= 0.98 * 2 * ROUNDS
+
+
+MESSAGES = 20
+# Nothing tells of a reader but its wait queue.
+READS_UNSEEN: Edit = ("carry/redirect.c", "		st->reads_seen++;\n", "")
+AT_ONCE: Edit = ("leave/walk.c", "#define SHOWS_WITHIN_MS 3\t", "#define SHOWS_WITHIN_MS 0\t")
+NEVER_BEGINS: Edit = ("carry/redirect.c", "	if (!may_begin(sk, st))\n", "	if (1)\n")
+
+
+def read_half(walk: Callable[[], object]) -> None:
+    """A blocking descriptor that has something to read each time, so that nobody waits."""
+    with listen() as listener:
+        both = connect(listener)
+    for _ in range(MESSAGES):
+        both.client.sendall(bytes(1000))
+        assert len(both.server.recv(500, socket.MSG_WAITALL)) == 500
+    walk()
+    both.close()
+
+
+@pytest.mark.parametrize("without", [False, True], ids=["with", "without"])
+def test_who_always_finds_data(cgroup: Path, bpffs: Path, tmp_path: Path, without: bool) -> None:
+    """It sleeps as little as it polls. Until it has read everything, its data comes by TCP."""
+    edits = [AT_ONCE, NEVER_BEGINS, *([READS_UNSEEN] if without else [])]
+    with generation_of(edits, bpffs, cgroup, tmp_path, blocking_readers="tcp") as generation:
+        retire = generation.members.retire
+        walk = partial(retire, 10 * PATIENCE, lambda walked: not walked.leaving)
+        processes.run(read_half, walk, cgroup=cgroup)
+        counters = generation.counters()
+    assert counters["accelerated_connections"] == 1
+    assert counters["retired_blocking_reader"] == without
+
+
+STREAMS = 20
+SIZE, WRITES = 65536, 500
+# A sender that has been woken is on the wait queue for some more moments.
+WOKEN_SENDERS: Edit = (
+    "carry/reader.h",
+    "	if (kernel_write_pending(sk))\n		return 0;\n	load_barrier(st);\n"
+    "	if (kernel_lock_owned(sk))\n		return 0;\n	load_barrier(st);\n",
+    "",
+)
+
+
+def write_and_read(sock: socket.socket) -> None:
+    def write() -> None:
+        for _ in range(WRITES):
+            sock.sendall(bytes(SIZE))
+        sock.shutdown(socket.SHUT_WR)
+
+    writer = Background(write)
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    while poll.poll(10_000 * PATIENCE) and sock.recv(4 * SIZE):
+        pass
+    writer.join(10 * PATIENCE)
+
+
+def stream_both_ways() -> None:
+    with listen() as listener:
+        both = connect(listener)
+    with Child(lambda _: write_and_read(both.server)) as child:
+        both.server.close()
+        write_and_read(both.client)
+        assert child.wait() == 0
+    both.client.close()
+
+
+@pytest.mark.parametrize("without", [False, True], ids=["with", "without"])
+def test_senders_that_wait_for_room(
+    cgroup: Path, bpffs: Path, tmp_path: Path, without: bool
+) -> None:
+    edits = [PATIENT, *([WOKEN_SENDERS] if without else [])]
+    with generation_of(edits, bpffs, cgroup, tmp_path, blocking_readers="tcp") as generation:
+        with retiring(generation):
+            for _ in range(STREAMS * (20 if without else 1)):
+                processes.run(stream_both_ways, cgroup=cgroup)
+                if generation.counters()["retired_blocking_reader"]:
+                    break
+        counters = generation.counters()
+    assert bool(counters["retired_blocking_reader"]) == without
+    assert counters["redirected_messages"] > 0

@@ -104,6 +104,44 @@ LOOKING = {
         has(sleeps=0, after=0),
         {"sleeper": 1},
     ),
+    # sk_stream_wait_memory(): on the wait queue a sender has the lock, or is counted as waiting
+    "a sender goes to sleep for want of room": Protocol(
+        {
+            "sk_stream_wait_memory": (
+                Store("sleeper", 1),
+                Store("waiting", 1),
+                Store("owned", 0, release=True),
+            ),
+            "reader_sleeps": (
+                Load("locked", "owned"),
+                loads("reader_sleeps 2"),
+                Load("sleeps", "sleeper"),
+                Load("waits", "waiting"),
+            ),
+        },
+        has(locked=0, sleeps=1, waits=0),
+        {"owned": 1},
+    ),
+    "a sender wakes, as there is room": Protocol(
+        {
+            "sk_stream_wait_memory": (
+                Store("owned", 1),
+                KERNEL,
+                Store("waiting", 0),
+                Store("sleeper", 0),
+                Store("owned", 0, release=True),
+            ),
+            "reader_sleeps": (
+                Load("waits", "waiting"),
+                loads("reader_sleeps 1"),
+                Load("locked", "owned"),
+                loads("reader_sleeps 2"),
+                Load("sleeps", "sleeper"),
+            ),
+        },
+        has(waits=0, locked=0, sleeps=1),
+        {"waiting": 1, "sleeper": 1},
+    ),
     "a reader goes from the psock's code to TCP's": Protocol(
         {
             "tcp_bpf_recvmsg, tcp_recvmsg": (
