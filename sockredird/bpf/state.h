@@ -158,9 +158,9 @@ struct checkpoint {
  * Per socket: this end, and the direction that starts here. Each field has one kind of writer.
  *
  * field                written by                          read by               ordered by
- * self .. joined       pairing, before the sockhash entry  all                   the entry's insertion
+ * by pairing           pairing, before the sockhash entry  all                   the entry's insertion
  * peer_sk, peer_st     pairing, or a message               sender, walk          barriers
- * mode .. checkpoint   the sender, under its socket lock   walk, listing: may    nothing; an estimate,
+ * by the sender        the sender, under its socket lock   walk, listing: may    nothing; an estimate,
  *                                                          be one message old    but for those below
  *   mode, borders      the same                            walk                  barriers
  *   awaits,            the same                            as a connection ends  barriers
@@ -213,18 +213,15 @@ struct checkpoint {
  *                          its reference and the owner                        tcp_bpf_recvmsg
  */
 struct sock_state {
+	/*
+	 * What each message looks at is in two cache lines: with some hundred connections in use, others
+	 * cost a miss each. The kernel's header in front of this (struct bpf_local_storage_data) has the
+	 * first 8 bytes of the first one.
+	 */
 	/* written by pairing */
-	struct end self;
 	struct end peer;
-	__u64 peer_sk;		      /* kernel address of the peer's struct sock, or 0 */
-	__u64 peer_st;		      /* that of the peer's sock_state */
-	__u64 since;		      /* CLOCK_MONOTONIC, ns */
-	struct flow flow;	      /* as the client end sees it */
-	struct server_address server; /* known to the server end only */
-	__u8 provisional; /* somebody answered this client's address, see pair/scope.h */
-	__u8 joined;	  /* it was put on the sockhash after it was established */
-
 	/* written by the sender */
+	__u32 grants; /* settings.grants when the budget was granted */
 	__u8 mode;    /* enum mode */
 	__u8 reason;  /* enum cause: why mode is NATIVE, or why it last was BY_TCP */
 	__u8 reader;  /* enum reader */
@@ -232,27 +229,42 @@ struct sock_state {
 	__u8 began;   /* the direction was redirected at least once */
 	/* written by the walk */
 	__u8 stop;
+	/* written by pairing */
+	__u8 provisional; /* somebody answered this client's address, see pair/scope.h */
+	__u8 joined;	  /* it was put on the sockhash after it was established */
+	__u64 peer_sk;	  /* kernel address of the peer's struct sock, or 0 */
 	/* written by the sender */
-	__u32 awaits;	   /* enum awaits; pairing writes the first value */
-	__u32 begin_after; /* with AWAITS_READ: the reader's copied_seq at the first message */
-	__u64 tcp_due;	   /* jiffies: when a message has to go by TCP (revalidation) */
-	__u64 sent_bytes;  /* redirected, cumulative */
-	__u64 sent_messages;
-	struct checkpoint drained; /* what was sent when the peer's queue was last seen empty */
-	__u32 budget_bytes;	   /* until the peer's queue is looked at again */
+	__u64 change_count; /* the global count when this direction last looked at its ends */
+	__u64 tcp_due;	    /* jiffies: when a message has to go by TCP (revalidation) */
+	__u32 budget_bytes; /* until the peer's queue is looked at again */
 	__u32 budget_messages;
+	__u64 charged_cgroup; /* key in cgroup_memory, or 0 */
+	__u64 room_until;     /* jiffies: before then that cgroup has room below its limit */
+	__u64 sent_bytes;     /* redirected, cumulative */
+	__u64 sent_messages;
+	/* written by full_barrier() only */
+	__u64 barrier;
+
+	/* what only some look at; written by pairing */
+	__u64 peer_st; /* kernel address of the peer's sock_state */
+	struct end self;
+	__u32 awaits;		      /* enum awaits; the sender writes later values */
+	__u64 since;		      /* CLOCK_MONOTONIC, ns */
+	struct flow flow;	      /* as the client end sees it */
+	struct server_address server; /* known to the server end only */
+	/* written by the sender */
+	__u32 begin_after;  /* with AWAITS_READ: the reader's copied_seq at the first message */
 	__u32 window_bytes; /* what may be unread; grows while the reader keeps up */
+	struct checkpoint drained; /* what was sent when the peer's queue was last seen empty */
 	__u32 window_messages;
 	__u32 charged;	     /* bytes of kernel memory this direction has of unread_memory */
-	__u32 grants;	     /* settings.grants when the budget was granted */
 	__u32 checkpoints;   /* taken so far */
 	__u32 unknown_since; /* ms: reader has been READER_UNKNOWN at a message; 0: never */
 	__u32 reader_copied; /* the reader's copied_seq at the last message with READER_UNKNOWN */
 	__u32 reads_seen; /* messages before which it had read more, and at which it did not sleep */
-	__u32 late_messages;  /* that went by TCP with AWAITS_READ, as far as they matter */
-	__u64 charged_cgroup; /* key in cgroup_memory, or 0 */
-	__u64 room_until;     /* jiffies: before then that cgroup has room below its limit */
-	__u32 borders;	      /* how often the reader may need waking for TCP data */
+	__u32 late_messages; /* that went by TCP with AWAITS_READ, as far as they matter */
+	__u32 borders;	     /* how often the reader may need waking for TCP data */
+	struct checkpoint checkpoint[16]; /* taken as budgets are granted */
 	/* written by the walk */
 	__u32 borders_seen;  /* those whose reader needs no more waking */
 	__u32 border_since;  /* ms: when a walk met the reader at the others; 0: it has not */
@@ -262,11 +274,7 @@ struct sock_state {
 	/* written by guards, and the walk */
 	__u32 guard_cause; /* enum cause: why neither direction may redirect */
 	__u32 reset_at;	   /* ms: when what a program asked for has gone wrong, or 0 */
-	/* written by full_barrier() only */
-	__u64 barrier;
-	/* written by the sender */
-	__u64 change_count; /* the global count when this direction last looked at its ends */
-	struct checkpoint checkpoint[16]; /* taken as budgets are granted */
+	__u32 pad;
 
 	/* written by listings */
 	struct sample sample[2]; /* newer, older */
