@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dbus_next import Variant
+from dbus_next import DBusError, Variant
 
 from bench.datapaths import EXCLUDED, JOINED, OURS, OUTSIDE, RETIRED, TRACED, Datapath
 from sockredird.kernel.cgroup import mount_point
@@ -162,4 +162,7 @@ class Accelerator:
         try:
             yield
         finally:
-            self.call("EnableWith", "a{sv}", {"configured": Variant("b", True)})
+            try:
+                self.call("EnableWith", "a{sv}", {"configured": Variant("b", True)})
+            except DBusError:  # an older checkout, whose Enable is that
+                self.call("Enable")

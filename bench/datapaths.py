@@ -20,6 +20,7 @@ TCP, OURS, TEXTBOOK, UNIX = "tcp", "sockredird", "textbook", "unix"
 EXCLUDED, OUTSIDE, RETIRED = "excluded", "outside", "retired"
 JOINED = "joined"  # connections that are older than Enable
 TRACED = "traced"  # as sockredird, while somebody runs `sockredirctl trace`
+MESH = "mesh"  # as service meshes are told to do it, see load/mesh.bpf.c
 AGAIN = "tcp again"  # the null hypothesis: as TCP, with cgroups of its own
 
 

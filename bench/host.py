@@ -15,9 +15,11 @@ from typing import Any
 from dbus_next import DBusError
 
 from bench.accelerator import Accelerator
-from bench.datapaths import AGAIN, OURS, TCP, TEXTBOOK, UNIX, Datapath, of_base
+from bench.datapaths import AGAIN, MESH, OURS, TCP, TEXTBOOK, UNIX, Datapath, of_base
 from support import cgroups, textbook
 from support.checkout import REPOSITORY
+
+MESH_SOURCE = Path(__file__).parent / "load" / "mesh.bpf.c"
 
 
 class Host:
@@ -33,12 +35,13 @@ class Host:
         _refuse_accelerated(self._top)
         self._bpffs = stack.enter_context(_bpffs(self.scratch / "bpf"))
         self.null = null
-        plain = {name: self._datapath(name) for name in (TCP, AGAIN, TEXTBOOK)}
+        plain = {name: self._datapath(name) for name in (TCP, AGAIN, TEXTBOOK, MESH)}
         self.datapaths = plain | {UNIX: replace(self._datapath(UNIX), unix=True)}
         self.ours = self._accelerator(OURS, REPOSITORY)
         self.base = self._accelerator(of_base(OURS), base) if base else None
         if not null:
             stack.enter_context(textbook.attached(self.pins(TEXTBOOK), self._top / TEXTBOOK))
+            stack.enter_context(textbook.attached(self.pins(MESH), self._top / MESH, MESH_SOURCE))
 
     def _datapath(self, name: str) -> Datapath:
         top = self._top / name.replace(" ", "-")

@@ -11,11 +11,14 @@ from typing import Any
 from bench.datapaths import (
     EXCLUDED,
     JOINED,
+    MESH,
     OURS,
     OUTSIDE,
     RETIRED,
     TCP,
+    TEXTBOOK,
     TRACED,
+    UNIX,
     Datapath,
     cpu_seconds,
     end,
@@ -39,6 +42,7 @@ RR, STREAMS, SHORT, EDGES, TRACING = (
 )
 BLOCKING = 'Readers that sleep inside recv(), with blocking_readers = "accelerate"'
 NETWORKS = 'Network namespaces, with addresses = "any"'
+PEERS = "Beside what else there is"
 OLDER = "Connections that are older than Enable"
 SUSTAINED = "Streams that go on"
 
@@ -204,6 +208,7 @@ class Loads:
             *self._short(),
             *self._blocking(),
             *self._networks(),
+            *self._peers(),
             self._joined(),
             *self._edges(),
             self._traced(),
@@ -328,6 +333,20 @@ class Loads:
                 network=network,
             )
             for name, title, network in kinds
+            for place, cpus in (("same-core", SAME_CORE), ("two-cores", TWO_CORES))
+        ]
+
+    def _peers(self) -> list[Workload]:
+        return [
+            Workload(
+                f"rr-64-peers-{place}",
+                PEERS,
+                f"64 B there and back, {place.replace('-', ' ')}",
+                "round trips/s",
+                "round trip",
+                partial(self.rr, size=64, cpus=cpus),
+                datapaths=(TCP, OURS, TEXTBOOK, MESH, UNIX),
+            )
             for place, cpus in (("same-core", SAME_CORE), ("two-cores", TWO_CORES))
         ]
 

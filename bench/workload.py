@@ -14,6 +14,7 @@ from bench.datapaths import (
     AGAIN,
     EXCLUDED,
     JOINED,
+    MESH,
     OURS,
     OUTSIDE,
     RETIRED,
@@ -72,7 +73,7 @@ def ratio_names(datapaths: Sequence[str]) -> list[str]:
     """What is compared: everything with plain TCP, and ours with what it could be instead."""
     names = [f"{name}/{TCP}" for name in datapaths if name != TCP]
     if OURS in datapaths:
-        names += [f"{OURS}/{name}" for name in (TEXTBOOK, UNIX) if name in datapaths]
+        names += [f"{OURS}/{name}" for name in (TEXTBOOK, MESH, UNIX) if name in datapaths]
     names += [f"{name}/{OURS}" for name in (TRACED, JOINED) if name in datapaths]
     names += [f"{name}/{of_base(name)}" for name in datapaths if of_base(name) in datapaths]
     return names
@@ -125,7 +126,7 @@ def measure(workload: Workload, host: Host, rounds: int) -> dict[str, Any]:
         "datapaths": {name: _medians([sample[name] for sample in samples]) for name in names},
         "ratios": {name: asdict(spread(ratios(samples, name))) for name in ratio_names(names)},
         "targets": workload.targets
-        | {name: AGAINST_BASE for name in ratio_names(names) if of_base("") in name},
+        | {name: AGAINST_BASE for name in ratio_names(names) if f"/{of_base('')}" in name},
         "rounds": samples,
     }
 

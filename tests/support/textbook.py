@@ -15,10 +15,6 @@ from support.bcc_child import pinned
 from support.checkout import REPOSITORY
 
 SOURCE = REPOSITORY / "tests" / "support" / "bpf" / "textbook.c"
-PROGRAMS = {
-    "sockops": ("textbook_sockops", int(ProgType.SOCK_OPS)),
-    "msg": ("textbook_msg", int(ProgType.SK_MSG)),
-}
 KEY_SIZE = 16  # struct tuple
 
 
@@ -34,13 +30,18 @@ def delete_members(members: int) -> int:
 
 
 @contextmanager
-def attached(directory: Path, cgroup: Path) -> Iterator[int]:
+def attached(directory: Path, cgroup: Path, source: Path = SOURCE) -> Iterator[int]:
     """The textbook datapath works on `cgroup` inside the with block; pins go in `directory`.
 
-    The value is a file descriptor of the sockhash.
+    The value is a file descriptor of the sockhash. Another source has programs of its own name.
     """
+    name = source.name.partition(".")[0]
+    programs = {
+        "sockops": (f"{name}_sockops", int(ProgType.SOCK_OPS)),
+        "msg": (f"{name}_msg", int(ProgType.SK_MSG)),
+    }
     with (
-        pinned(SOURCE, directory, PROGRAMS, ["members"]),
+        pinned(source, directory, programs, ["members"]),
         libbpf.open_pin(directory / "sockops") as sockops,
         libbpf.open_pin(directory / "msg") as msg,
         libbpf.open_pin(directory / "members") as members,
