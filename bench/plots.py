@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 from bench.datapaths import OURS, TCP, TEXTBOOK, UNIX
-from bench.loads import kib
+from bench.loads import RR, STREAMS, kib
 from bench.report import ratio
 
 COLOURS = {TCP: "#777777", OURS: "#0b6e4f", TEXTBOOK: "#c1666b", UNIX: "#4281a4"}
@@ -27,17 +27,21 @@ def draw(results: Entry, directory: Path) -> None:
     )
     _ratios(results["workloads"], directory / "ratios.svg")
     _by_size(
-        [e for e in results["workloads"] if e["name"].endswith("-same-core")],
+        [e for e in _in_group(results, RR) if e["name"].endswith("-same-core")],
         "p50_us",
         "round trip on one core, median, µs",
         directory / "latency.svg",
     )
     _by_size(
-        [e for e in results["workloads"] if e["name"].endswith("-up")],
+        [e for e in _in_group(results, STREAMS) if e["name"].endswith("-up")],
         "rate",
         "stream, MB/s",
         directory / "streams.svg",
     )
+
+
+def _in_group(results: Entry, group: str) -> list[Entry]:
+    return [entry for entry in results["workloads"] if entry["group"] == group]
 
 
 def _save(figure: Any, path: Path) -> None:

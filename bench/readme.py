@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.datapaths import OURS, TCP, TEXTBOOK, UNIX
-from bench.report import amount, coverage, machine, ratio, table
+from bench.report import Entry, amount, coverage, machine, ratio, table
 
 BEGIN = "<!-- figures: written by `make bench`, not by hand -->"
 END = "<!-- end of figures -->"
@@ -19,6 +19,8 @@ GAINS = {
     "redis-p1-64": "redis GET, 50 clients without pipelining",
     "nginx": "nginx serving a file of 1 KiB over kept connections",
 }
+# A row whose interval has a higher end so many times its lower end is left out
+WIDEST = 1.5
 SHOWN = (
     "rr-64-same-core",
     "rr-8192-same-core",
@@ -35,11 +37,17 @@ SHOWN = (
 )
 
 
+def _says_little(entry: Entry) -> bool:
+    """Whether the interval of its ratio to plain TCP is too wide for the first table one sees."""
+    found = ratio(entry, f"{OURS}/{TCP}")
+    return found is not None and found.high > WIDEST * found.low
+
+
 def figures(results: dict[str, Any]) -> str:
     entries = {entry["name"]: entry for entry in results["workloads"]}
     rows = []
     for name in SHOWN:
-        if name not in entries:
+        if name not in entries or _says_little(entries[name]):
             continue
         entry = entries[name]
         rates = [amount(entry["datapaths"][path]["rate"]) for path in (TCP, OURS)]
