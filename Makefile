@@ -4,7 +4,7 @@
 # make programs connections of real programs, with all that are not needed for make test
 # make attack   a user without privileges tries everything at once, for minutes; beside plain TCP
 # make torture  lifecycle, alternation and sequences, for two hours
-# make bench    figures for docs/benchmarks and the README, in ten minutes; QUICK=1: in one, beside them
+# make bench    figures for docs/benchmarks and the README, in twenty minutes; QUICK=1: in one, beside them
 # make vm-test  the package on Debian kernels in virtual machines; KERNEL=6.1, 6.12, 7.3 or all of
 #               these, or forky or sid, for that of Debian's testing or unstable; ARCH=arm64;
 #               BOOTS=containers: with podman and Docker; BOOTS=reboots: rebooted ten times

@@ -45,7 +45,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
     kinds = parser.add_mutually_exclusive_group()
     for kind, text in (
-        (QUICK, "a minute instead of ten"),
+        (QUICK, "a minute instead of twenty"),
         (SUSTAINED, "streams of 30 s instead"),
         (SHORT, "a connection per request instead, in blocks"),
     ):
