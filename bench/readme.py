@@ -19,7 +19,7 @@ GAINS = {
     "redis-p1-64": "redis GET, 50 clients without pipelining",
     "nginx": "nginx serving a file of 1 KiB over kept connections",
 }
-# A row whose interval has a higher end so many times its lower end is left out
+# A row is left out if the upper end of its interval is more than so many times the lower one
 WIDEST = 1.5
 SHOWN = (
     "rr-64-same-core",

@@ -21,7 +21,8 @@ BPF_HASH(clients, struct address, struct address, 65536); /* where each client c
 BPF_HASH(others, struct tuple, struct tuple, 65536);
 BPF_SOCKHASH(members, struct tuple, 65536);
 
-static inline __attribute__((always_inline)) void server_established(struct bpf_sock_ops *skops, struct tuple *self)
+static inline __attribute__((always_inline)) void server_established(struct bpf_sock_ops *skops,
+								     struct tuple *self)
 {
 	struct address *asked = clients.lookup(&self->remote);
 	struct tuple client = { .local = self->remote };

@@ -356,4 +356,4 @@ def test_senders_that_wait_for_room(
                     break
         counters = generation.counters()
     assert bool(counters["retired_blocking_reader"]) == without
-    assert counters["redirected_messages"] > 0
+    assert without or counters["redirected_messages"] > 0
