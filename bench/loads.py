@@ -42,6 +42,7 @@ RR, STREAMS, SHORT, EDGES, TRACING = (
 )
 BLOCKING = 'Readers that sleep inside recv(), with blocking_readers = "accelerate"'
 NETWORKS = 'Network namespaces, with addresses = "any"'
+PLACES = {"same-core": SAME_CORE, "two-cores": TWO_CORES}
 PEERS = "Beside what else there is"
 OLDER = "Connections that are older than Enable"
 SUSTAINED = "Streams that go on"
@@ -217,7 +218,7 @@ class Loads:
     def _rr(self) -> list[Workload]:
         found = []
         for size in (1, 64, 1024, 8192, 65536):
-            for name, cpus in (("same-core", SAME_CORE), ("two-cores", TWO_CORES)):
+            for name, cpus in PLACES.items():
                 targets = {}
                 if 64 <= size <= 8192 and cpus == SAME_CORE:
                     targets = {f"{OURS}/tcp": 1.6, f"{OURS}/unix": 1.05, f"{OURS}/textbook": 0.97}
@@ -311,7 +312,7 @@ class Loads:
                 partial(self.rr, size=64, cpus=cpus, blocking=True),
                 scope={"blocking_readers": "accelerate"},
             )
-            for name, cpus in (("same-core", SAME_CORE), ("two-cores", TWO_CORES))
+            for name, cpus in PLACES.items()
         ]
 
     def _networks(self) -> list[Workload]:
@@ -333,7 +334,7 @@ class Loads:
                 network=network,
             )
             for name, title, network in kinds
-            for place, cpus in (("same-core", SAME_CORE), ("two-cores", TWO_CORES))
+            for place, cpus in PLACES.items()
         ]
 
     def _peers(self) -> list[Workload]:
@@ -347,7 +348,7 @@ class Loads:
                 partial(self.rr, size=64, cpus=cpus),
                 datapaths=(TCP, OURS, TEXTBOOK, MESH, UNIX),
             )
-            for place, cpus in (("same-core", SAME_CORE), ("two-cores", TWO_CORES))
+            for place, cpus in PLACES.items()
         ]
 
     def _joined(self) -> Workload:

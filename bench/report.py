@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from bench.datapaths import AGAIN, JOINED, MESH, OURS, TCP, TEXTBOOK, TRACED, UNIX, of_base
+from bench.datapaths import AGAIN, OURS, TCP, TEXTBOOK, UNIX
 from bench.spread import Spread
 
 Entry = dict[str, Any]
@@ -80,7 +80,7 @@ def _verdict(entry: Entry, name: str) -> str:
 def _ratios(results: Entry, group: str) -> str:
     entries = [entry for entry in results["workloads"] if entry["group"] == group]
     datapaths = entries[0]["datapaths"]
-    if OURS not in datapaths or {TRACED, JOINED, MESH, AGAIN, of_base(OURS)} & set(datapaths):
+    if OURS not in datapaths or set(datapaths) - {OURS, *AGAINST}:
         return _edges(entries)
     times = [f"x {_HEADS[name]}" for name in AGAINST]
     head = ["", "plain TCP", "sockredird", *times, "redirected"]
