@@ -144,8 +144,8 @@ class Loads:
         pause: bool = False,
         blocking: bool = False,
     ) -> Sample:
-        options = ["blocking"] if blocking else []
         """Answers are as long as the requests, unless it says how long."""
+        options = ["blocking"] if blocking else []
         sizes = f"{size}/{answer or size}"
         client = [sizes, connections, idle, self._duration, *options, *(["pause"] if pause else [])]
         serving = [sizes, connections + idle, *options]
