@@ -6,7 +6,7 @@ import asyncio
 import logging
 import signal
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,18 +31,17 @@ from sockredird.loader.records import REQUEST_JOIN, REQUEST_LEARNED, REQUEST_ULP
 from sockredird.observe import explain, listing
 from sockredird.service.appearance import Appearance
 from sockredird.service.endpoint import Endpoint
+from sockredird.service.learned import LearnedLooks
 from sockredird.service.look import Looks
-from sockredird.service.rest import Rest
 from sockredird.service.shared import Fresh, Shared
 from sockredird.service.systemd import Service
+from sockredird.service.tasks import Tasks
+from sockredird.service.walks import Walks
 from sockredird.service.watch import Watcher
 from sockredird.service.worker import Worker
 
 log = logging.getLogger(__name__)
 
-RETIRE_PAUSE_S = (0.02, 1.0)  # first and longest pause between looks at stalled readers
-LEARN_PAUSE_S = 1.0  # between two looks at what was learned, which write a file
-LEARN_REST = 20  # nor does one begin sooner after the last one than this times what that took
 RECONNECT_PAUSE_S = 1.0
 RESET_S = 5.0  # how long connections that were reset may take to leave the sockhash
 CHECK_MAX_AGE_S = 60.0  # how old the findings may be that others than root get
@@ -68,8 +67,9 @@ class Daemon:
         self._settings = settings
         self._load: Callable[[], Config] = lambda: config.load(path, required=required)
         self._loop = asyncio.get_running_loop()
+        self._tasks = Tasks()
         self._worker = Worker()
-        self._units = Units(lambda: self._spawn(self._worker.run(self._manager.follow_units)))
+        self._units = Units(lambda: self._start(self._manager.follow_units))
         self._manager = Manager(settings, self._changed, self._follow_units, self._place_units)
         self._service = Service()
         self._stopping = asyncio.Event()
@@ -84,20 +84,13 @@ class Daemon:
         self._appearance: Appearance | None = None
         self._addresses: addresses.Changes | None = None
         self._shown: dict[str, Variant] = {}
-        self._looks = Looks(
-            lambda: self._worker.run(self._manager.join_live), lambda: self._retire_soon()
-        )
+        jobs = self._tasks, self._worker
+        self._looks = Looks(*jobs, self._manager.join_live, lambda: self._walks.soon())
+        self._walks = Walks(*jobs, self._manager.finish_retirements, self._looks.soon)
+        # a walk afterwards accounts for connections that go on, which may end what was learned
+        self._learned_looks = LearnedLooks(*jobs, self._manager.note_learned, self._walks.soon)
         self._joined_to: Generation | None = None  # for which the looks have begun
-        self._retire_pause = RETIRE_PAUSE_S[0]
-        self._retire_timer: asyncio.TimerHandle | None = None
-        self._retiring = False  # walks are under way
-        self._retire_again = False  # asked for since the walks under way began
-        self._rest = Rest()
-        self._learn_timer: asyncio.TimerHandle | None = None
-        self._learn_again = False  # asked for since the look under way began
-        self._learn_at = 0.0  # not before that time of the loop
         self._drain_began = self._loop.time()
-        self._tasks: set[asyncio.Task[Any]] = set()
 
     async def run(self) -> None:
         """Serves until SIGTERM or SIGINT; the datapath stays as it is.
@@ -112,10 +105,8 @@ class Daemon:
             await self._connect(first=True)
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._loop.add_signal_handler(number, self._stopping.set)
-            self._loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(self._hang_up()))
-            self._addresses = addresses.Changes(
-                lambda: self._spawn(self._worker.run(self._manager.note_addresses))
-            )
+            self._loop.add_signal_handler(signal.SIGHUP, lambda: self._tasks.spawn(self._hang_up()))
+            self._addresses = addresses.Changes(lambda: self._start(self._manager.note_addresses))
             self._notify("READY=1")
             self._service.start_watchdog(self._worker.stuck)
             log.info("ready: state=%s", self._manager.state)
@@ -343,17 +334,9 @@ class Daemon:
 
     # -- worker ------------------------------------------------------------------------------
 
-    def _spawn(self, job: Coroutine[Any, Any, Any]) -> None:
-        """Runs a coroutine beside the rest; its failure is logged."""
-
-        def done(task: asyncio.Task[Any]) -> None:
-            self._tasks.discard(task)
-            if not task.cancelled() and task.exception() is not None:
-                log.error("unexpected error: %r", task.exception())
-
-        task = self._loop.create_task(job)
-        self._tasks.add(task)
-        task.add_done_callback(done)
+    def _start(self, job: Callable[[], None]) -> None:
+        """Runs a job in the worker thread, for which nobody waits."""
+        self._tasks.spawn(self._worker.run(job))
 
     def _follow_units(self, units: Sequence[str]) -> dict[str, str]:
         """Called by the manager, in the worker thread."""
@@ -392,10 +375,10 @@ class Daemon:
         if self._interface is not None and changed:
             self._interface.emit_properties_changed(changed)
         if manager.draining or manager.unfinished:
-            self._retire_soon()
+            self._walks.soon()
 
     def _stop_tracing(self) -> None:
-        self._spawn(self._worker.run(lambda: self._manager.trace(False)))
+        self._start(lambda: self._manager.trace(False))
 
     # -- generations -------------------------------------------------------------------------
 
@@ -415,7 +398,7 @@ class Daemon:
                             generation,
                             request=self._request,
                             event=self._relay.record,
-                            changed=lambda: self._spawn(self._worker.run(self._manager.check)),
+                            changed=lambda: self._start(self._manager.check),
                         )
                     )
 
@@ -437,7 +420,7 @@ class Daemon:
             self._appearance = None
         if path is not None:
             try:
-                self._appearance = Appearance(path, lambda: self._spawn(self._recover()))
+                self._appearance = Appearance(path, lambda: self._tasks.spawn(self._recover()))
             except OSError as error:
                 log.warning("cannot watch for %s to appear: %s", path, error)
 
@@ -448,73 +431,11 @@ class Daemon:
     def _request(self, what: int) -> None:
         """Carries out a request of the datapath (enum request)."""
         if what in (REQUEST_LEARNED, REQUEST_ULP):
-            self._learn_soon()
+            self._learned_looks.soon()
         elif what == REQUEST_JOIN:
             self._looks.soon()
         else:
-            self._retire_soon()
-
-    def _learn_soon(self) -> None:
-        self._learn_again = True
-        if self._learn_timer is None:  # any user may cause as many as he likes
-            due = max(self._loop.time(), self._learn_at)
-            self._learn_timer = self._loop.call_at(due, lambda: self._spawn(self._learn()))
-
-    async def _learn(self) -> None:
-        self._learn_again = False
-        began = self._loop.time()
-        try:
-            await self._worker.run(self._manager.note_learned)
-        finally:
-            now = self._loop.time()
-            self._learn_at = now + max(LEARN_PAUSE_S, LEARN_REST * (now - began))
-            self._learn_timer = None
-            if self._learn_again:
-                self._learn_soon()
-        self._retire_soon()  # a walk accounts for connections that go on, which may end it
-
-    def _retire_soon(self) -> None:
-        self._retire_again = True
-        self._retire_pause = RETIRE_PAUSE_S[0]
-        if not self._retiring:
-            self._retire_after(0.0)
-
-    def _retire_after(self, pause: float) -> None:
-        """Schedules the next walks, after a rest, as sockets of any user ask for them."""
-        if self._retire_timer is not None:  # for a reader that has not drained: not as soon
-            self._retire_timer.cancel()
-        due = max(self._loop.time() + pause, self._rest.ends_at)
-        self._retire_timer = self._loop.call_at(due, self._begin_to_retire)
-
-    def _begin_to_retire(self) -> None:
-        self._retiring = True
-        self._spawn(self._retire())
-
-    async def _retire(self) -> None:
-        """Walks, and again later while a reader has not drained; otherwise nothing is scheduled.
-
-        What fails is tried again, too, as the programs may not ask for it once more.
-        """
-        self._retire_again = done = False
-        try:
-            done = await self._worker.run(self._timed_retirements)
-        finally:
-            self._retiring = False
-            if self._retire_again:
-                self._retire_after(0.0)
-            elif not done:
-                self._retire_after(self._retire_pause)
-                self._retire_pause = min(self._retire_pause * 2, RETIRE_PAUSE_S[1])
-        if done:
-            self._looks.soon()
-
-    def _timed_retirements(self) -> bool:
-        """Runs in the worker thread, whose processor time is that of the walks."""
-        began = time.thread_time()
-        try:
-            return self._manager.finish_retirements()
-        finally:
-            self._rest.begin(time.thread_time() - began, self._loop.time())
+            self._walks.soon()
 
     # -- systemd -----------------------------------------------------------------------------
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 from sockredird.datapath.join import Looked
 from sockredird.service.systemd import next_tick
+from sockredird.service.tasks import Tasks
+from sockredird.service.worker import Worker
 
 # Pauses between two looks: after one that joined something, or found what was not there before;
 # the first one while there is nothing to join; and the longest, half of WatchdogSec= in the unit,
@@ -23,11 +25,16 @@ class Looks:
     between them.
     """
 
-    def __init__(self, look: Callable[[], Awaitable[Looked]], joined: Callable[[], None]) -> None:
-        """`joined` is called when connections were joined, or found no room.
+    def __init__(
+        self, tasks: Tasks, worker: Worker, look: Callable[[], Looked], joined: Callable[[], None]
+    ) -> None:
+        """`look` runs in the worker thread.
 
-        A walk then looks whether they begin, and makes room.
+        `joined` is called when connections were joined, or found no room. A walk then looks
+        whether they begin, and makes room.
         """
+        self._tasks = tasks
+        self._worker = worker
         self._look = look
         self._joined = joined
         self._pause = FIRST_S
@@ -36,7 +43,7 @@ class Looks:
         self._owed = 0.0  # seconds of rest for looks that were not paid for yet
         self._second = False  # the next look is the second one of a decision
         self._timer: asyncio.TimerHandle | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._looking = False
         self._going = False
         self._wanted = False  # soon() was called since the last look began
 
@@ -45,7 +52,7 @@ class Looks:
         self._going = True
         self._free = FREE_LOOKS
         self._pause = FIRST_S
-        if self._task is None:
+        if not self._looking:
             self._at(asyncio.get_running_loop().time())
 
     def soon(self) -> None:
@@ -72,12 +79,19 @@ class Looks:
 
     def _start(self) -> None:
         self._timer = None
-        self._task = asyncio.ensure_future(self._run())
-        self._task.add_done_callback(self._done)
+        self._looking = True
+        self._tasks.spawn(self._run())
 
     async def _run(self) -> None:
         self._wanted = False
-        looked = await self._look()
+        try:
+            looked = await self._worker.run(self._look)
+        except Exception:  # the next one may succeed
+            if self._going:
+                self._at(next_tick(asyncio.get_running_loop().time(), LONGEST_S))
+            raise
+        finally:
+            self._looking = False
         if looked.joined or looked.full:
             self._joined()
         if looked.joined:
@@ -106,8 +120,3 @@ class Looks:
             return 0.0
         rest, self._owed, self._second = self._owed, 0.0, False
         return rest
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self._task = None
-        if not task.cancelled() and task.exception() is not None and self._going:
-            self._at(next_tick(asyncio.get_running_loop().time(), LONGEST_S))

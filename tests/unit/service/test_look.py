@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from sockredird.datapath.join import Looked
 from sockredird.service.look import FIRST_S, FREE_LOOKS, LONGEST_S, SHARE, SOON_S, Looks
 from sockredird.service.systemd import next_tick
+from sockredird.service.tasks import Tasks
+from sockredird.service.worker import Worker
 from support.checkout import REPOSITORY
 
 UNIT = REPOSITORY / "systemd" / "sockredird.service"
@@ -28,11 +32,8 @@ def pauses(*found: Looked) -> list[float]:
         def _at(self, due: float) -> None:
             seen.append(round(due - asyncio.get_running_loop().time(), 2))
 
-    async def look() -> Looked:
-        return results.pop(0)
-
     async def run() -> None:
-        looks = Recorded(look, lambda: None)
+        looks = Recorded(Tasks(), Worker(), lambda: results.pop(0), lambda: None)
         looks.begin()
         for _ in found:
             await looks._run()
@@ -69,7 +70,7 @@ def test_a_connection_that_was_declined_is_looked_for_once_the_last_looks_are_pa
         loop = asyncio.get_running_loop()
         now = loop.time()
         loop.time = lambda: now  # a collection of garbage takes a while
-        looks = Looks(lambda: asyncio.sleep(0, NOTHING), lambda: None)
+        looks = Looks(Tasks(), Worker(), lambda: NOTHING, lambda: None)
         looks.begin()
         for _ in range(FREE_LOOKS + 1):
             await looks._run()
@@ -82,22 +83,35 @@ def test_a_connection_that_was_declined_is_looked_for_once_the_last_looks_are_pa
 
 
 def test_a_connection_that_is_declined_during_a_look_has_another_look() -> None:
-    async def look() -> Looked:
-        looks.soon()
-        return replace(NOTHING, seconds=0.0)
+    class Meanwhile(Worker):
+        async def run(self, job: Callable[[], Any]) -> Any:
+            looks.soon()
+            return job()
 
     async def run() -> None:
+        looks.begin()
         for _ in range(FREE_LOOKS + 1):
             await looks._run()
         assert looks._timer is not None
         assert looks._timer.when() - asyncio.get_running_loop().time() <= SOON_S
 
-    async def main() -> None:
-        looks.begin()
-        await run()
+    looks = Looks(Tasks(), Meanwhile(), lambda: replace(NOTHING, seconds=0.0), lambda: None)
+    asyncio.run(run())
 
-    looks = Looks(look, lambda: None)
-    asyncio.run(main())
+
+def test_after_a_look_that_failed_there_is_another() -> None:
+    def look() -> Looked:
+        raise RuntimeError("injected")
+
+    async def run() -> None:
+        looks = Looks(Tasks(), Worker(), look, lambda: None)
+        looks.begin()
+        with pytest.raises(RuntimeError, match="injected"):
+            await looks._run()
+        assert looks._timer is not None
+        assert looks._timer.when() - asyncio.get_running_loop().time() <= LONGEST_S
+
+    asyncio.run(run())
 
 
 def test_a_look_that_finds_nothing_wakes_the_processor_with_the_watchdog() -> None:
