@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,6 +17,7 @@ from sockredird.check import sandbox
 from sockredird.check.kernel_check import KernelCheck
 from sockredird.config import Config, Scope
 from sockredird.control.health import Health
+from sockredird.control.resetting import reset_all
 from sockredird.control.state import Intent
 from sockredird.control.totals import Totals
 from sockredird.datapath import inventory
@@ -27,33 +27,22 @@ from sockredird.datapath.join import Joiner, Looked
 from sockredird.datapath.learned import Learned, has_kernel_tls
 from sockredird.datapath.members import Walked
 from sockredird.datapath.plan import Plan
-from sockredird.datapath.resets import Resets, reset_connection
+from sockredird.datapath.resets import Resets
 from sockredird.errors import InvalidConfig, LoadFailed, SockredirError
 from sockredird.kernel import cgroup
-from sockredird.kernel.sockdiag import Address
 from sockredird.loader import compiler
-from sockredird.loader.records import SIDES, Flow
-from sockredird.observe import explain, listing
+from sockredird.observe import explain
 from sockredird.observe.explain import View
 
 log = logging.getLogger(__name__)
 
 DISABLED, ENABLED, DRAINING, FAILED = "disabled", "enabled", "draining", "failed"
 RETIRE_SLICE_S = 0.1
-RESETS_AT_ONCE = 1_000_000  # connections: as many as [limits] max_connections allows
-RESETS_LOGGED = 20  # pairs of programs
 DRAIN_AT_ONCE_S = 1.0  # how long a change waits for readers; the worker does nothing else meanwhile
 
 
 def _empty(walked: Walked) -> bool:
     return walked.entries == 0
-
-
-def _program(connection: dict[str, Any], side: str) -> str:
-    """The program that sent last from one end, if any, and its unit."""
-    comm = connection.get(f"{side}_comm") or "?"
-    pid, unit = connection.get(f"{side}_pid", 0), connection.get(f"{side}_unit", "")
-    return f"{comm}[{pid}]" + (f" of {unit}" if unit else "")
 
 
 def _outermost(units: dict[str, str]) -> tuple[Path, ...]:
@@ -361,25 +350,8 @@ class Manager:
             self._enter(DISABLED)
 
     def reset_draining(self) -> None:
-        """Resets the connections whose programs have not read; drain() then removes the rest.
-
-        Logs how many, and whose. One in another network namespace stays until its program reads.
-        """
-        outcomes: Counter[str] = Counter()
-        for generation in self.draining:
-            reset = set()
-            for c in listing.busiest([generation], RESETS_AT_ONCE, listing.Query()):
-                ends = Address.parse(c["client"]), Address.parse(c["server"])
-                error = reset_connection(*ends, c["netns"])
-                if not error:
-                    reset.add(Flow(c["client"], c["server"], c["netns"]))
-                outcome = f"not reset ({error})" if error else "reset, as not drained in time"
-                outcomes[f"{outcome}: {' > '.join(_program(c, side) for side in SIDES)}"] += 1
-            generation.members.purge(reset)
-        for outcome, count in outcomes.most_common(RESETS_LOGGED):
-            log.warning("%d connection%s %s", count, "s"[: count != 1], outcome)
-        if rest := sum(outcomes.values()) - sum(dict(outcomes.most_common(RESETS_LOGGED)).values()):
-            log.warning("%d connections of other programs were left or reset, too", rest)
+        """Resets the connections whose programs have not read; drain() then removes the rest."""
+        reset_all(self.draining)
 
     def finish_retirements(self) -> bool:
         """Retires the pairs that have a cause to leave. Returns whether all of them are native."""
