@@ -129,6 +129,13 @@ def run(kernel: Kernel, image: roots.Image, options: argparse.Namespace, *, user
     return not result.failures
 
 
+def keep_results(name: str) -> None:
+    """Lets the guest's directory be, as guest-NAME.first, when another run follows."""
+    kept = BUILD / f"guest-{name}.first"
+    shutil.rmtree(kept, ignore_errors=True)
+    (BUILD / f"guest-{name}").rename(kept)
+
+
 def build_root(root: Root, options: argparse.Namespace) -> roots.Image:
     """The sequences that need no packages of their own share a root."""
     more = SEQUENCES[options.boots].packages
@@ -173,6 +180,8 @@ def main() -> int:
         if failed and len(chosen) > 1:
             # emulated processors that share real ones can stand still for longer than a time limit
             print("===== once more, one at a time:", *(k.title for k in failed), flush=True)
+            for kernel in failed:
+                keep_results(kernel.run_name(options.boots))
             failed = [kernel for kernel in failed if not passes(kernel)]
     return 1 if failed else 0
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from shell import sh
-from status import called, soon
+from status import called, redirected_both_ways, soon
 
 PROGRAM = "/share/programs/ask"
 CONNECTIONS = 4
@@ -43,13 +43,7 @@ class Asker:
 
     def redirecting(self) -> list[Connection]:
         """Those of its connections that are redirected in both directions."""
-        return [
-            found
-            for found in called("Connections u 0")
-            if self.owns(found)
-            and found.get("client_sent_messages")
-            and found.get("server_sent_messages")
-        ]
+        return [found for found in redirected_both_ways() if self.owns(found)]
 
 
 def check_accelerated(asker: Asker, *, joined: bool | None = None) -> list[Connection]:

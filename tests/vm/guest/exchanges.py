@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from pair import READS_SHOWN
-from status import called, counters
+from status import called, counters, soon
 
 WORKS_AFTER = 2  # connections at the most
 BEGINS_AFTER = READS_SHOWN + 2  # messages that are read
@@ -79,10 +79,7 @@ def until_harmed(exchange: Callable[[], None], port: int) -> None:
 
 
 def until_learned(port: int) -> None:
-    deadline = time.monotonic() + 60
-    while port not in learned():
-        assert time.monotonic() < deadline, f"port {port} is not learned"
-        time.sleep(0.5)
+    soon(lambda: port in learned(), f"port {port} is not learned")
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from shell import sh
-from status import called, soon
+from status import redirected_both_ways, soon
 
 # Two that start before acceleration is restored, and two after it; the port of the server of each
 PORTS = {"early": 6390, "late": 6391}
@@ -81,11 +81,7 @@ def monotonic(unit: str, what: str) -> int:
 def redirecting(port: int) -> list[bool]:
     """Of each connection to the port that redirects in both directions, whether it was joined."""
     return [
-        found["joined"]
-        for found in called("Connections u 0")
-        if found["server"].endswith(f":{port}")
-        and found.get("client_sent_messages")
-        and found.get("server_sent_messages")
+        found["joined"] for found in redirected_both_ways() if found["server"].endswith(f":{port}")
     ]
 
 

@@ -36,10 +36,6 @@ def soon(true: Callable[[], bool], what: str) -> None:
         time.sleep(0.5)
 
 
-def accelerated_now() -> int:
-    return int(sh("sockredirctl stats | awk '/^active_connections/ { print $2 }'"))
-
-
 def _plain(value: Any) -> Any:
     """Without the types of variants."""
     if isinstance(value, list):
@@ -68,6 +64,19 @@ def loaded(patience_s: float = 30.0) -> str:
 def counters() -> dict[str, int]:
     values: dict[str, int] = called("Stats")
     return values
+
+
+def accelerated_now() -> int:
+    return counters()["active_connections"]
+
+
+def redirected_both_ways() -> list[dict[str, Any]]:
+    """Of the accelerated connections, those on which a message of each end was redirected."""
+    return [
+        found
+        for found in called("Connections u 0")
+        if found.get("client_sent_messages") and found.get("server_sent_messages")
+    ]
 
 
 @dataclass

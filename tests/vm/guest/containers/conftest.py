@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import engines
 import pytest
@@ -17,6 +18,13 @@ def engine(request: pytest.FixtureRequest) -> str:
         sh("systemctl start docker")
     engines.import_image(name)
     return name
+
+
+@pytest.fixture
+def quadlets(running: None, engine: str) -> None:
+    """Containers of podman's that are systemd units."""
+    if not Path("/usr/lib/systemd/system-generators/podman-system-generator").exists():
+        pytest.skip("this podman has no quadlets")
 
 
 @pytest.fixture

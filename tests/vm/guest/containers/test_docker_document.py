@@ -6,7 +6,7 @@ import documented
 import pytest
 from engines import identity
 from shell import sh
-from status import counters, soon
+from status import accelerated_now, soon
 
 ENGINE = "docker"
 CHAPTER = "Docker"
@@ -25,7 +25,7 @@ def test_compose(compose: None) -> None:
 
     def accelerated() -> None:
         # and one of a health check, perhaps
-        soon(lambda: active() >= CONNECTIONS, "the application is accelerated")
+        soon(lambda: accelerated_now() >= CONNECTIONS, "the application is accelerated")
         names.update(identity(ENGINE, f"shop-{service}-1")[:12] for service in ("app", "db"))
 
     for said in documented.type_commands(CHAPTER, accelerated):
@@ -33,7 +33,3 @@ def test_compose(compose: None) -> None:
         assert all(name in said for name in names)
     assert len(names) == 2
     sh("sockredirctl disable")
-
-
-def active() -> int:
-    return counters()["active_connections"]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import documented
 import pytest
 from shell import sh
@@ -24,10 +22,7 @@ def test_podman() -> None:
     sh("sockredirctl disable")
 
 
-def test_quadlets() -> None:
-    generator = Path("/usr/lib/systemd/system-generators/podman-system-generator")
-    if not generator.exists():
-        pytest.skip("this podman has no quadlets")
+def test_quadlets(quadlets: None) -> None:
     documented.write_files("Podman, as systemd units", "/etc/containers/systemd")
     (said,) = documented.type_commands("Podman, as systemd units", accelerated)
     assert said.count("app.service,db.service") == CONNECTIONS

@@ -31,9 +31,7 @@ LogDriver=k8s-file
 
 
 @pytest.fixture
-def asker(running: None, engine: str) -> Iterator[Asker]:
-    if not list(Path("/usr/lib/systemd/system-generators").glob("podman-system-generator")):
-        pytest.skip("this podman has no quadlets")
+def asker(quadlets: None) -> Iterator[Asker]:
     QUADLETS.mkdir(parents=True, exist_ok=True)
     files = {"db.container": DATABASE, "app.container": APP, "shop.network": "[Network]\n"}
     for name, text in files.items():
