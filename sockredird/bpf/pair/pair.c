@@ -197,10 +197,11 @@ inline_fn void client_established(struct bpf_sock_ops *skops, __u64 netns)
 
 	/*
 	 * TCP Fast Open. The SYN's data was taken: the server end was established, and declined,
-	 * before us. It was not: it still waits in the write queue (checked below).
+	 * before us; the connection may join. It was not: it still waits in the write queue (checked
+	 * below).
 	 */
 	if (skops->bytes_acked > 1)
-		return;
+		return ask(REQUEST_JOIN);
 
 	tp = bpf_skc_to_tcp_sock(sk);
 	if (!tp || is_excluded((__u64)tp))

@@ -13,12 +13,16 @@ import pytest
 from sockredird.datapath.generation import Generation
 from sockredird.kernel.ringbuf import RingBuffers
 from sockredird.loader.records import REQUEST_JOIN, REQUEST_LEARNED, REQUEST_ULP, REQUEST_WALK
+from support import namespaces
 from support.kernel_facts import FIONREAD_OMITS_TCP
 from support.options import TCP_ULP
 from support.processes import inside
 from support.traffic import Connection, connection, echo, listen
 
 TIMES = 20
+MSG_FASTOPEN = 0x20000000  # include/linux/socket.h
+# for client and server, without a cookie: Documentation/networking/ip-sysctl.rst
+FAST_OPEN = str(0x1 | 0x2 | 0x4 | 0x200)
 
 
 def refused(both: Connection) -> None:
@@ -42,6 +46,14 @@ def declined(_both: Connection) -> None:
             listener.accept()[0].close()
 
 
+def fast_opened(_both: Connection) -> None:
+    with listen() as listener, socket.socket() as client:
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_FASTOPEN, 5)
+        client.sendto(b"early", MSG_FASTOPEN, listener.getsockname())
+        listener.accept()[0].close()
+    assert namespaces.netstat("TCPFastOpenPassive")
+
+
 def look(generation: Generation) -> None:
     list(generation.candidates())
 
@@ -63,6 +75,7 @@ def walk(generation: Generation) -> None:
                 not FIONREAD_OMITS_TCP, reason="connections with early data are paired at once"
             ),
         ),
+        (fast_opened, REQUEST_JOIN, look),
     ],
 )
 @inside()
@@ -73,6 +86,8 @@ def test_once_until_it_is_carried_out(
     request_made: int,
     carry_out: Callable[[Generation], None],
 ) -> None:
+    namespaces.enter_network()
+    namespaces.sysctl("net.ipv4.tcp_fastopen", FAST_OPEN)
     made: Counter[int] = Counter()
     rings = RingBuffers()
     rings.add(generation.requests, lambda record: made.update([record[0]]))
