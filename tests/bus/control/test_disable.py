@@ -81,11 +81,13 @@ def test_many_cycles_under_traffic(host: Host, daemon: DaemonProcess, client: Cl
         assert client.get("State") == "disabled"
         assert pins.directories(host.root) == []
         stats = client.call("Stats")
-        assert stats["accelerated_connections"] == accelerated + RENEWED
+        # where a cycle takes long, others join besides, and may end before Disable
+        at_handshake = stats["accelerated_connections"] - stats["joined_connections"]
+        assert at_handshake == accelerated + RENEWED
         assert stats["redirected_messages"] >= redirected + RENEWED * 5
-        accelerated = stats["accelerated_connections"]
+        accelerated = at_handshake
         redirected = stats["redirected_messages"]
-    assert stats["retired_disable"] == CYCLES * RENEWED
+    assert CYCLES * RENEWED <= stats["retired_disable"] <= stats["accelerated_connections"]
     traffic.do(load.advance, 5)
     traffic.do(load.finish)
     assert pins.held_by(daemon.pid) == set()
