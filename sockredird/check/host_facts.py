@@ -20,7 +20,8 @@ from sockredird.check.findings import PASS, WARN, Finding, some
 from sockredird.datapath.generation import Generation
 from sockredird.kernel import libbpf
 from sockredird.kernel.cgroup import mount_point
-from sockredird.kernel.libbpf import Fd, lib
+from sockredird.kernel.libbpf import Fd
+from sockredird.kernel.libbpf_prototypes import lib
 from sockredird.kernel.uapi import AttachType, ProgType
 
 RULES_LIMIT_S = 2.0

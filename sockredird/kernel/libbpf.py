@@ -1,4 +1,4 @@
-"""The functions of libbpf.so.1 that the daemon needs, by ctypes, with prototypes and OSError.
+"""What the daemon does with libbpf.so.1: its functions with Python's types, and OSError.
 
 libbpf 1.x returns -errno from integer calls and NULL with errno set from pointer calls
 (libbpf_set_strict_mode() history, libbpf 1.0 release notes). File descriptors are wrapped in
@@ -12,90 +12,19 @@ import errno
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack
-from ctypes import POINTER, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
+from ctypes import c_uint32
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from sockredird.kernel import capabilities
+from sockredird.kernel.libbpf_prototypes import (
+    LinkCreateOpts,
+    MapCreateOpts,
+    ProgLoadOpts,
+    TestRunOpts,
+    lib,
+)
 from sockredird.kernel.uapi import AttachType, LinkInfo, MapInfo, MapType, ProgInfo, ProgType
-
-
-class _LinkCreateOpts(ctypes.Structure):
-    """struct bpf_link_create_opts, libbpf bpf.h."""
-
-    _fields_ = [
-        ("sz", c_size_t),
-        ("flags", c_uint32),
-        ("iter_info", c_void_p),
-        ("iter_info_len", c_uint32),
-        ("target_btf_id", c_uint32),
-        ("detail", c_uint64 * 4),
-    ]
-
-
-class _MapCreateOpts(ctypes.Structure):
-    """The head of struct bpf_map_create_opts, libbpf bpf.h."""
-
-    _fields_ = [
-        ("sz", c_size_t),
-        ("btf_fd", c_uint32),
-        ("btf_key_type_id", c_uint32),
-        ("btf_value_type_id", c_uint32),
-        ("btf_vmlinux_value_type_id", c_uint32),
-        ("inner_map_fd", c_uint32),
-        ("map_flags", c_uint32),
-    ]
-
-
-class _ProgLoadOpts(ctypes.Structure):
-    """The head of struct bpf_prog_load_opts, libbpf bpf.h."""
-
-    _fields_ = [
-        ("sz", c_size_t),
-        ("attempts", c_int),
-        ("expected_attach_type", c_uint32),
-        ("prog_btf_fd", c_uint32),
-        ("prog_flags", c_uint32),
-        ("prog_ifindex", c_uint32),
-        ("kern_version", c_uint32),
-        ("attach_btf_id", c_uint32),
-        ("attach_prog_fd", c_uint32),
-        ("attach_btf_obj_fd", c_uint32),
-        ("fd_array", c_void_p),
-        ("func_info", c_void_p),
-        ("func_info_cnt", c_uint32),
-        ("func_info_rec_size", c_uint32),
-        ("line_info", c_void_p),
-        ("line_info_cnt", c_uint32),
-        ("line_info_rec_size", c_uint32),
-        ("log_level", c_uint32),
-        ("log_size", c_uint32),
-        ("log_buf", c_void_p),
-    ]
-
-
-class _TestRunOpts(ctypes.Structure):
-    """struct bpf_test_run_opts, libbpf bpf.h."""
-
-    _fields_ = [
-        ("sz", c_size_t),
-        ("data_in", c_char_p),
-        ("data_out", c_void_p),
-        ("data_size_in", c_uint32),
-        ("data_size_out", c_uint32),
-        ("ctx_in", c_void_p),
-        ("ctx_out", c_void_p),
-        ("ctx_size_in", c_uint32),
-        ("ctx_size_out", c_uint32),
-        ("retval", c_uint32),
-        ("repeat", c_int),
-        ("duration", c_uint32),
-        ("flags", c_uint32),
-        ("cpu", c_uint32),
-        ("batch_size", c_uint32),
-    ]
-
 
 _INSN_SIZE = 8  # struct bpf_insn
 _ETHERNET_HEADER = 14  # bytes: no packet is shorter
@@ -104,64 +33,6 @@ _LOG_SIZE = 1 << 20
 _LOG_STATS = 4  # BPF_LOG_STATS, linux/bpf_verifier.h: the verifier's last words alone
 _BTF_INT_SIGNED = 1  # include/uapi/linux/btf.h
 KEYS_TRIES = 10
-
-RingCallback = ctypes.CFUNCTYPE(c_int, c_void_p, c_void_p, c_size_t)
-
-_PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
-    "bpf_obj_get": (c_int, [c_char_p]),
-    "bpf_obj_pin": (c_int, [c_int, c_char_p]),
-    "bpf_obj_get_info_by_fd": (c_int, [c_int, c_void_p, POINTER(c_uint32)]),
-    "bpf_map_lookup_elem": (c_int, [c_int, c_void_p, c_void_p]),
-    "bpf_map_update_elem": (c_int, [c_int, c_void_p, c_void_p, c_uint64]),
-    "bpf_map_delete_elem": (c_int, [c_int, c_void_p]),
-    "bpf_map_get_next_key": (c_int, [c_int, c_void_p, c_void_p]),
-    "bpf_map_create": (c_int, [c_int, c_char_p, c_uint32, c_uint32, c_uint32, c_void_p]),
-    "bpf_prog_attach": (c_int, [c_int, c_int, c_int, c_uint32]),
-    "bpf_prog_query": (
-        c_int,
-        [c_int, c_int, c_uint32, c_void_p, POINTER(c_uint32), POINTER(c_uint32)],
-    ),
-    "bpf_prog_load": (
-        c_int,
-        [c_uint32, c_char_p, c_char_p, c_char_p, c_size_t, c_void_p],
-    ),
-    "bpf_prog_test_run_opts": (c_int, [c_int, POINTER(_TestRunOpts)]),
-    "bpf_prog_get_next_id": (c_int, [c_uint32, POINTER(c_uint32)]),
-    "bpf_prog_get_fd_by_id": (c_int, [c_uint32]),
-    "bpf_map_get_fd_by_id": (c_int, [c_uint32]),
-    "bpf_btf_load": (c_int, [c_void_p, c_size_t, c_void_p]),
-    "bpf_link_create": (c_int, [c_int, c_int, c_int, POINTER(_LinkCreateOpts)]),
-    "bpf_iter_create": (c_int, [c_int]),
-    "libbpf_num_possible_cpus": (c_int, []),
-    "ring_buffer__new": (c_void_p, [c_int, RingCallback, c_void_p, c_void_p]),
-    "ring_buffer__add": (c_int, [c_void_p, c_int, RingCallback, c_void_p]),
-    "ring_buffer__consume": (c_int, [c_void_p]),
-    "ring_buffer__epoll_fd": (c_int, [c_void_p]),
-    "ring_buffer__free": (None, [c_void_p]),
-    "btf__load_vmlinux_btf": (c_void_p, []),
-    "btf__new_empty": (c_void_p, []),
-    "btf__add_int": (c_int, [c_void_p, c_char_p, c_size_t, c_int]),
-    "btf__add_struct": (c_int, [c_void_p, c_char_p, c_uint32]),
-    "btf__raw_data": (c_void_p, [c_void_p, POINTER(c_uint32)]),
-    "btf__free": (None, [c_void_p]),
-    "btf__find_by_name_kind": (c_int, [c_void_p, c_char_p, c_uint32]),
-    "btf__type_by_id": (c_void_p, [c_void_p, c_uint32]),
-    "btf__name_by_offset": (c_char_p, [c_void_p, c_uint32]),
-    "libbpf_set_print": (c_void_p, [c_void_p]),
-}
-
-
-def _load() -> ctypes.CDLL:
-    lib = ctypes.CDLL("libbpf.so.1", use_errno=True)
-    for name, (result, arguments) in _PROTOTYPES.items():
-        function = getattr(lib, name)
-        function.restype = result
-        function.argtypes = arguments
-    lib.libbpf_set_print(None)  # errors are raised, not printed
-    return lib
-
-
-lib = _load()
 
 
 def check(result: int, what: str) -> int:
@@ -260,7 +131,7 @@ def link_info(fd: Fd) -> LinkInfo:
 
 def create_map(info: MapInfo) -> Fd:
     """Creates a map with the type, sizes, flags and name of `info`. Raises OSError."""
-    options = _MapCreateOpts(sz=ctypes.sizeof(_MapCreateOpts), map_flags=info.map_flags)
+    options = MapCreateOpts(sz=ctypes.sizeof(MapCreateOpts), map_flags=info.map_flags)
     with ExitStack() as stack:
         if info.type == MapType.SK_STORAGE:
             types = stack.enter_context(_storage_types(info.value_size))
@@ -303,8 +174,8 @@ def load_program(
     Raises OSError; the verifier's messages, if there are any, are its `__notes__`.
     """
     log = ctypes.create_string_buffer(_LOG_SIZE)
-    options = _ProgLoadOpts(
-        sz=ctypes.sizeof(_ProgLoadOpts),
+    options = ProgLoadOpts(
+        sz=ctypes.sizeof(ProgLoadOpts),
         expected_attach_type=attach_type,
         attach_btf_id=target,
         # libbpf fills it by a second attempt if the first fails (bpf_prog_load(), bpf.c)
@@ -390,8 +261,8 @@ def test_run(prog: Fd, times: int) -> None:
     InterruptedError after fewer runs, if a signal came (bpf_test_run(), net/bpf/test_run.c).
     """
     packet = bytes(_ETHERNET_HEADER)
-    options = _TestRunOpts(
-        sz=ctypes.sizeof(_TestRunOpts), data_in=packet, data_size_in=len(packet), repeat=times
+    options = TestRunOpts(
+        sz=ctypes.sizeof(TestRunOpts), data_in=packet, data_size_in=len(packet), repeat=times
     )
     check(lib.bpf_prog_test_run_opts(prog.number, ctypes.byref(options)), "test run")
 
@@ -467,8 +338,8 @@ def create_iterator_link(prog: Fd, over: Fd | None = None) -> Fd:
         link = lib.bpf_link_create(prog.number, 0, AttachType.TRACE_ITER, None)
         return Fd(check(link, "create iterator"))
     info = c_uint32(over.number)  # union bpf_iter_link_info.map.map_fd
-    options = _LinkCreateOpts(
-        sz=ctypes.sizeof(_LinkCreateOpts),
+    options = LinkCreateOpts(
+        sz=ctypes.sizeof(LinkCreateOpts),
         iter_info=ctypes.addressof(info),
         iter_info_len=ctypes.sizeof(info),
     )
@@ -506,7 +377,7 @@ def wait_for_programs() -> None:
     """
     inner_fd = lib.bpf_map_create(MapType.ARRAY, b"grace", 4, 4, 1, None)
     with Fd(check(inner_fd, "create map")) as inner:
-        options = _MapCreateOpts(sz=ctypes.sizeof(_MapCreateOpts), inner_map_fd=inner.number)
+        options = MapCreateOpts(sz=ctypes.sizeof(MapCreateOpts), inner_map_fd=inner.number)
         outer_fd = lib.bpf_map_create(
             MapType.ARRAY_OF_MAPS, b"grace", 4, 4, 1, ctypes.byref(options)
         )

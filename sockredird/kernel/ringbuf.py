@@ -6,7 +6,8 @@ import ctypes
 from collections.abc import Callable
 from typing import Any
 
-from sockredird.kernel.libbpf import Fd, RingCallback, check, lib
+from sockredird.kernel.libbpf import Fd, check
+from sockredird.kernel.libbpf_prototypes import RingCallback, lib
 
 
 class RingBuffers:

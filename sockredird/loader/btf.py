@@ -11,7 +11,7 @@ from ctypes import c_uint32
 from dataclasses import dataclass
 
 from sockredird.errors import UnsupportedKernel
-from sockredird.kernel.libbpf import lib
+from sockredird.kernel.libbpf_prototypes import lib
 
 KIND_STRUCT = 4
 KIND_UNION = 5

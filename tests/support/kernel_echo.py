@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sockredird.kernel import libbpf
+from sockredird.kernel.libbpf_prototypes import lib
 from support.bcc_child import pinned
 from support.checkout import REPOSITORY
 
@@ -25,7 +26,7 @@ def attached(directory: Path) -> Iterator[None]:
         libbpf.open_pin(directory / "echoed") as echoed,
     ):
         libbpf.check(
-            libbpf.lib.bpf_prog_attach(verdict.number, echoed.number, STREAM_VERDICT, 0),
+            lib.bpf_prog_attach(verdict.number, echoed.number, STREAM_VERDICT, 0),
             "attach sk_skb program to sockhash",
         )
         yield

@@ -13,6 +13,7 @@ from sockredird.datapath import links
 from sockredird.datapath.visits import MEMBERS
 from sockredird.kernel import libbpf
 from sockredird.kernel.libbpf import Fd
+from sockredird.kernel.libbpf_prototypes import lib
 from sockredird.kernel.uapi import MapType
 
 
@@ -56,7 +57,7 @@ def put_aside(pin: Path) -> Iterator[Path]:
 
 
 def new_map(kind: MapType, name: str, key_size: int, value_size: int, max_entries: int) -> Fd:
-    fd = libbpf.lib.bpf_map_create(kind, name.encode(), key_size, value_size, max_entries, None)
+    fd = lib.bpf_map_create(kind, name.encode(), key_size, value_size, max_entries, None)
     if fd < 0:
         raise OSError(-fd, f"create map {name}")
     return Fd(fd)

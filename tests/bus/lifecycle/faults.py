@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sockredird.errors import LoadFailed
-from sockredird.kernel import libbpf
+from sockredird.kernel.libbpf_prototypes import PROTOTYPES, lib
 from sockredird.loader import compiler
 
 FAIL, KILL = "fails", "is killed"
@@ -33,7 +33,7 @@ class Faults:
         self._index = index
         self._mode = mode
         self._armed = False
-        for name in libbpf._PROTOTYPES:
+        for name in PROTOTYPES:
             if name not in _HARMLESS:
                 self._wrap_libbpf(name)
         for name in _PATH_STEPS:
@@ -58,7 +58,7 @@ class Faults:
         return True
 
     def _wrap_libbpf(self, name: str) -> None:
-        real = getattr(libbpf.lib, name)
+        real = getattr(lib, name)
         failure: Any = None if real.restype is ctypes.c_void_p else -errno.ENOMEM
 
         def wrapper(*arguments: Any) -> Any:
@@ -67,7 +67,7 @@ class Faults:
                 return failure
             return real(*arguments)
 
-        setattr(libbpf.lib, name, wrapper)
+        setattr(lib, name, wrapper)
 
     def _wrap_path(self, name: str) -> None:
         real: Callable[..., Any] = getattr(Path, name)

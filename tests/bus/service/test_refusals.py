@@ -12,6 +12,7 @@ import pytest
 import sockredird.__main__
 from sockredird.kernel import libbpf
 from sockredird.kernel.libbpf import Fd
+from sockredird.kernel.libbpf_prototypes import lib
 from sockredird.kernel.uapi import MapType
 from support.daemon import load, pins
 from support.daemon.bus import private_bus
@@ -100,7 +101,7 @@ def test_not_root(host: Host) -> None:
 
 def create_map() -> Fd:
     """A map of a shape that none of ours has."""
-    fd = libbpf.lib.bpf_map_create(MapType.ARRAY, b"stranger", 4, 16, 3, None)
+    fd = lib.bpf_map_create(MapType.ARRAY, b"stranger", 4, 16, 3, None)
     assert fd >= 0
     return Fd(fd)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from sockredird.datapath.generation import Generation
 from sockredird.kernel import libbpf
+from sockredird.kernel.libbpf_prototypes import lib
 from sockredird.kernel.mounts import mounts
 from sockredird.loader.header import record
 from sockredird.loader.records import Settings
@@ -80,7 +81,7 @@ def machine() -> Ids:
 
     def list_ids(kind: str) -> frozenset[int]:
         # not by bpftool, which fails if an object goes away while it lists them
-        following = getattr(libbpf.lib, f"bpf_{kind}_get_next_id")
+        following = getattr(lib, f"bpf_{kind}_get_next_id")
         number = ctypes.c_uint32(0)
         found = set()
         while following(number, ctypes.byref(number)) == 0:
