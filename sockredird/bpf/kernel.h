@@ -549,9 +549,21 @@ inline_fn __u64 psock_of(__u64 sk)
 	return psock && kernel_psock_sk(psock) == sk ? psock : 0;
 }
 
+/* The head of its list of redirected messages. */
+inline_fn __u64 psock_queue(__u64 psock)
+{
+	return psock + OFF_sk_psock_ingress_msg;
+}
+
 inline_fn int psock_queue_empty(__u64 psock)
 {
-	return kernel_psock_ingress_next(psock) == psock + OFF_sk_psock_ingress_msg;
+	return kernel_psock_ingress_next(psock) == psock_queue(psock);
+}
+
+/* Unread bytes of the message that this entry of a psock's queue is in. */
+inline_fn __u32 queued_bytes(__u64 entry)
+{
+	return kernel_msg_size(entry - OFF_sk_msg_list);
 }
 
 /* Whether something that was redirected is unread. */

@@ -40,14 +40,14 @@ struct socket;
 /* Redirected bytes that are unread, as far as it takes to see that they are not fewer than `enough`. */
 inline_fn __u64 unread_up_to(struct sock *sk, __u64 enough)
 {
-	__u64 psock = psock_of((__u64)sk), head = psock + OFF_sk_psock_ingress_msg, at, total = 0;
+	__u64 psock = psock_of((__u64)sk), head = psock_queue(psock), at, total = 0;
 
 	if (!psock)
 		return 0;
 	at = kernel_list_next(head);
 #pragma clang loop unroll(disable)
 	for (int i = 0; i < COUNTED_MESSAGES && at && at != head && total < enough; i++) {
-		total += kernel_msg_size(at - OFF_sk_msg_list);
+		total += queued_bytes(at);
 		at = kernel_list_next(at);
 	}
 	return total;

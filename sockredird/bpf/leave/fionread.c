@@ -41,7 +41,7 @@ inline_fn __s64 psock_unread(__u64 psock)
 #ifdef PSOCK_COUNTS_BYTES
 	return kernel_psock_msg_tot_len(psock);
 #else
-	__u64 head = psock + OFF_sk_psock_ingress_msg, at = kernel_list_next(head);
+	__u64 head = psock_queue(psock), at = kernel_list_next(head);
 	__s64 total = 0;
 
 	/*
@@ -54,7 +54,7 @@ inline_fn __s64 psock_unread(__u64 psock)
 		for (int j = 0; j < COUNTED_AT_A_TIME; j++) {
 			if (at == head)
 				return total;
-			total += kernel_msg_size(at - OFF_sk_msg_list);
+			total += queued_bytes(at);
 			at = kernel_list_next(at);
 		}
 	}
