@@ -549,7 +549,7 @@ inline_fn __u64 psock_of(__u64 sk)
 	return psock && kernel_psock_sk(psock) == sk ? psock : 0;
 }
 
-/* The head of its list of redirected messages. */
+/* The head of a psock's list of redirected messages. */
 inline_fn __u64 psock_queue(__u64 psock)
 {
 	return psock + OFF_sk_psock_ingress_msg;

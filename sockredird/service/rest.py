@@ -6,9 +6,8 @@ from sockredird.datapath.members import REST
 
 SHARE = 40  # walks asked for again and again take no more than one part in so many of the time
 CREDIT_S = 3.0  # how much of the time before the daemon has not walked counts for that
-LONGEST_S = (
-    5.0  # how long a reader may wait to be woken (bpf/leave/rewake.c), unless REST is longer
-)
+# How long a reader may wait to be woken (bpf/leave/rewake.c), unless REST is longer
+LONGEST_S = 5.0
 
 
 class Rest:
