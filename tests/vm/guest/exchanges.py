@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from pair import READS_SHOWN
-from status import called, counters, soon
+from status import PATIENCE_S, called, counters, soon
 
 WORKS_AFTER = 2  # connections at the most
 BEGINS_AFTER = READS_SHOWN + 2  # messages that are read
@@ -94,7 +94,7 @@ def running(*command: str) -> Iterator[None]:
 
 def connect(port: int) -> socket.socket:
     """To a program that has been started just now."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while True:
         try:
             made = socket.create_connection(("127.0.0.1", port), timeout=60)
