@@ -90,7 +90,8 @@ def test_alike(plain: Plain, cgroup: Path, generation: Generation, often: str) -
     check()
     counters = generation.counters()
     assert counters["accelerated_connections"] >= SEQUENCES
-    assert counters["redirected_messages"] > SEQUENCES
+    # fewer than one for each where the processor is slow: a direction begins at a quiet point
+    assert counters["redirected_messages"] > SEQUENCES // 2
     assert counters[often] > 0 or EMULATED  # where there are too few for it
 
 
