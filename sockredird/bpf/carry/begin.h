@@ -16,6 +16,8 @@
  * lock's owner before and after the wait queue, as a reader is on one or the other. Pairs with
  * sk_wait_data(), which goes on the wait queue before it gives the lock away, and takes the lock
  * before it comes off the queue; and with tcp_recvmsg(), which moves copied_seq on with the lock.
+ * Both are looked at twice, since a reader that wakes for nothing, as when its connection becomes
+ * established, may come off the queue between two looks and be back on it, without the lock.
  *
  * One sleeper may be there if it has a reference to the psock: it sleeps in tcp_bpf_recvmsg(),
  * which sees both queues, while a sleeper in tcp_recvmsg(), or in connect(), has none. The reference
@@ -25,14 +27,16 @@ inline_fn int nobody_in_tcp_recvmsg(__u64 sk, struct sock_state *st, __u32 copie
 {
 	__u64 sleeper;
 
-	load_barrier(st);
-	if (kernel_lock_owned(sk))
-		return 0;
-	load_barrier(st);
-	sleeper = sleeper_on(sk, st);
-	load_barrier(st);
-	if (sleeper && (sleeper >= UNSEEN || kernel_psock_refcnt(psock_of(sk)) != 2))
-		return 0;
+	for (int i = 0; i < 2; i++) {
+		load_barrier(st);
+		if (kernel_lock_owned(sk))
+			return 0;
+		load_barrier(st);
+		sleeper = sleeper_on(sk, st);
+		load_barrier(st);
+		if (sleeper && (sleeper >= UNSEEN || kernel_psock_refcnt(psock_of(sk)) != 2))
+			return 0;
+	}
 	return !kernel_lock_owned(sk) && kernel_copied_seq(sk) == copied;
 }
 

@@ -104,6 +104,29 @@ LOOKING = {
         has(sleeps=0, after=0),
         {"sleeper": 1},
     ),
+    "a reader wakes in TCP's code for nothing, and sleeps again": Protocol(
+        {
+            "sk_wait_data": (
+                Store("owned", 1),
+                KERNEL,
+                Store("sleeper", 0),
+                KERNEL,
+                Store("sleeper", 1),
+                Store("owned", 0, release=True),
+            ),
+            "may_begin": (
+                Load("locked", "owned"),
+                loads("nobody_in_tcp_recvmsg 2"),
+                Load("sleeps", "sleeper"),
+                loads("nobody_in_tcp_recvmsg 3"),
+                Load("locked_again", "owned"),
+                loads("nobody_in_tcp_recvmsg 2"),
+                Load("sleeps_again", "sleeper"),
+            ),
+        },
+        has(locked=0, sleeps=0, locked_again=0, sleeps_again=0),
+        {"sleeper": 1},
+    ),
     # sk_stream_wait_memory(): on the wait queue a sender has the lock, or is counted as waiting
     "a sender goes to sleep for want of room": Protocol(
         {

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from unit.bpf.litmus import Processor, outcomes
 from unit.bpf.ops import Barrier, Exchange, If, Load, Ops, leave_out, part_of, sites, without
-from unit.bpf.protocol import Protocol
+from unit.bpf.protocol import Protocol, has
 from unit.bpf.protocols import PROTOCOLS
 
 
@@ -108,3 +110,11 @@ def test_a_name_means_one_thing(name: str) -> None:
     (outcome, *_rest) = outcomes(protocol.threads, protocol.initial)
     names += [name for name in outcome if ": " not in name]
     assert len(names) == len(set(names))
+
+
+def test_looking_once_misses_a_reader_that_wakes_for_nothing() -> None:
+    """It is off the wait queue between two looks at the lock, and has not got that at either."""
+    twice = PROTOCOLS["a reader wakes in TCP's code for nothing, and sleeps again"]
+    up_to_the_second_lock = twice.threads["may_begin"][:5]
+    once = replace(twice, wrong=has(locked=0, sleeps=0, locked_again=0))
+    assert goes_wrong(once, {**twice.threads, "may_begin": up_to_the_second_lock})
