@@ -16,7 +16,7 @@
  * lock's owner before and after the wait queue, as a reader is on one or the other. Pairs with
  * sk_wait_data(), which goes on the wait queue before it gives the lock away, and takes the lock
  * before it comes off the queue; and with tcp_recvmsg(), which moves copied_seq on with the lock.
- * Both are looked at twice, since a reader that wakes for nothing, as when its connection becomes
+ * Lock and queue are looked at twice, since a reader that wakes for nothing, as when its connection becomes
  * established, may come off the queue between two looks and be back on it, without the lock.
  *
  * One sleeper may be there if it has a reference to the psock: it sleeps in tcp_bpf_recvmsg(),

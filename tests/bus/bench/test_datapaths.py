@@ -31,7 +31,7 @@ WARM_UP = 200  # requests before those that rr.c counts
 
 
 class Counted(Loads):
-    """Counts the requests of `rr`, each of which has one answer."""
+    """Counts the requests of `rr`. Each has one answer."""
 
     requests = 0
 

@@ -30,7 +30,6 @@ from support.traffic import (
     read_to_end,
 )
 
-MSG_FASTOPEN = 0x20000000
 TRIES = 20
 CHUNK = 1000
 CHUNKS = 8
@@ -122,13 +121,13 @@ def test_deferred_accept(cgroup: Path, datapath: Datapath) -> None:
 @inside()
 def test_fast_open(cgroup: Path, datapath: Datapath, mode: int) -> None:
     namespaces.enter_network()
-    namespaces.sysctl("net.ipv4.tcp_fastopen", str(mode))
+    namespaces.allow_fast_open(mode)
     with listen() as listener:
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_FASTOPEN, 64)
 
         def open_and_send() -> socket.socket:
             client = socket.socket()
-            client.sendto(pattern(0, CHUNK), MSG_FASTOPEN, listener.getsockname())
+            client.sendto(pattern(0, CHUNK), socket.MSG_FASTOPEN, listener.getsockname())
             send_chunks(client, 1, CHUNKS)
             return client
 

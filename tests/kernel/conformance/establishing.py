@@ -28,7 +28,6 @@ from support.traffic import (
 
 PORTS = (20_201, 20_202)
 PAIRS = 200
-MSG_FASTOPEN = socket.MSG_FASTOPEN
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -240,10 +239,10 @@ def deferred_accept(t: Scene) -> None:
 def fast_open(t: Scene) -> None:
     """TCP Fast Open: data in the SYN"""
     namespaces.enter_network()
-    namespaces.sysctl("net.ipv4.tcp_fastopen", str(0x1 | 0x2 | 0x4 | 0x200))
+    namespaces.allow_fast_open()
     with listen() as listener, socket.socket() as client:
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_FASTOPEN, 16)
-        t.call("sendto", client.sendto, b"first", MSG_FASTOPEN, listener.getsockname())
+        t.call("sendto", client.sendto, b"first", socket.MSG_FASTOPEN, listener.getsockname())
         client.sendall(b"second")
         server, _ = listener.accept()
         t.note("stream", read_exactly(server, 11))

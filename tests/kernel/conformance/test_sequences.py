@@ -91,7 +91,7 @@ def test_alike(plain: Plain, cgroup: Path, generation: Generation, often: str) -
     counters = generation.counters()
     assert counters["accelerated_connections"] >= SEQUENCES
     # fewer than one for each where the processor is slow: a direction begins at a quiet point
-    assert counters["redirected_messages"] > SEQUENCES // 2
+    assert counters["redirected_messages"] > (SEQUENCES // 2 if EMULATED else SEQUENCES)
     assert counters[often] > 0 or EMULATED  # where there are too few for it
 
 

@@ -20,9 +20,6 @@ from support.processes import inside
 from support.traffic import Connection, connection, echo, listen
 
 TIMES = 20
-MSG_FASTOPEN = 0x20000000  # include/linux/socket.h
-# for client and server, without a cookie: Documentation/networking/ip-sysctl.rst
-FAST_OPEN = str(0x1 | 0x2 | 0x4 | 0x200)
 
 
 def refused(both: Connection) -> None:
@@ -49,7 +46,7 @@ def declined(_both: Connection) -> None:
 def fast_opened(_both: Connection) -> None:
     with listen() as listener, socket.socket() as client:
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_FASTOPEN, 5)
-        client.sendto(b"early", MSG_FASTOPEN, listener.getsockname())
+        client.sendto(b"early", socket.MSG_FASTOPEN, listener.getsockname())
         listener.accept()[0].close()
     assert namespaces.netstat("TCPFastOpenPassive")
 
@@ -87,7 +84,7 @@ def test_once_until_it_is_carried_out(
     carry_out: Callable[[Generation], None],
 ) -> None:
     namespaces.enter_network()
-    namespaces.sysctl("net.ipv4.tcp_fastopen", FAST_OPEN)
+    namespaces.allow_fast_open()
     made: Counter[int] = Counter()
     rings = RingBuffers()
     rings.add(generation.requests, lambda record: made.update([record[0]]))
