@@ -38,6 +38,9 @@ MASKED = (
     "fstrim.timer",
     "man-db.timer",
 )
+NO_INDEX_OF_MANUALS = (
+    'echo man-db man-db/auto-update boolean false | chroot "$1" debconf-set-selections'
+)
 # What it starts comes with the share, so that a change of the tests builds no new root. Not part of
 # a boot that waits for it: the tests start services themselves.
 UNIT = """\
@@ -134,6 +137,10 @@ def _bootstrap(root: Root, packages: Sequence[str], tree: Path) -> None:
             f"--architectures={root.architecture.name}",
             f"--include={','.join([kernel, *packages])}",
             '--aptopt=Apt::Install-Recommends "false"',
+            # an index of all manual pages takes minutes where programs are emulated
+            f"--essential-hook={NO_INDEX_OF_MANUALS}",
+            # the tree is thrown away if the build is interrupted
+            "--dpkgopt=force-unsafe-io",
             # testing and unstable of a mirror that is a week behind will do
             '--aptopt=Acquire::Check-Valid-Until "false"',
             *(f"--customize-hook={hook}" for hook in hooks),
