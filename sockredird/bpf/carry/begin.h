@@ -27,8 +27,8 @@ inline_fn int nobody_in_tcp_recvmsg(__u64 sk, struct sock_state *st, __u32 copie
 {
 	__u64 sleeper;
 
+	load_barrier(st);
 	for (int i = 0; i < 2; i++) {
-		load_barrier(st);
 		if (kernel_lock_owned(sk))
 			return 0;
 		load_barrier(st);
