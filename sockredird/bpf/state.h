@@ -253,18 +253,18 @@ struct sock_state {
 	struct flow flow;	      /* as the client end sees it */
 	struct server_address server; /* known to the server end only */
 	/* written by the sender */
+	struct checkpoint checkpoint[16]; /* taken as budgets are granted */
+	struct checkpoint drained; /* what was sent when the peer's queue was last seen empty */
+	__u64 charged; /* bytes of kernel memory this direction has of unread_memory: discharge() */
 	__u32 begin_after;  /* with AWAITS_READ: the reader's copied_seq at the first message */
 	__u32 window_bytes; /* what may be unread; grows while the reader keeps up */
-	struct checkpoint drained; /* what was sent when the peer's queue was last seen empty */
 	__u32 window_messages;
-	__u32 charged;	     /* bytes of kernel memory this direction has of unread_memory */
 	__u32 checkpoints;   /* taken so far */
 	__u32 unknown_since; /* ms: reader has been READER_UNKNOWN at a message; 0: never */
 	__u32 reader_copied; /* the reader's copied_seq at the last message with READER_UNKNOWN */
 	__u32 reads_seen; /* messages before which it had read more, and at which it did not sleep */
 	__u32 late_messages; /* that went by TCP with AWAITS_READ, as far as they matter */
 	__u32 borders;	     /* how often the reader may need waking for TCP data */
-	struct checkpoint checkpoint[16]; /* taken as budgets are granted */
 	/* written by the walk */
 	__u32 borders_seen;  /* those whose reader needs no more waking */
 	__u32 border_since;  /* ms: when a walk met the reader at the others; 0: it has not */
@@ -274,7 +274,6 @@ struct sock_state {
 	/* written by guards, and the walk */
 	__u32 guard_cause; /* enum cause: why neither direction may redirect */
 	__u32 reset_at;	   /* ms: when what a program asked for has gone wrong, or 0 */
-	__u32 pad;
 
 	/* written by listings */
 	struct sample sample[2]; /* newer, older */
@@ -320,6 +319,12 @@ inline_fn void load_barrier(struct sock_state *st)
 inline_fn void store_barrier(struct sock_state *st)
 {
 	load_barrier(st); /* stores are not reordered with stores on x86 either */
+}
+
+/* Leaves 0 and returns what was there, to one only of those that come at a time. */
+inline_fn __u64 take_all(__u64 *amount)
+{
+	return __sync_lock_test_and_set(amount, 0);
 }
 
 /* A single pair on its way off the sockhash; touched by the iterator only. */

@@ -11,7 +11,7 @@ from sockredird import __version__
 from sockredird.loader import compiler
 from sockredird.loader.records import CAUSES
 
-LAYOUT_VERSION = 9
+LAYOUT_VERSION = 10
 
 
 @dataclass(frozen=True)

@@ -87,10 +87,13 @@ inline_fn __u32 most_bytes(struct tcp_sock *tp, const struct sock_state *st,
 	return most;
 }
 
-/* Adds to a total unless that would exceed a limit, in bytes. */
+/*
+ * Adds to a total unless that would exceed a limit, in bytes. A total may be below 0 for a while, as
+ * senders go on to take and to give back while a walk counts anew.
+ */
 inline_fn int take(__u64 *total, __s64 more, __u64 limit)
 {
-	if (more > 0 && READ_ONCE(*total) + more > limit)
+	if (more > 0 && (__s64)READ_ONCE(*total) + more > (__s64)limit)
 		return 0;
 	__sync_fetch_and_add(total, more);
 	return 1;
@@ -123,9 +126,9 @@ inline_fn int charge_cgroup(struct sock_state *st, const struct tightest *limit,
 }
 
 /*
- * Whether the host's budget, and that of the reader's cgroup, have room; takes it then. A cgroup's may
- * be taken by connections that have ended unseen, or by those of one that was at the same address: a
- * walk counts anew.
+ * Whether the host's budget, and that of the reader's cgroup, have room; takes it then. Both may be
+ * taken by connections that are idle, or have ended unseen, and a cgroup's by those of one that was at
+ * the same address: so a walk counts anew where there is none.
  */
 inline_fn int charge(struct sock_state *st, const struct tightest *limit, __u32 bytes,
 		     const struct settings *s)
@@ -136,34 +139,36 @@ inline_fn int charge(struct sock_state *st, const struct tightest *limit, __u32 
 
 	if (!total || !recount)
 		return 0;
-	if (!charge_cgroup(st, limit, more)) {
-		WRITE_ONCE(*recount, 1);
-		ask(REQUEST_WALK);
-		return 0;
-	}
-	if (!take(total, more, s->memory_bytes)) {
+	if (charge_cgroup(st, limit, more)) {
+		if (take(total, more, s->memory_bytes)) {
+			st->charged = bytes;
+			st->grants = s->grants;
+			return 1;
+		}
 		charge_cgroup(st, limit, -more);
-		return 0;
 	}
-	st->charged = bytes;
-	st->grants = s->grants;
-	return 1;
+	WRITE_ONCE(*recount, 1);
+	ask(REQUEST_WALK);
+	return 0;
 }
 
-/* Gives back what a direction has of the host's budget, as it ends. */
+/*
+ * Gives back what a direction has of the host's budget: as its connection ends, or a walk takes it off
+ * the sockhash, or both at a time.
+ */
 inline_fn void discharge(struct sock_state *st, const struct settings *s)
 {
+	__u64 key = st->charged_cgroup, *of_cgroup = key ? cgroup_memory.lookup(&key) : NULL;
+	__s64 held = take_all(&st->charged);
 	int zero = 0;
 	__u64 *total = unread_memory.lookup(&zero);
 
-	__u64 key = st->charged_cgroup, *of_cgroup = key ? cgroup_memory.lookup(&key) : NULL;
-	__s64 held = st->grants == s->grants ? st->charged : 0;
-
+	if (st->grants != s->grants)
+		return; /* a walk has counted anew since */
 	if (total)
 		__sync_fetch_and_add(total, -held);
 	if (of_cgroup)
 		__sync_fetch_and_add(of_cgroup, -held);
-	st->charged = 0;
 }
 
 /*

@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import resource
 import socket
-from contextlib import suppress
+import sys
+from collections import Counter
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
 
 from sockredird.datapath.generation import Generation
 from sockredird.kernel import libbpf
+from sockredird.kernel.ringbuf import RingBuffers
+from sockredird.loader.records import REQUEST_WALK
 from support import memory, processes, textbook
 from support.emulated import times
 from support.processes import inside
-from support.traffic import Connection, Stream, connect, listen, pattern, read_exactly
+from support.traffic import Connection, Stream, connect, echo, listen, pattern, read_exactly
 
 KIB, MIB = 1 << 10, 1 << 20
 CONNECTIONS = times(200)
@@ -97,7 +101,11 @@ def test_larger_messages_too(cgroup: Path, generation: Generation, size: int) ->
 
 def charged(generation: Generation) -> int:
     value = libbpf.lookup(generation._pins["unread_memory"], bytes(4), 8)
-    return int.from_bytes(value, "little", signed=True)
+    return int.from_bytes(value, sys.byteorder, signed=True)
+
+
+def is_to_be_counted_anew(generation: Generation) -> bool:
+    return any(libbpf.lookup(generation._pins["unread_memory"], (1).to_bytes(4, sys.byteorder), 8))
 
 
 LIMIT = 8 * MIB
@@ -154,6 +162,36 @@ def test_what_is_read_counts_no_more(cgroup: Path, generation: Generation) -> No
         for both, number in zip(stalled, sent, strict=True):
             read_exactly(both.server, number * KIB)
         generation.members.walk()
+        assert redirected(generation, connect(listener), KIB, 16) == 16
+
+
+@pytest.mark.parametrize("generation", LIMITED, indirect=True)
+@inside()
+def test_idle_connections_do_not_keep_it(cgroup: Path, generation: Generation) -> None:
+    """They hold what they were granted. Who finds no room asks for a walk, which counts anew."""
+    idle = establish(STALLED)
+    for both in idle:
+        echo(both, 20)
+    made: Counter[int] = Counter()
+    with closing(RingBuffers()) as rings, listen() as listener:
+        rings.add(generation.requests, lambda record: made.update([record[0]]))
+        assert redirected(generation, connect(listener), KIB, 1) == 0
+        rings.consume()
+        assert made[REQUEST_WALK] == 1
+        assert is_to_be_counted_anew(generation)
+        generation.members.walk()
+        assert redirected(generation, connect(listener), KIB, 16) == 16
+    for both in idle:
+        echo(both, 20)
+
+
+@pytest.mark.parametrize("generation", LIMITED, indirect=True)
+@inside()
+def test_a_total_below_nothing(cgroup: Path, generation: Generation) -> None:
+    """As it may be while a walk counts anew: all of the limit is free then."""
+    below = (-MIB).to_bytes(8, sys.byteorder, signed=True)
+    libbpf.update(generation._pins["unread_memory"], bytes(4), below)
+    with listen() as listener:
         assert redirected(generation, connect(listener), KIB, 16) == 16
 
 

@@ -60,12 +60,15 @@ def check_right(exchange: Callable[[], None], connections: int = CONNECTIONS) ->
 
 def until_known(exchange: Callable[[], None]) -> None:
     """Until connections begin with redirected messages: those before them show how is read."""
+    first = counters()
     for _ in range(100):
         before = counters()["redirected_messages"]
         exchange()
         if counters()["redirected_messages"] - before >= 2:
             return
-    raise AssertionError("no connection begins with redirected messages")
+    moved = {name: value - first[name] for name, value in counters().items()}
+    moved = {name: value for name, value in moved.items() if value}
+    raise AssertionError(f"no connection begins with redirected messages: {moved}")
 
 
 def until_harmed(exchange: Callable[[], None], port: int) -> None:
