@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import time
 from collections.abc import Callable
 
@@ -14,7 +13,7 @@ import pytest
 
 from support.daemon import attack
 from support.daemon.host import Host
-from support.traffic import Connection, connect, listen
+from support.traffic import Connection, connect, listen, many_descriptors
 
 LONG = "SOCKREDIR_ATTACK_S" in os.environ
 IDLE, TIMES = (14_500, 10) if LONG else (500, 1)
@@ -33,8 +32,7 @@ _KINDS = {
 
 def hold(count: int) -> int:
     """More connections, each with one message each way and no more later; how many there are."""
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+    many_descriptors()
     with listen() as listener:
         for _ in range(count):
             both = connect(listener)

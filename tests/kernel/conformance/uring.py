@@ -160,7 +160,8 @@ def uring_send_zerocopy(t: Scene) -> None:
     """SEND_ZC (6.0): sent, then a notification"""
     if ring := ring_of(t):
         data = buffer_of(t, 50_000, pattern(0, 50_000))
-        ring.submit(uring.SEND_ZC, t.near.fileno(), uring.address(data), 50_000)
+        where, size = uring.address(data), 50_000
+        ring.submit(uring.SEND_ZC, t.near.fileno(), where, size, flags=socket.MSG_WAITALL)
         _, number, flags = ring.completion()
         t.note("SEND_ZC", number if number >= 0 else errno.errorcode[-number])
         if number < 0:

@@ -12,7 +12,7 @@ from sockredird.datapath.generation import Generation
 from sockredird.loader.header import record
 from support.edited import Edit, generation_of
 from support.processes import inside
-from support.traffic import Connection, connect, listen
+from support.traffic import Connection, connect, listen, many_descriptors
 
 STAYING, LEAVING, TRIES = 100, 400, 20
 READ_BYTES = 32768  # of an iterator's output at a time (bpf_seq_read(), kernel/bpf/bpf_iter.c)
@@ -51,6 +51,7 @@ def test_more_lines_than_one_read(
     assert 2 * LEAVING * record("member").size > READ_BYTES
     limit = STAYING + LEAVING  # so that there are as many buckets as ends
     exact = {(2 * (STAYING + LEAVING), STAYING, 2 * LEAVING)}
+    many_descriptors()
     with generation_of(edits, bpffs, cgroup, tmp_path, max_connections=limit) as generation:
         same = all(counted(generation) == exact for _ in range(TRIES))
     assert same == (not edits)
