@@ -50,12 +50,8 @@ BPF_ARRAY(ports, struct ports, 1);
  * more often.
  */
 BPF_ARRAY(change_count, __u64, 1);
-/*
- * Kernel memory that is unread, overhead included, as far as it is granted (carry/bounds.h):
- * written once per grant, not per message. Counted anew by the daemon when it comes near
- * settings.memory_bytes.
- */
-BPF_ARRAY(unread_memory, __u64, 2); /* the second: not 0 if it has to be counted anew */
+/* Written once per grant, not per message. */
+BPF_ARRAY(unread_memory, struct unread_memory, 1);
 /* The same of each cgroup with a memory limit, by the address of its struct page_counter. */
 BPF_TABLE("lru_hash", __u64, __u64, cgroup_memory, LIMITED_CGROUPS);
 BPF_PERCPU_ARRAY(counters, struct counters, 1);

@@ -447,6 +447,16 @@ struct member {
 	struct flow flow;
 };
 
+/*
+ * Kernel memory that is unread, overhead included, as far as it is granted (carry/bounds.h). There are
+ * two totals: with another number of grants the daemon has it counted anew, in the one not in use, so
+ * that what senders take and give back meanwhile goes to the one or to the other.
+ */
+struct unread_memory {
+	__u64 charged[2]; /* bytes, by the lowest bit of settings.grants */
+	__u64 recount;	  /* not 0: the next walk is to count anew, as a message found no room */
+};
+
 /* What a walk has met, and counted: the daemon clears it before, and reads it afterwards. */
 struct walked {
 	__u32 number;	   /* of this walk, not 0 */
@@ -454,8 +464,7 @@ struct walked {
 	__u32 connections; /* to which those belong */
 	__u32 unsettled;   /* those of them that the next walk has to look at again */
 	__u32 to_wake;	   /* ends that it noted in unread_left: leave/rewake.c is to run */
-	__u32 pad;
-	__u64 charged; /* bytes of settings.memory_bytes that all ends hold */
+	__u32 recounts;	   /* set by the daemon: settings.grants has changed just now */
 };
 
 /* One end in a listing. */

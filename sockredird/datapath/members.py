@@ -105,13 +105,14 @@ class Members:
         with suppress(FileNotFoundError):
             libbpf.delete(self._pins["handshakes"], key)
 
-    def _visit(self) -> Iterator[Any]:
+    def _visit(self, *, recounts: bool = False) -> Iterator[Any]:
         """Visits every socket on the sockhash: a struct member for each that has to leave.
 
         In a generation that is stopped these are all. What it counts is left in the map `walked`.
+        `recounts`: what _begin_recount() returned.
         """
-        last = self._walked().number
-        walked = record("walked").pack(number=(last + 1) & 0xFFFFFFFF or 1)
+        number = (self._walked().number + 1) & 0xFFFFFFFF or 1
+        walked = record("walked").pack(number=number, recounts=int(recounts))
         libbpf.update(self._pins["walked"], _ZERO, walked)
         begin_request(self._pins["requested"], REQUEST_WALK)
         member = record("member")
@@ -139,16 +140,13 @@ class Members:
     def walk(self) -> Walked:
         """Visits every socket on the sockhash and takes the retirements one step further."""
         started = time.thread_time()
-        recount = self._begin_recount()
+        recounts = self._begin_recount()
         if self._settings.now.make_room:
             self._settings.set()  # the walk before has counted it down
-        leaving = list(self._visit())
+        leaving = list(self._visit(recounts=recounts))
         found = self._walked()
         if found.to_wake:
             self._rewake()
-        if recount:
-            charged = found.charged.to_bytes(8, sys.byteorder)
-            libbpf.update(self._pins["unread_memory"], _ZERO, charged)
         entries = found.staying + len(leaving)
         fills = self._make_room(entries)
         self.walk_seconds = time.thread_time() - started
@@ -174,21 +172,22 @@ class Members:
         return bool(room)
 
     def _begin_recount(self) -> bool:
-        """Whether what is charged for unread data is to be counted anew.
+        """Whether what is charged for unread data is to be counted anew, from nothing.
 
         Connections that are idle, or have ended unseen, hold more of the budget than they need.
-        With another number of grants each sender asks for a new one before its next message.
+        With another number of grants each sender asks for a new one before its next message; what
+        the others have unread is counted by the walk that follows.
         """
-        total, wanted = self._pins["unread_memory"], (1).to_bytes(4, sys.byteorder)
-        charged = int.from_bytes(libbpf.lookup(total, _ZERO, 8), sys.byteorder, signed=True)
-        asked = any(libbpf.lookup(total, wanted, 8))
-        if not asked and 0 <= charged < self._settings.now.memory_bytes // 2:
+        unread = record("unread_memory")
+        found = unread.unpack(libbpf.lookup(self._pins["unread_memory"], _ZERO, unread.size))
+        now, grants = self._settings.now, (self._settings.now.grants + 1) & 0xFFFFFFFF
+        if not found.recount and found.charged[now.grants & 1] < now.memory_bytes // 2:
             return False
-        libbpf.update(total, wanted, bytes(8))
+        libbpf.update(self._pins["unread_memory"], _ZERO, bytes(unread.size))
         for cgroup in list(libbpf.keys(self._pins["cgroup_memory"], 8)):
             with suppress(FileNotFoundError):
                 libbpf.delete(self._pins["cgroup_memory"], cgroup)
-        self._settings.set(grants=(self._settings.now.grants + 1) & 0xFFFFFFFF)
+        self._settings.set(grants=grants)
         return True
 
     def _rewake(self) -> None:

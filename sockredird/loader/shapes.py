@@ -128,7 +128,7 @@ def map_shapes(max_connections: int, page_size: int) -> dict[str, MapShape]:
         "change_count": _array(8),
         "joining": hashed_by_address(size["joining"], room["JOINING"]),
         "scope_cgroups": hashed_by_address(4, room["SCOPE_CGROUPS"]),
-        "unread_memory": _array(8, 2),
+        "unread_memory": _array(size["unread_memory"]),
         "cgroup_memory": MapShape(MapType.LRU_HASH, 8, 8, room["LIMITED_CGROUPS"]),
         "ports": _array(size["ports"]),
         "counters": MapShape(MapType.PERCPU_ARRAY, 4, size["counters"], 1),
@@ -145,5 +145,5 @@ _VALUES = (
     *("end", "pair", "flow", "sock_state", "handshake", "flow_syn", "client_syn"),
     *("unmatched_client", "address", "step", "leaving", "caller", "owner", "listener", "closing"),
     *("recorded_reason", "learned_entry", "joining", "settings", "ports", "counters", "connection"),
-    *("manifest", "walked", "visits"),
+    *("manifest", "walked", "visits", "unread_memory"),
 )

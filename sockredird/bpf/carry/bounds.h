@@ -88,8 +88,8 @@ inline_fn __u32 most_bytes(struct tcp_sock *tp, const struct sock_state *st,
 }
 
 /*
- * Adds to a total unless that would exceed a limit, in bytes. A total may be below 0 for a while, as
- * senders go on to take and to give back while a walk counts anew.
+ * Adds to a total unless that would exceed a limit, in bytes. A cgroup's may be below 0: senders go on
+ * while it is forgotten to be counted anew, and a socket may be moved to another cgroup.
  */
 inline_fn int take(__u64 *total, __s64 more, __u64 limit)
 {
@@ -133,21 +133,22 @@ inline_fn int charge_cgroup(struct sock_state *st, const struct tightest *limit,
 inline_fn int charge(struct sock_state *st, const struct tightest *limit, __u32 bytes,
 		     const struct settings *s)
 {
-	int zero = 0, one = 1;
-	__u64 *total = unread_memory.lookup(&zero), *recount = unread_memory.lookup(&one);
-	__s64 more = (__s64)bytes - (st->grants == s->grants ? st->charged : 0);
+	int zero = 0;
+	struct unread_memory *all = unread_memory.lookup(&zero);
+	__u32 grants = READ_ONCE(s->grants);
+	__s64 more = (__s64)bytes - (st->grants == grants ? st->charged : 0);
 
-	if (!total || !recount)
+	if (!all)
 		return 0;
 	if (charge_cgroup(st, limit, more)) {
-		if (take(total, more, s->memory_bytes)) {
+		if (take(&all->charged[grants & 1], more, s->memory_bytes)) {
 			st->charged = bytes;
-			st->grants = s->grants;
+			st->grants = grants;
 			return 1;
 		}
 		charge_cgroup(st, limit, -more);
 	}
-	WRITE_ONCE(*recount, 1);
+	WRITE_ONCE(all->recount, 1);
 	ask(REQUEST_WALK);
 	return 0;
 }
@@ -160,15 +161,27 @@ inline_fn void discharge(struct sock_state *st, const struct settings *s)
 {
 	__u64 key = st->charged_cgroup, *of_cgroup = key ? cgroup_memory.lookup(&key) : NULL;
 	__s64 held = take_all(&st->charged);
+	__u32 grants = READ_ONCE(s->grants);
 	int zero = 0;
-	__u64 *total = unread_memory.lookup(&zero);
+	struct unread_memory *all = unread_memory.lookup(&zero);
 
-	if (st->grants != s->grants)
-		return; /* a walk has counted anew since */
-	if (total)
-		__sync_fetch_and_add(total, -held);
+	if (st->grants != grants)
+		return; /* it has been counted anew since */
+	if (all)
+		__sync_fetch_and_add(&all->charged[grants & 1], -held);
 	if (of_cgroup)
 		__sync_fetch_and_add(of_cgroup, -held);
+}
+
+/* Counts what a direction has unread that asks for no new grant, as it may send no more. */
+inline_fn void recount(struct sock_state *st, const struct settings *s, __u32 held)
+{
+	__u32 grants = READ_ONCE(s->grants);
+	int zero = 0;
+	struct unread_memory *all = unread_memory.lookup(&zero);
+
+	if (all && held && st->grants != grants)
+		__sync_fetch_and_add(&all->charged[grants & 1], held);
 }
 
 /*

@@ -489,7 +489,8 @@ inline_fn void visit(struct output out, __u64 sk, struct sock_state *st)
 		count_staying(st, border, s, w);
 	else if (!write_member(out, sk, st))
 		return;
-	w->charged += st->grants == s->grants ? st->charged : held(st);
+	if (w->recounts)
+		recount(st, s, held(st));
 	st->walk = w->number;
 }
 

@@ -7,16 +7,19 @@ small messages are what hurts: see the textbook.
 from __future__ import annotations
 
 import socket
-import sys
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
+from threading import Event
+from typing import Any
 
 import pytest
 
 from sockredird.datapath.generation import Generation
 from sockredird.kernel import libbpf
 from sockredird.kernel.ringbuf import RingBuffers
+from sockredird.loader.header import record
 from sockredird.loader.records import REQUEST_WALK
 from support import memory, processes, textbook
 from support.emulated import times
@@ -102,13 +105,21 @@ def test_larger_messages_too(cgroup: Path, generation: Generation, size: int) ->
     assert generation.counters()["redirected_messages"] >= ROUNDS * SOME * 2 * 16
 
 
+def unread_memory(generation: Generation) -> Any:
+    unread = record("unread_memory")
+    return unread.unpack(libbpf.lookup(generation._pins["unread_memory"], bytes(4), unread.size))
+
+
+def grants(generation: Generation) -> int:
+    settings = record("settings")
+    raw = libbpf.lookup(generation._pins["settings"], bytes(4), settings.size)
+    return int(settings.unpack(raw).grants)
+
+
 def charged(generation: Generation) -> int:
-    value = libbpf.lookup(generation._pins["unread_memory"], bytes(4), 8)
-    return int.from_bytes(value, sys.byteorder, signed=True)
-
-
-def is_to_be_counted_anew(generation: Generation) -> bool:
-    return any(libbpf.lookup(generation._pins["unread_memory"], (1).to_bytes(4, sys.byteorder), 8))
+    """Bytes."""
+    unsigned = int(unread_memory(generation).charged[grants(generation) & 1])
+    return unsigned - (1 << 64) if unsigned >> 63 else unsigned
 
 
 LIMIT = 8 * MIB
@@ -181,21 +192,43 @@ def test_idle_connections_do_not_keep_it(cgroup: Path, generation: Generation) -
         assert redirected(generation, connect(listener), KIB, 1) == 0
         rings.consume()
         assert made[REQUEST_WALK] == 1
-        assert is_to_be_counted_anew(generation)
+        assert unread_memory(generation).recount
         generation.members.walk()
         assert redirected(generation, connect(listener), KIB, 16) == 16
     for both in idle:
         echo(both, 20)
 
 
-@pytest.mark.parametrize("generation", LIMITED, indirect=True)
+RECOUNTS = times(1000)
+# less than half of it is granted now and then only
+SMALL = [pytest.param({"memory_bytes": MIB // 2, "learn": False}, id="512 KiB")]
+
+
+@pytest.mark.parametrize("generation", SMALL, indirect=True)
 @inside()
-def test_a_total_below_nothing(cgroup: Path, generation: Generation) -> None:
-    """As it may be while a walk counts anew: all of the limit is free then."""
-    below = (-MIB).to_bytes(8, sys.byteorder, signed=True)
-    libbpf.update(generation._pins["unread_memory"], bytes(4), below)
-    with listen() as listener:
-        assert redirected(generation, connect(listener), KIB, 16) == 16
+def test_senders_go_on_while_it_is_counted_anew(cgroup: Path, generation: Generation) -> None:
+    """What they take meanwhile is counted, so that no more is ever given back."""
+    enough = Event()
+
+    def talk() -> None:
+        with listen() as listener:
+            while not enough.is_set():
+                with closing(connect(listener)) as both:
+                    echo(both, 20)
+
+    first = grants(generation)
+    with ThreadPoolExecutor() as threads:
+        talking = [threads.submit(talk) for _ in range(4)]
+        lowest = 0
+        try:
+            while grants(generation) < first + RECOUNTS:
+                generation.members.walk()
+                lowest = min(lowest, charged(generation))
+        finally:
+            enough.set()
+        for thread in talking:
+            thread.result()
+    assert lowest == 0
 
 
 # of a reader that keeps up: message size, and how far its sender runs ahead
