@@ -117,6 +117,16 @@ inline_fn int fionread_omits_tcp(void)
 #endif
 }
 
+/* Whether FIONREAD at a member leaves out what is redirected, as it does on other kernels. */
+inline_fn int fionread_omits_redirected(const struct settings *s)
+{
+#ifdef FIONREAD_OMITS_TCP
+	return 0;
+#else
+	return !s->answers_fionread;
+#endif
+}
+
 /* The server end's socket; 0 if it is not known yet, or gone. */
 inline_fn __u64 server_of(const struct sock_state *st)
 {

@@ -97,13 +97,15 @@ inline_fn __u8 reason_of_peer(const struct sock_state *st, __u64 peer_st)
 
 /*
  * Whether nothing shows yet that the reader polls. One that has taken several messages and was not
- * asleep at any of them does something else than sleep inside recv().
+ * asleep at any of them does something else than sleep inside recv(). That may be to ask FIONREAD all
+ * the time: where it leaves out redirected data, what has come by TCP shows nothing.
  */
 inline_fn int reader_undecided(const struct sock_state *st, const struct settings *s)
 {
+	__u64 taken = st->sent_messages + (fionread_omits_redirected(s) ? 0 : st->reads_seen);
+
 	return !s->blocking && st->unknown_since && st->reader == READER_UNKNOWN &&
-	       st->sent_messages + st->reads_seen < SHOWN_BY_MESSAGES && psock_of(st->peer_sk) &&
-	       !polls(st->peer_sk);
+	       taken < SHOWN_BY_MESSAGES && psock_of(st->peer_sk) && !polls(st->peer_sk);
 }
 
 /*

@@ -27,6 +27,7 @@ from support.child import Child
 from support.datapath import Datapath
 from support.edited import Edit, generation_of
 from support.emulated import PATIENCE
+from support.kernel_facts import FIONREAD_OMITS_TCP
 from support.traffic import Connection, connect, listen
 from support.waiting import eventually
 
@@ -297,7 +298,10 @@ def read_half(walk: Callable[[], object]) -> None:
 
 @pytest.mark.parametrize("without", [False, True], ids=["with", "without"])
 def test_who_always_finds_data(cgroup: Path, bpffs: Path, tmp_path: Path, without: bool) -> None:
-    """It sleeps as little as it polls. Until it has read everything, its data comes by TCP."""
+    """It sleeps as little as it polls. Until it has read everything, its data comes by TCP.
+
+    Where FIONREAD leaves out redirected data, it may be one that asks that all the time.
+    """
     edits = [AT_ONCE, NEVER_BEGINS, *([READS_UNSEEN] if without else [])]
     with generation_of(edits, bpffs, cgroup, tmp_path, blocking_readers="tcp") as generation:
         retire = generation.members.retire
@@ -305,7 +309,7 @@ def test_who_always_finds_data(cgroup: Path, bpffs: Path, tmp_path: Path, withou
         processes.run(read_half, walk, cgroup=cgroup)
         counters = generation.counters()
     assert counters["accelerated_connections"] == 1
-    assert counters["retired_blocking_reader"] == without
+    assert counters["retired_blocking_reader"] == (without or not FIONREAD_OMITS_TCP)
 
 
 STREAMS = 20
