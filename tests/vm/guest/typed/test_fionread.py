@@ -264,7 +264,7 @@ def ask_java(sock: socket.socket, number: int) -> None:
 
 
 def test_available_of_java() -> None:
-    """It never polls, so it is left on TCP like all that could sleep inside recv().
+    """It asks FIONREAD until enough is there: it never polls, nor does it sleep inside recv().
 
     On few connections, as each has a thread that looks a thousand times a second.
     """
@@ -272,4 +272,5 @@ def test_available_of_java() -> None:
         change, broken = many_requests(8121, 4, JAVA_REQUESTS, ask_java)
     assert broken == 0
     assert learned() == {}
-    assert change["retired_blocking_reader"] >= 4
+    if not COUNTS_REDIRECTED_DATA:  # or it would find nothing: it is left on TCP
+        assert change["retired_blocking_reader"] >= 4
