@@ -83,7 +83,7 @@ def redirected_both_ways() -> list[dict[str, Any]]:
 class Change:
     """Of the counters, once the with block has ended."""
 
-    connections: int = 0
+    connections: int = 0  # paired as they were established: those that left may be joined again
     messages: int = 0
 
 
@@ -93,5 +93,6 @@ def counted() -> Iterator[Change]:
     before = counters()
     yield change
     after = counters()
-    change.connections = after["accelerated_connections"] - before["accelerated_connections"]
-    change.messages = after["redirected_messages"] - before["redirected_messages"]
+    more = {name: after[name] - before[name] for name in after}
+    change.connections = more["accelerated_connections"] - more["joined_connections"]
+    change.messages = more["redirected_messages"]
