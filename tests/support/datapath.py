@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sockredird.datapath.generation import Generation
 from sockredird.datapath.plan import Plan
+from sockredird.kernel import libbpf
+from sockredird.loader.header import record
 from support.emulated import PATIENCE
 
 RETIRE_TIMEOUT_S = 10.0 * PATIENCE
@@ -39,6 +42,12 @@ def plan(
         memory_bytes=memory_bytes,
         revalidate_s=revalidate_s,
     )
+
+
+def settings_of(generation: Generation) -> Any:
+    """struct settings, as the programs have it."""
+    settings = record("settings")
+    return settings.unpack(libbpf.lookup(generation._pins["settings"], bytes(4), settings.size))
 
 
 def tear_down(directory: Path) -> None:

@@ -22,6 +22,7 @@ from sockredird.kernel.ringbuf import RingBuffers
 from sockredird.loader.header import record
 from sockredird.loader.records import REQUEST_WALK
 from support import memory, processes, textbook
+from support.datapath import settings_of
 from support.emulated import times
 from support.processes import inside
 from support.traffic import (
@@ -111,9 +112,7 @@ def unread_memory(generation: Generation) -> Any:
 
 
 def grants(generation: Generation) -> int:
-    settings = record("settings")
-    raw = libbpf.lookup(generation._pins["settings"], bytes(4), settings.size)
-    return int(settings.unpack(raw).grants)
+    return int(settings_of(generation).grants)
 
 
 def charged(generation: Generation) -> int:
