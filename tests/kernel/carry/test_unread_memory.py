@@ -187,7 +187,7 @@ def test_idle_connections_do_not_keep_it(cgroup: Path, generation: Generation) -
         echo(both, 20)
     made: Counter[int] = Counter()
     with closing(RingBuffers()) as rings, listen() as listener:
-        rings.add(generation.requests, lambda record: made.update([record[0]]))
+        rings.add(generation.requests, lambda request: made.update([request[0]]))
         assert redirected(generation, connect(listener), KIB, 1) == 0
         rings.consume()
         assert made[REQUEST_WALK] == 1
